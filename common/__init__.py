@@ -1,0 +1,1 @@
+"""What the three programs share: the store, Placement, the data model, configuration, errors. Imports none of them."""

@@ -1,0 +1,86 @@
+"""Every etcd key of etcd-compute: built here, parsed here, spelled nowhere else.
+
+The keys and who writes them are listed in ``docs/architecture.md``. A ``Keys`` is bound to one prefix
+(``/etcd-compute/v1/`` by default) and is a value: share it freely. Two deployments on one etcd differ by their prefix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+DEFAULT_PREFIX = "/etcd-compute/v1/"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Key names under one *prefix*, which starts and ends with a slash."""
+
+    prefix: str = DEFAULT_PREFIX
+
+    def owner(self, provider: UUID) -> str:
+        return f"{self.prefix}owners/{provider}"
+
+    def host(self, provider: UUID) -> str:
+        return f"{self.prefix}hosts/{provider}"
+
+    def hosts(self) -> str:
+        return f"{self.prefix}hosts/"
+
+    def host_admin(self, provider: UUID) -> str:
+        return f"{self.prefix}host-admin/{provider}"
+
+    def host_admins(self) -> str:
+        return f"{self.prefix}host-admin/"
+
+    def instance(self, instance: UUID) -> str:
+        return f"{self.prefix}instances/{instance}"
+
+    def instances(self) -> str:
+        return f"{self.prefix}instances/"
+
+    def spec(self, provider: UUID, instance: UUID) -> str:
+        return f"{self.prefix}spec/{provider}/{instance}"
+
+    def specs(self, provider: UUID | None = None) -> str:
+        """The prefix of one provider's specs, or of all."""
+        return f"{self.prefix}spec/{provider}/" if provider else f"{self.prefix}spec/"
+
+    def status(self, provider: UUID, instance: UUID) -> str:
+        return f"{self.prefix}status/{provider}/{instance}"
+
+    def statuses(self, provider: UUID | None = None) -> str:
+        """The prefix of one provider's statuses, or of all."""
+        return f"{self.prefix}status/{provider}/" if provider else f"{self.prefix}status/"
+
+    def name(self, name: str) -> str:
+        return f"{self.prefix}names/{name}"
+
+    def names(self) -> str:
+        return f"{self.prefix}names/"
+
+    def group(self, group: str, provider: UUID) -> str:
+        return f"{self.prefix}groups/{group}/{provider}"
+
+    def parse_provider_instance(self, key: str) -> tuple[UUID, UUID]:
+        """The provider and instance of a spec or status key.
+
+        Raises:
+            ValueError: *key* is no such key under this prefix.
+        """
+        kind, _, rest = key.removeprefix(self.prefix).partition("/")
+        provider, slash, instance = rest.partition("/")
+        if not key.startswith(self.prefix) or kind not in ("spec", "status") or not slash:
+            raise ValueError(f"{key} is no spec or status key under {self.prefix}")
+        return UUID(provider), UUID(instance)
+
+    def parse_host(self, key: str) -> UUID:
+        """The provider of a ``hosts/``, ``owners/`` or ``host-admin/`` key.
+
+        Raises:
+            ValueError: *key* is no such key under this prefix.
+        """
+        kind, _, provider = key.removeprefix(self.prefix).partition("/")
+        if not key.startswith(self.prefix) or kind not in ("hosts", "owners", "host-admin"):
+            raise ValueError(f"{key} is no host key under {self.prefix}")
+        return UUID(provider)

@@ -1,0 +1,336 @@
+"""The records that cross process boundaries: what should run, how it goes, who is alive.
+
+Frozen dataclasses with ``to_json`` and ``from_json``. A record is refused by ``from_json`` with ``UnsupportedSchema`` when
+its schema number is unknown: a newer writer is held, never guessed at. Unknown *fields* of a known schema are dropped by
+readers, so a field may be added without a new number when old readers can do without it. No I/O, no clock.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import enum
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Self
+from uuid import UUID
+
+from common.errors import InvalidSpec, UnsupportedSchema
+
+SCHEMA = 1
+
+
+class Desired(enum.StrEnum):
+    """What a spec asks for."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    DELETED = "deleted"
+
+
+class Restart(enum.StrEnum):
+    """When a guest that went down by itself is started again."""
+
+    NEVER = "never"
+    ON_FAILURE = "on-failure"
+    ALWAYS = "always"
+
+
+class Phase(enum.StrEnum):
+    """Where an instance is in its life, as reported; never an input of a decision."""
+
+    PENDING = "Pending"
+    BUILDING = "Building"
+    RUNNING = "Running"
+    REBOOTING = "Rebooting"
+    PAUSED = "Paused"
+    STOPPING = "Stopping"
+    STOPPED = "Stopped"
+    DELETING = "Deleting"
+    RESCHEDULING = "Rescheduling"
+    REFUSED = "Refused"
+    FAILED = "Failed"
+    HELD = "Held"
+    QUARANTINED = "Quarantined"
+
+
+class Reason(enum.StrEnum):
+    """Why an instance is in its phase, where the phase alone does not say it.
+
+    A permanent failure carries its exception's own reason (``ImageNotFound``, ``HypervisorRejected``, …) instead.
+    """
+
+    NONE = ""
+    NO_ALLOCATION = "NoAllocation"
+    ALLOCATION_MISSING = "AllocationMissing"
+    START_FAILED = "StartFailed"
+    GUEST_SHUTDOWN = "GuestShutdown"
+    CRASHED = "Crashed"
+    HOST_REBOOTED = "HostRebooted"
+    STORE_RESTORED = "StoreRestored"
+    UNSUPPORTED_SCHEMA = "UnsupportedSchema"
+    IO_ERROR = "IoError"
+    ATTEMPTS_EXHAUSTED = "AttemptsExhausted"
+    WAITING = "Waiting"
+
+
+class HostState(enum.StrEnum):
+    """What a live host says of itself."""
+
+    READY = "Ready"
+    DEGRADED = "Degraded"
+
+
+def _plain(value: Any) -> Any:
+    """*value* as JSON types: enums and uuids as text, tuples as lists, dataclasses as objects."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (enum.Enum,)):
+        return value.value
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(_plain(k)): _plain(v) for k, v in value.items()}
+    return value
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """*value*, read from JSON, as the annotated type *kind*; ``ValueError`` names *where* it does not fit."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _typed(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is no list")
+        return tuple(_typed(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is no object")
+        return {_typed(arguments[0], k, where): _typed(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in (int, str, bool, float):
+        if type(value) is not kind:
+            raise ValueError(f"{where} is {type(value).__name__}, not {kind.__name__}")
+        return value
+    try:
+        return kind(value)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{where} is no {kind.__name__}: {value!r}") from error
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is no object")
+    hints = typing.get_type_hints(kind)
+    known = {f.name: _typed(hints[f.name], value[f.name], f"{where}.{f.name}") for f in dataclasses.fields(kind) if f.name in value}
+    try:
+        return kind(**known)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+class Record:
+    """JSON in and out for the dataclasses below that stand alone under a key."""
+
+    def to_json(self) -> str:
+        return json.dumps(_plain(self), separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The record that *text* holds.
+
+        Raises:
+            UnsupportedSchema: its schema number is not ours.
+            InvalidSpec: it is no such record at all.
+        """
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise InvalidSpec(f"{cls.__name__}: not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise InvalidSpec(f"{cls.__name__}: not a JSON object")
+        if value.get("schema") != SCHEMA:
+            raise UnsupportedSchema(f"{cls.__name__} of schema {value.get('schema')!r}; this version reads {SCHEMA}: upgrade it")
+        try:
+            return typing.cast(Self, _build(cls, value, cls.__name__))
+        except ValueError as error:
+            raise InvalidSpec(str(error)) from error
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Where a disk image comes from.
+
+    Args:
+        url: ``http://``, ``https://``, ``file://`` or an absolute path on the host.
+        checksum: ``sha256:<hex>`` or ``sha512:<hex>`` of the bytes at *url*, or None.
+    """
+
+    url: str
+    checksum: str | None = None
+
+
+@dataclass(frozen=True)
+class Nic:
+    """One network card; *network* is a libvirt network of the host."""
+
+    network: str = "default"
+
+
+@dataclass(frozen=True)
+class Alternate:
+    """Another host that had room when the claim was made, and the resources to claim there."""
+
+    provider: UUID
+    allocations: dict[str, dict[str, int]]  # provider uuid → resource class → amount, as Placement answered
+
+
+@dataclass(frozen=True)
+class InstanceSpec(Record):
+    """What should run. Written by eschedule, by its ``mod_revision``; never leased."""
+
+    uuid: UUID
+    name: str
+    image: ImageRef
+    resources: dict[str, int]  # VCPU, MEMORY_MB (MiB), DISK_GB (GiB), as claimed
+    nics: tuple[Nic, ...] = (Nic(),)
+    keys: tuple[str, ...] = ()  # OpenSSH public keys, one line each
+    user_data_base64: str | None = None
+    hostname: str = ""
+    alternates: tuple[Alternate, ...] = ()
+    group: str | None = None
+    restart: Restart = Restart.NEVER
+    grace_seconds: int = 30
+    desired: Desired = Desired.RUNNING
+    boot_request: int = 1
+    request_digest: str = ""
+    created_at: str = ""  # ISO 8601, UTC; for people
+    created_by: str = ""
+    schema: int = SCHEMA
+
+    @property
+    def vcpus(self) -> int:
+        return self.resources.get("VCPU", 0) + self.resources.get("PCPU", 0)
+
+    @property
+    def memory_mib(self) -> int:
+        return self.resources.get("MEMORY_MB", 0)
+
+    @property
+    def disk_gib(self) -> int:
+        return self.resources.get("DISK_GB", 0)
+
+    @property
+    def user_data(self) -> bytes | None:
+        return None if self.user_data_base64 is None else base64.b64decode(self.user_data_base64)
+
+
+@dataclass(frozen=True)
+class InstanceKey(Record):
+    """What ``instances/<uuid>`` holds: uuid → host is one read, and a repeat of a request is known by its digest."""
+
+    provider: UUID
+    name: str
+    request_digest: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened to an instance. *at* is wall time for people; *took_ms* is monotonic."""
+
+    at: str  # ISO 8601 with milliseconds, UTC
+    step: str
+    took_ms: int
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Address:
+    """A NIC's identity, known before the guest starts."""
+
+    network: str
+    mac: str
+    address: str
+    prefix_length: int = 24
+    gateway: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the step in hand has come; *total* 0 where it is unknown."""
+
+    step: str
+    done: int
+    total: int
+    unit: str = "bytes"
+
+
+@dataclass(frozen=True)
+class InstanceStatus(Record):
+    """How it goes. Written by the host's ecompute alone, fenced by its host key."""
+
+    phase: Phase
+    reason: str = ""
+    message: str = ""
+    progress: Progress | None = None
+    spec_revision: int = 0  # mod_revision of the spec that this status speaks of
+    boot_request: int = 0
+    attempts: int = 0  # of this boot_request, counted before each is made
+    failure: str = ""  # reason of a permanent failure of this boot_request, "" while there is none
+    failure_message: str = ""
+    addresses: tuple[Address, ...] = ()
+    events: tuple[Event, ...] = ()  # the last 20
+    updated_at: str = ""
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class HostRecord(Record):
+    """Who is alive: under the host's lease, one per provider."""
+
+    name: str
+    boot_id: str
+    incarnation: UUID  # one per process start
+    libvirt_host_uuid: str
+    libvirt_uri: str
+    state: HostState = HostState.READY
+    message: str = ""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    capacity: dict[str, int] = dataclasses.field(default_factory=dict)  # resource class → total
+    virt_type: str = ""
+    since: str = ""  # when this incarnation began; for people
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class OwnerRecord(Record):
+    """Which machine a provider belongs to; written once, at enrolment."""
+
+    machine_id: str
+    libvirt_host_uuid: str
+    name: str
+    enrolled_at: str = ""
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class HostAdmin(Record):
+    """What an operator set for a host; outlives the host's daemon."""
+
+    disabled: bool = False
+    reason: str = ""
+    by: str = ""
+    since: str = ""
+    traits: tuple[str, ...] = ()
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    schema: int = SCHEMA

@@ -1,0 +1,170 @@
+"""What ecompute asks of a hypervisor, as a protocol and the dataclasses that cross it.
+
+``ecompute/libvirt_driver.py`` is the real one, ``tests/fakes/hypervisor.py`` keeps domains in memory; both pass
+``tests/contract``. Nothing here knows libvirt's constants or XML beyond "a text that ``define`` takes".
+Every call asks the hypervisor now; nothing is remembered. Every call may raise ``HypervisorUnavailable`` (the connection
+broke; try again) and ``HypervisorRejected`` (understood and refused).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+
+class PowerState(enum.StrEnum):
+    RUNNING = "running"
+    PAUSED = "paused"
+    SHUTTING_DOWN = "shutting-down"
+    SHUTOFF = "shutoff"
+    CRASHED = "crashed"
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Our mark in a domain's ``<metadata>``: whose it is, and how far we got with it. Written only by us.
+
+    Args:
+        provider: the resource provider whose specs this domain answers to.
+        cluster_id: the etcd cluster that the spec was read from.
+        spec_revision: ``mod_revision`` of the spec last acted on.
+        booted: the ``boot_request`` that this guest has been booted for; 0 where it never ran.
+        definition: digest of everything that the domain XML was made from, to see whether it must be defined anew.
+        boot_id: the host's boot id when it was last marked booted; tells a host reboot from a guest's own shutdown.
+    """
+
+    provider: UUID
+    cluster_id: int
+    spec_revision: int
+    booted: int = 0
+    definition: str = ""
+    boot_id: str = ""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain as the hypervisor reports it now."""
+
+    uuid: UUID
+    name: str
+    power_state: PowerState
+    state_reason: str  # why, in the hypervisor's words lower case: "booted", "shutdown", "destroyed", "crashed", "failed", "ioerror", "user", "unknown"…
+    stamp: Stamp | None  # None where it is not ours
+    vcpus: int = 0
+    memory_mib: int = 0
+
+    @property
+    def is_active(self) -> bool:
+        return self.power_state in (PowerState.RUNNING, PowerState.PAUSED, PowerState.SHUTTING_DOWN)
+
+
+@dataclass(frozen=True)
+class HostInfo:
+    """What the host has and is."""
+
+    libvirt_host_uuid: str
+    hostname: str
+    architecture: str  # "x86_64"
+    cpus: int
+    memory_mib: int
+    cpu_flags: frozenset[str]  # as in /proc/cpuinfo: "avx2", "vmx", …
+    machine_types: tuple[str, ...]
+    versions: dict[str, str]  # "libvirt": "9.0.0", "qemu": "7.2.9"
+
+
+@dataclass(frozen=True)
+class DhcpHost:
+    """A static DHCP entry of a network."""
+
+    mac: str  # lower case, colons
+    address: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """A libvirt network that serves IPv4 addresses."""
+
+    name: str
+    is_active: bool
+    bridge: str
+    gateway: str  # the bridge's own address
+    prefix_length: int
+    dhcp_start: str  # "" where the network has no DHCP
+    dhcp_end: str
+    dhcp_hosts: tuple[DhcpHost, ...]
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A DHCP lease that is live now."""
+
+    mac: str
+    address: str
+
+
+class Hypervisor(Protocol):
+    """Actions are idempotent: what is so already is success."""
+
+    def get(self, uuid: UUID) -> Domain | None: ...
+
+    def list(self) -> list[Domain]:
+        """Every domain, running or not, ours or not."""
+        ...
+
+    def define(self, xml: str) -> None:
+        """Make the domain that *xml* describes known, or change its definition."""
+        ...
+
+    def start(self, uuid: UUID) -> None:
+        """Return when the guest's virtual machine process runs."""
+        ...
+
+    def shutdown(self, uuid: UUID) -> None:
+        """Ask the guest to power off (ACPI); return at once."""
+        ...
+
+    def destroy(self, uuid: UUID) -> None:
+        """Pull the plug; return when the domain is inactive."""
+        ...
+
+    def reboot(self, uuid: UUID) -> None:
+        """Reset the virtual machine without ending its process."""
+        ...
+
+    def suspend(self, uuid: UUID) -> None: ...
+
+    def resume(self, uuid: UUID) -> None: ...
+
+    def undefine(self, uuid: UUID) -> None:
+        """Forget the definition of an inactive domain, with its NVRAM and managed save image."""
+        ...
+
+    def write_stamp(self, uuid: UUID, stamp: Stamp) -> None:
+        """Set our mark, in the running domain's state and in its definition."""
+        ...
+
+    def host(self) -> HostInfo: ...
+
+    def network(self, name: str) -> Network | None: ...
+
+    def leases(self, network: str) -> list[Lease]: ...
+
+    def add_dhcp_host(self, network: str, host: DhcpHost) -> None: ...
+
+    def remove_dhcp_host(self, network: str, host: DhcpHost) -> None: ...
+
+    def subscribe(self, on_domain: Callable[[UUID], None], on_reconnect: Callable[[], None]) -> None:
+        """Call *on_domain* for every lifecycle change of any domain, *on_reconnect* when a lost connection is back.
+
+        Both run in the hypervisor's event thread and must only take note.
+        """
+        ...
+
+    def ensure_filter(self, name: str) -> bool:
+        """Whether the network filter *name* (anti-spoofing) exists on this hypervisor."""
+        ...
+
+    def close(self) -> None: ...
