@@ -1,0 +1,77 @@
+"""Processes, ports and waiting for tests: everything started here dies with the test, even when the test is killed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+ROOT = Path(__file__).resolve().parents[2]
+VENV_BIN = ROOT / ".venv" / "bin"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+T = TypeVar("T")
+_libc = ctypes.CDLL(None, use_errno=True)
+# Each pytest process walks the ports from its own start, so that two runs at once seldom try the same.
+_next_port = 20000 + (os.getpid() * 37) % 10000
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nothing listens on, below 32768 so that no outgoing connection takes it meanwhile."""
+    global _next_port  # noqa: PLW0603 - a port is handed out once per process
+    for _ in range(2000):
+        _next_port = _next_port + 1 if _next_port < 32000 else 20000
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", _next_port))
+            except OSError:
+                continue
+            return _next_port
+    raise RuntimeError("no free port between 20000 and 32000 on 127.0.0.1")
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def spawn(
+    command: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start *command* with its output appended to *log*; the kernel kills it when the starting thread ends."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})}, cwd=cwd, preexec_fn=_die_with_parent,  # noqa: PLW1509 - tests only
+        )  # fmt: skip
+
+
+def stop(process: subprocess.Popen[bytes], *, timeout_seconds: float = 10, with_signal: int = signal.SIGTERM) -> int:
+    """End *process* and wait for it; SIGKILL after *timeout_seconds*. Its exit code."""
+    if process.poll() is None:
+        process.send_signal(with_signal)
+        try:
+            process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+    return process.returncode
+
+
+def wait_until(condition: Callable[[], T], *, timeout_seconds: float, what: str, evidence: Callable[[], str] | None = None) -> T:
+    """The first true answer of *condition*, asked often; after *timeout_seconds* an AssertionError with the *evidence*."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not within {timeout_seconds} s: {what}\n{evidence() if evidence else ''}")
+        time.sleep(0.05)
