@@ -131,7 +131,9 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{where} is no object")
     hints = typing.get_type_hints(kind)
-    known = {f.name: _typed(hints[f.name], value[f.name], f"{where}.{f.name}") for f in dataclasses.fields(kind) if f.name in value}
+    known = {
+        f.name: _typed(hints[f.name], value[f.name], f"{where}.{f.name}") for f in dataclasses.fields(kind) if f.name in value
+    }
     try:
         return kind(**known)
     except TypeError as error:
@@ -159,7 +161,9 @@ class Record:
         if not isinstance(value, dict):
             raise InvalidSpec(f"{cls.__name__}: not a JSON object")
         if value.get("schema") != SCHEMA:
-            raise UnsupportedSchema(f"{cls.__name__} of schema {value.get('schema')!r}; this version reads {SCHEMA}: upgrade it")
+            raise UnsupportedSchema(
+                f"{cls.__name__} of schema {value.get('schema')!r}; this version reads {SCHEMA}: upgrade it"
+            )
         try:
             return typing.cast(Self, _build(cls, value, cls.__name__))
         except ValueError as error:
@@ -288,6 +292,7 @@ class InstanceStatus(Record):
     attempts: int = 0  # of this boot_request, counted before each is made
     failure: str = ""  # reason of a permanent failure of this boot_request, "" while there is none
     failure_message: str = ""
+    booted: int = 0  # the highest boot_request that the guest was booted for; above 0 it has run and is never rebuilt
     addresses: tuple[Address, ...] = ()
     events: tuple[Event, ...] = ()  # the last 20
     updated_at: str = ""

@@ -1,0 +1,283 @@
+"""Builds the daemon from its parts, starts and stops them in order; the only place that knows all of them.
+
+Start: lock → metadata service → libvirt → etcd (waited for as long as it takes) → ownership → host key → statuses → watch →
+workers → resync and inventory. Stop on SIGTERM: no new ids → fetches cancelled → the steps in hand finish → the lease is given
+back → exit. Guests and the metadata service go on.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+from uuid import UUID, uuid4
+
+from common.config import ComputeConfig
+from common.errors import EcomputeError, OwnershipError, Transient
+from common.etcd_store import EtcdStore
+from common.keys import Keys
+from common.logs import fields
+from common.metadata import MetadataStore
+from common.model import HostRecord, HostState, OwnerRecord
+from common.placement import Placement
+from common.retry import Backoff
+from ecompute import identity
+from ecompute.blueprint import Blueprint
+from ecompute.builder import Builder
+from ecompute.disks import Disks
+from ecompute.facts import FactFinder, Patience
+from ecompute.heartbeat import Heartbeat, enroll
+from ecompute.hypervisor import Domain, HostInfo
+from ecompute.images import ImageCache
+from ecompute.inventory import InventoryKeeper
+from ecompute.kvm_probe import choose_virt_type
+from ecompute.libvirt_driver import LibvirtDriver
+from ecompute.lock import ProviderLock
+from ecompute.metadata_service import MetadataServiceSupervisor
+from ecompute.network import AddressPools
+from ecompute.reconciler import Reconciler
+from ecompute.resync import Resync
+from ecompute.statuses import Statuses
+from ecompute.watcher import SpecWatcher
+from ecompute.workers import Workers
+from ecompute.workqueue import WorkQueue
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+VERSION = "0.1.0"
+
+
+def wall_time() -> str:
+    """Now, for people: ISO 8601, UTC, milliseconds."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Stopped(EcomputeError):
+    """The daemon was told to stop before it was up."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What this process found out about where it runs."""
+
+    name: str
+    provider: UUID
+    machine_id: str
+    boot_id: str
+    info: HostInfo
+    virt_type: str
+
+
+class Agent:
+    """One hypervisor's daemon. ``run`` returns when *stop* is set and everything is put down.
+
+    Args:
+        take_provider: an operator says that the machine which this provider belonged to is gone for good.
+    """
+
+    def __init__(self, config: ComputeConfig, stop: threading.Event, *, take_provider: bool = False) -> None:
+        self._config, self._stop, self._take_provider = config, stop, take_provider
+        self._keys = Keys(config.etcd.prefix)
+        self._queue: WorkQueue[UUID] = WorkQueue()
+        self._threads: list[threading.Thread] = []
+        self._threads_stop = threading.Event()
+        self._usurped: OwnershipError | None = None
+        self._resync: Resync | None = None
+
+    def run(self) -> None:
+        """Serve until *stop*.
+
+        Raises:
+            OwnershipError: the provider is another's; nothing was built.
+            ConfigError: the host cannot be used as configured.
+        """
+        supervisor = MetadataServiceSupervisor(self._config)
+        if self._config.metadata.mode == "managed":
+            self._thread("metadata-service", supervisor.run)
+        hypervisor = LibvirtDriver(self._config.libvirt.uri)
+        store = EtcdStore(self._config.etcd)
+        placement = Placement(self._config.placement, etcd_prefix=self._config.etcd.prefix)
+        try:
+            host = self._look_around(hypervisor)
+            self._serve(host, hypervisor, store, placement)
+        except Stopped:
+            logger.info("stopped before it was up")
+        finally:
+            self._threads_stop.set()
+            for thread in self._threads:
+                thread.join(5.0)
+            hypervisor.close()
+            store.close()
+        if self._usurped:
+            raise self._usurped
+
+    # -- start -----------------------------------------------------------------------------------------------------------
+
+    def _look_around(self, hypervisor: LibvirtDriver) -> Host:
+        info = self._until_it_answers("libvirt", hypervisor.host)
+        machine = identity.machine_id()
+        provider = identity.provider_uuid(self._config.uuid, machine, info.libvirt_host_uuid)
+        self._lock = ProviderLock(self._config.paths.run_dir, provider)
+        self._lock.acquire()
+        libvirt = self._config.libvirt
+        choice = choose_virt_type(
+            libvirt.virt_type, self._config.paths.run_dir, deadline_seconds=libvirt.kvm_probe_deadline_seconds
+        )
+        name = self._config.name or identity.host_name()
+        logger.info("this host", extra=fields(name=name, provider=provider, virt_type=choice.virt_type, reason=choice.reason))
+        return Host(name, provider, machine, identity.boot_id(), info, choice.virt_type)
+
+    def _serve(self, host: Host, hypervisor: LibvirtDriver, store: EtcdStore, placement: Placement) -> None:
+        owner = OwnerRecord(host.machine_id, host.info.libvirt_host_uuid, host.name, wall_time())
+        self._until_it_answers("etcd", lambda: enroll(store, self._keys, host.provider, owner, take=self._take_provider))
+        etcd = self._config.etcd
+        heartbeat = Heartbeat(
+            store, self._keys, host.provider, self._host_record(host), ttl_seconds=etcd.lease_ttl_seconds,
+            every_seconds=etcd.heartbeat_every_seconds, on_usurped=self._on_usurped, on_regained=self._on_regained,
+        )  # fmt: skip
+        self._until_it_answers("etcd", lambda: heartbeat.claim(self._stop))
+        self._thread("heartbeat", heartbeat.run)
+        try:
+            self._work(host, hypervisor, store, placement, heartbeat)
+        finally:
+            heartbeat.resign()
+
+    def _work(
+        self, host: Host, hypervisor: LibvirtDriver, store: EtcdStore, placement: Placement, heartbeat: Heartbeat
+    ) -> None:
+        """Put the loop together, run it until told to stop, take it apart again."""
+        config, state = self._config, self._config.paths.state_dir
+        statuses = Statuses(
+            store, self._keys, host.provider, fence=heartbeat.fence, now=wall_time, on_conflict=heartbeat.suspect
+        )  # fmt: skip
+        self._until_it_answers("etcd", statuses.load)
+        specs = SpecWatcher(store, self._keys, host.provider, self._queue.add)
+        patience = Patience()
+        networks = AddressPools(hypervisor, state / "network", reserve_ahead=config.network.reserve_ahead)
+        blueprint = Blueprint(
+            provider=host.provider, boot_id=host.boot_id, virt_type=host.virt_type, architecture=host.info.architecture,
+            machine_type=config.libvirt.machine_type, cpu_mode=config.libvirt.cpu_mode,
+            filter_name=self._filter(hypervisor), instances_directory=state / "instances",
+        )  # fmt: skip
+        shared = {
+            "hypervisor": hypervisor, "placement": placement, "images": ImageCache(state / "images", config.images),
+            "disks": Disks(state / "instances"), "networks": networks, "metadata": MetadataStore(state / "metadata"),
+            "blueprint": blueprint, "patience": patience,
+        }  # fmt: skip
+        finder = FactFinder(
+            **shared, cluster_id=lambda: specs.cluster_id, orphan_after_seconds=config.builder.orphan_claim_after_seconds
+        )
+        builder = Builder(
+            **shared, store=store, keys=self._keys, fence=heartbeat.fence, starts_at_once=config.builder.starts_at_once
+        )
+        reconciler = Reconciler(
+            specs=specs, statuses=statuses, finder=finder, builder=builder, patience=patience, store=store, keys=self._keys,
+            provider=host.provider, max_attempts=config.builder.max_attempts, is_live=lambda: heartbeat.is_live,
+            look_again=self._queue.add_after, now=wall_time, stopping=self._stop,
+        )  # fmt: skip
+        keeper = InventoryKeeper(placement, host.provider, host.name, config)
+        self._resync = Resync(
+            hypervisor=hypervisor, placement=placement, provider=host.provider, specs=specs, statuses=statuses,
+            reconciler=reconciler, wake=self._queue.add, every_seconds=config.builder.resync_every_seconds,
+            keep_inventory=lambda domains: self._keep_inventory(keeper, host, domains, heartbeat),
+            on_outcome=lambda problem: self._on_outcome(heartbeat, problem),
+        )  # fmt: skip
+        hypervisor.subscribe(self._queue.add, self._resync.ask)
+        self._thread("networks", networks.run)
+        self._thread("watch", specs.run)
+        self._wait_for_first_list(specs)
+        workers = Workers(self._queue, reconciler.reconcile, config.builder.workers or max(4, os.cpu_count() or 1))
+        workers.start()
+        self._thread("resync", self._resync.run)
+        logger.info("serving", extra=fields(provider=host.provider, instances=len(specs.uuids())))
+        self._stop.wait()
+        self._put_down(workers)
+
+    def _host_record(self, host: Host) -> HostRecord:
+        return HostRecord(
+            name=host.name, boot_id=host.boot_id, incarnation=uuid4(), libvirt_host_uuid=host.info.libvirt_host_uuid,
+            libvirt_uri=self._config.libvirt.uri, versions={"etcd-compute": VERSION, **host.info.versions},
+            virt_type=host.virt_type, since=wall_time(),
+        )  # fmt: skip
+
+    def _filter(self, hypervisor: LibvirtDriver) -> str | None:
+        """The configured anti-spoofing filter, where this libvirt has it; a guest without it could speak as another."""
+        name = self._config.network.filter
+        if name and not hypervisor.ensure_filter(name):
+            logger.warning(
+                "libvirt has no network filter of this name; guests are not kept from spoofing", extra=fields(filter=name)
+            )
+            return None
+        return name
+
+    def _wait_for_first_list(self, specs: SpecWatcher) -> None:
+        while not specs.synced.wait(0.2):
+            if self._stop.is_set():
+                raise Stopped("stopped while waiting for the first list of specs")
+
+    # -- while it runs -----------------------------------------------------------------------------------------------------
+
+    def _keep_inventory(self, keeper: InventoryKeeper, host: Host, domains: list[Domain], heartbeat: Heartbeat) -> None:
+        foreign = [domain for domain in domains if domain.is_active and domain.stamp is None]
+        capacity = keeper.sync(
+            host.info,
+            foreign_vcpus=sum(domain.vcpus for domain in foreign),
+            foreign_memory_mib=sum(domain.memory_mib for domain in foreign),
+        )
+        heartbeat.update(capacity=capacity)
+
+    def _on_outcome(self, heartbeat: Heartbeat, problem: str) -> None:
+        """Say it once when something goes away or comes back; the record tells everybody else."""
+        before = heartbeat.record
+        state = HostState.DEGRADED if problem else HostState.READY
+        if problem and before.state is not HostState.DEGRADED:
+            logger.warning("degraded: %s", problem)
+        elif not problem and before.state is HostState.DEGRADED:
+            logger.info("well again")
+        heartbeat.update(state=state, message=problem)
+
+    def _on_usurped(self, error: OwnershipError) -> None:
+        self._usurped = error
+        logger.error("%s", error)
+        self._stop.set()
+
+    def _on_regained(self) -> None:
+        logger.info("the host lease was made anew; looking at everything")
+        if self._resync:
+            self._resync.ask()
+
+    # -- stop ------------------------------------------------------------------------------------------------------------
+
+    def _put_down(self, workers: Workers) -> None:
+        logger.info("stopping; guests go on")
+        self._queue.close()
+        if self._resync:
+            self._resync.ask()
+        if not workers.join(self._config.builder.shutdown_deadline_seconds):
+            logger.warning("a step is still in hand; it is picked up by the next start")
+
+    def _thread(self, name: str, run: Callable[[threading.Event], None]) -> None:
+        thread = threading.Thread(target=run, args=(self._threads_stop,), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _until_it_answers(self, what: str, call: Callable[[], T]) -> T:
+        """*call*'s answer, however long the service is away; its absence is said once."""
+        backoff, is_said = Backoff(0.2, 5.0), False
+        while True:
+            try:
+                answer = call()
+            except Transient as error:
+                if not is_said:
+                    logger.warning("waiting for %s: %s", what, error)
+                    is_said = True
+                if self._stop.wait(backoff.next()):
+                    raise Stopped(f"stopped while waiting for {what}") from error
+                continue
+            if is_said:
+                logger.info("%s answers", what)
+            return answer

@@ -1,0 +1,78 @@
+"""What a spec means on this host: its metadata document and its domain, as pure derivations. Writes nothing, asks nobody.
+
+Facts ("is what is there still what the spec means?") and builder ("make it so") both come here, so that they cannot differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from common.metadata import MetadataDocument
+from common.model import Address, InstanceSpec
+from ecompute.domain_xml import DomainContext, definition_digest, domain_xml
+from ecompute.hypervisor import Stamp
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """The host's side of every domain: all that does not come from the spec."""
+
+    provider: UUID
+    boot_id: str
+    virt_type: str  # "kvm" | "qemu" | "test"
+    architecture: str
+    machine_type: str | None
+    cpu_mode: str | None
+    filter_name: str | None
+    instances_directory: Path
+
+    def disk_path(self, uuid: UUID) -> Path:
+        return self.instances_directory / str(uuid) / "disk.qcow2"
+
+    def document(self, spec: InstanceSpec, addresses: tuple[Address, ...]) -> MetadataDocument:
+        """What md_server tells the guest of itself."""
+        return MetadataDocument(
+            uuid=spec.uuid,
+            name=spec.name,
+            hostname=spec.hostname or spec.name,
+            keys=spec.keys,
+            user_data_base64=spec.user_data_base64,
+            addresses=addresses,
+            image=spec.image.url,
+            resources=spec.resources,
+            created_at=spec.created_at,
+        )
+
+    def stamp(
+        self, spec: InstanceSpec, addresses: tuple[Address, ...], *, cluster_id: int, revision: int, booted: int
+    ) -> Stamp:
+        return Stamp(
+            provider=self.provider,
+            cluster_id=cluster_id,
+            spec_revision=revision,
+            booted=booted,
+            definition=self.digest(spec, addresses),
+            boot_id=self.boot_id,
+        )
+
+    def digest(self, spec: InstanceSpec, addresses: tuple[Address, ...]) -> str:
+        """Changes whenever the domain must be defined anew; the stamp itself has no part in it."""
+        return definition_digest(spec, self._context(spec, addresses, Stamp(self.provider, 0, 0)))
+
+    def xml(self, spec: InstanceSpec, addresses: tuple[Address, ...], stamp: Stamp) -> str:
+        return domain_xml(spec, self._context(spec, addresses, stamp))
+
+    def _context(self, spec: InstanceSpec, addresses: tuple[Address, ...], stamp: Stamp) -> DomainContext:
+        return DomainContext(
+            virt_type=self.virt_type,
+            machine_type=self.machine_type,
+            cpu_mode=self.cpu_mode,
+            architecture=self.architecture,
+            disk_path=self.disk_path(spec.uuid),
+            console_log_path=self.instances_directory / str(spec.uuid) / "console.log",
+            addresses=addresses,
+            filter_name=self.filter_name,
+            stamp=stamp,
+        )

@@ -1,0 +1,223 @@
+"""What each step does. One method a step, each idempotent, each returning the facts as the step left them.
+
+The facts that a step has just made are not asked for again, so that the way from a request to a running guest pays for
+the work and not for the loop. No method decides, retries or waits for anything but the work itself: ``machine`` decides,
+the reconciler's worker retries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Protocol
+from uuid import UUID
+
+from common.errors import Conflict, HypervisorRejected, Transient
+from common.keys import Keys
+from common.metadata import MetadataStore
+from common.model import InstanceSpec
+from common.placement import Placement
+from common.store import Compare, Store, Transaction
+from ecompute.blueprint import Blueprint
+from ecompute.disks import Disks
+from ecompute.facts import Patience
+from ecompute.hypervisor import Domain, Hypervisor, PowerState, Stamp
+from ecompute.images import ImageCache
+from ecompute.machine import Allocation, Facts, Step
+from ecompute.network import AddressPools
+
+
+class Cancelled(Transient):
+    """The work in hand is no longer wanted: a newer spec came, or the daemon stops."""
+
+
+class Hand(Protocol):
+    """What the builder may ask of whoever runs it."""
+
+    def is_cancelled(self) -> bool: ...
+
+    def progress(self, done: int, total: int) -> None: ...
+
+
+class Builder:
+    """Runs steps against the world.
+
+    Args:
+        fence: the compare of the living host key; may raise ``StoreUnavailable``.
+        starts_at_once: how many guests may be in their start at one time; more only slow each other down.
+    """
+
+    def __init__(
+        self, *, store: Store, keys: Keys, placement: Placement, hypervisor: Hypervisor, images: ImageCache, disks: Disks,
+        networks: AddressPools, metadata: MetadataStore, blueprint: Blueprint, patience: Patience,
+        fence: Callable[[], Compare], starts_at_once: int,
+    ) -> None:  # fmt: skip
+        self._store, self._keys, self._placement, self._hypervisor = store, keys, placement, hypervisor
+        self._images, self._disks, self._networks, self._metadata = images, disks, networks, metadata
+        self._blueprint, self._patience, self._fence = blueprint, patience, fence
+        self._starts = threading.Semaphore(starts_at_once)
+        self._spec_steps: dict[Step, Callable[[InstanceSpec, Facts, Hand], Facts]] = {
+            Step.ASSERT_ALLOCATION: self._assert_allocation,
+            Step.FETCH_IMAGE: self._fetch_image,
+            Step.BUILD_DISK: self._build_disk,
+            Step.RESERVE_NETWORK: self._reserve_network,
+            Step.WRITE_METADATA: self._write_metadata,
+            Step.DEFINE: self._define,
+            Step.START: self._start,
+            Step.MARK_BOOTED: self._mark_booted,
+            Step.SHUTDOWN: self._shutdown,
+            Step.FORGET: self._forget,
+        }
+        self._clean_steps: dict[Step, Callable[[UUID, Facts], Facts]] = {
+            Step.DESTROY: self._destroy,
+            Step.UNDEFINE: self._undefine,
+            Step.REMOVE_FILES: self._remove_files,
+            Step.RELEASE_NETWORK: self._release_network,
+            Step.RELEASE: self._release,
+        }
+
+    def run(self, step: Step, uuid: UUID, spec: InstanceSpec | None, facts: Facts, hand: Hand) -> Facts:
+        """Do *step* for *uuid*; the facts afterwards.
+
+        Raises:
+            Transient: try again. Permanent: it will not work on this host. Conflict: look again.
+        """
+        if step in self._clean_steps:
+            return self._clean_steps[step](uuid, facts)
+        if spec is None:
+            raise ValueError(f"{step} of {uuid} without a spec")
+        return self._spec_steps[step](spec, facts, hand)
+
+    def _assert_allocation(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        self._placement.assert_allocation(spec.uuid, {self._blueprint.provider: dict(spec.resources)})
+        return dataclasses.replace(facts, allocation=Allocation.PRESENT)
+
+    def _fetch_image(self, spec: InstanceSpec, facts: Facts, hand: Hand) -> Facts:
+        self._images.fetch(spec.image, progress=hand.progress, is_cancelled=hand.is_cancelled)
+        return dataclasses.replace(facts, image_is_cached=True)
+
+    def _build_disk(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        image = self._images.is_cached(spec.image)
+        if image is None:
+            raise Conflict(f"the image {spec.image.url} left the cache again")
+        self._disks.build(spec.uuid, image, spec.disk_gib)
+        return dataclasses.replace(facts, disk_is_there=True, files_are_there=True)
+
+    def _reserve_network(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        addresses = self._networks.reserve(spec.uuid, spec.nics)
+        current = self._metadata.is_current(self._blueprint.document(spec, addresses))
+        return dataclasses.replace(facts, addresses=addresses, metadata_is_current=current, definition_is_current=False)
+
+    def _write_metadata(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        self._metadata.write(self._blueprint.document(spec, facts.addresses or ()))
+        return dataclasses.replace(facts, metadata_is_there=True, metadata_is_current=True)
+
+    def _define(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        known = facts.domain.stamp if facts.domain else None
+        stamp = self._blueprint.stamp(
+            spec, facts.addresses or (), cluster_id=facts.cluster_id, revision=facts.spec_revision,
+            booted=known.booted if known else 0,
+        )  # fmt: skip
+        self._hypervisor.define(self._blueprint.xml(spec, facts.addresses or (), stamp))
+        domain = Domain(spec.uuid, spec.name, PowerState.SHUTOFF, "", stamp, spec.vcpus, spec.memory_mib)
+        return dataclasses.replace(facts, domain=domain, definition_is_current=True)
+
+    def _start(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        if facts.domain is None:
+            raise Conflict(f"the domain of {spec.name} is not there to start")
+        with self._starts:
+            self._hypervisor.start(spec.uuid)
+        return _with_power(facts, PowerState.RUNNING, "booted")
+
+    def _mark_booted(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        known = facts.domain.stamp if facts.domain else None
+        if known is None:
+            raise Conflict(f"the domain of {spec.name} is not there to be marked as booted")
+        # The definition stays as it was stamped: the running guest was made from that one, whatever the spec says by now.
+        stamp = dataclasses.replace(
+            known,
+            booted=spec.boot_request,
+            boot_id=self._blueprint.boot_id,
+            spec_revision=facts.spec_revision,
+            cluster_id=facts.cluster_id,
+        )
+        self._hypervisor.write_stamp(spec.uuid, stamp)
+        return _with_stamp(facts, stamp)
+
+    def _shutdown(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        facts = self._acknowledge(spec, facts)
+        # Some guests and states take no button; the grace time ends it all the same.
+        with contextlib.suppress(HypervisorRejected):
+            self._hypervisor.shutdown(spec.uuid)
+        self._patience.pressed(spec.uuid)
+        return dataclasses.replace(facts, shutdown_is_due=False)
+
+    def _destroy(self, uuid: UUID, facts: Facts) -> Facts:
+        self._hypervisor.destroy(uuid)
+        self._patience.at_rest(uuid)
+        return _with_power(facts, PowerState.SHUTOFF, "destroyed")
+
+    def _undefine(self, uuid: UUID, facts: Facts) -> Facts:
+        self._hypervisor.undefine(uuid)
+        return dataclasses.replace(facts, domain=None)
+
+    def _remove_files(self, uuid: UUID, facts: Facts) -> Facts:
+        self._metadata.remove(uuid)
+        self._disks.remove(uuid)
+        return dataclasses.replace(
+            facts, metadata_is_there=False, metadata_is_current=False, files_are_there=False, disk_is_there=False
+        )
+
+    def _release_network(self, uuid: UUID, facts: Facts) -> Facts:
+        self._networks.release(uuid)
+        return dataclasses.replace(facts, addresses=None)
+
+    def _release(self, uuid: UUID, facts: Facts) -> Facts:
+        consumer = self._placement.consumer(uuid)
+        if consumer is not None and self._blueprint.provider in consumer.allocations:
+            is_refused = facts.spec_revision == 0 and (
+                not self._placement.is_ours(consumer) or self._store.get(self._keys.instance(uuid)) is not None
+            )
+            if is_refused:
+                # Without a spec here only a claim that nobody can still mean to use is given back.
+                return dataclasses.replace(facts, allocation=Allocation.UNASKED)
+            self._placement.release(uuid, consumer.generation)
+        return dataclasses.replace(facts, allocation=Allocation.ABSENT)
+
+    def _forget(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        """Delete spec, status, instance, name and group key at once; the last act of a deletion."""
+        provider, spec_key = self._blueprint.provider, self._keys.spec(self._blueprint.provider, spec.uuid)
+        name_key = self._keys.name(spec.name)
+        found = self._store.get_many([name_key])
+        deletes = [spec_key, self._keys.status(provider, spec.uuid), self._keys.instance(spec.uuid)]
+        compares = [Compare.unchanged(spec_key, facts.spec_revision), self._fence()]
+        if name_key in found and found[name_key].value == str(spec.uuid):
+            compares.append(Compare.unchanged(name_key, found[name_key].mod_revision))
+            deletes.append(name_key)
+        if spec.group:
+            deletes.append(self._keys.group(spec.group, provider))
+        self._store.commit(Transaction(compares=tuple(compares), deletes=tuple(deletes)))
+        return dataclasses.replace(facts, spec_revision=0)
+
+    def _acknowledge(self, spec: InstanceSpec, facts: Facts) -> Facts:
+        """Note in the domain that this spec was seen, before acting on it: an older one is then from a restored store."""
+        stamp = facts.domain.stamp if facts.domain else None
+        if stamp is None or stamp.spec_revision >= facts.spec_revision:
+            return facts
+        newer = dataclasses.replace(stamp, spec_revision=facts.spec_revision)
+        self._hypervisor.write_stamp(spec.uuid, newer)
+        return _with_stamp(facts, newer)
+
+
+def _with_power(facts: Facts, power: PowerState, reason: str) -> Facts:
+    if facts.domain is None:
+        return facts
+    return dataclasses.replace(facts, domain=dataclasses.replace(facts.domain, power_state=power, state_reason=reason))
+
+
+def _with_stamp(facts: Facts, stamp: Stamp) -> Facts:
+    if facts.domain is None:
+        return facts
+    return dataclasses.replace(facts, domain=dataclasses.replace(facts.domain, stamp=stamp))

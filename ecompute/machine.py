@@ -1,0 +1,285 @@
+"""What to do next for one instance, decided from what is asked for and what is there. Pure: no I/O, no clock, no memory.
+
+``next_step`` and ``phase_of`` are the tables of ``docs/architecture.md`` ("The life of an instance"), row by row, first
+match wins. The reconciler gathers the facts, calls ``next_step``, has the builder run that one step, and asks again. Every
+step is idempotent and leaves a fact behind, so that a process may die between any two of them.
+
+Two rules stand above all rows: an instance that has ever run is never rebuilt, rescheduled or cleaned up but by
+``desired = deleted``; and a missing spec is lost data, not an order.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from uuid import UUID
+
+from common.model import Address, Desired, InstanceSpec, Phase, Reason, Restart
+from ecompute.hypervisor import Domain, PowerState
+
+
+class Step(enum.StrEnum):
+    """One idempotent action on one instance."""
+
+    NONE = "None"
+    ASSERT_ALLOCATION = "AssertAllocation"
+    FETCH_IMAGE = "FetchImage"
+    BUILD_DISK = "BuildDisk"
+    RESERVE_NETWORK = "ReserveNetwork"
+    WRITE_METADATA = "WriteMetadata"
+    DEFINE = "Define"
+    START = "Start"
+    MARK_BOOTED = "MarkBooted"
+    SHUTDOWN = "Shutdown"
+    DESTROY = "Destroy"
+    UNDEFINE = "Undefine"
+    REMOVE_FILES = "RemoveFiles"
+    RELEASE_NETWORK = "ReleaseNetwork"
+    RELEASE = "Release"
+    FORGET = "Forget"
+
+    @property
+    def is_build(self) -> bool:
+        """Part of an attempt to bring a guest up: counted, and never begun without a live host lease."""
+        return self in _BUILD
+
+    @property
+    def is_destructive(self) -> bool:
+        """Takes something away: never on the word of a cache."""
+        return self in _DESTRUCTIVE
+
+
+_BUILD = {
+    Step.FETCH_IMAGE, Step.BUILD_DISK, Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.DEFINE, Step.START,
+}  # fmt: skip
+_DESTRUCTIVE = {
+    Step.DESTROY, Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.RELEASE, Step.FORGET,
+}  # fmt: skip
+
+
+class Allocation(enum.StrEnum):
+    """What Placement says of this instance on this provider."""
+
+    PRESENT = "present"
+    ABSENT = "absent"
+    UNASKED = "unasked"  # not needed to decide, or Placement is away: no row acts on it
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is there now.
+
+    Args:
+        provider: our provider; stamps of another are foreign.
+        cluster_id: of the store that the spec was read from.
+        spec_revision: ``mod_revision`` of the spec; 0 without one.
+        host_boot_id: the host's boot id.
+        spec_is_unsupported: a spec is there, but a newer version wrote it.
+        shutdown_is_due: no power button was pressed lately; press it (again).
+        grace_is_over: the guest was asked to power off and had its grace time.
+        claim_is_orphaned: a claim has been seen without spec and domain for so long that its client must be dead.
+    """
+
+    provider: UUID
+    cluster_id: int
+    spec_revision: int = 0
+    host_boot_id: str = ""
+    spec_is_unsupported: bool = False
+    domain: Domain | None = None
+    allocation: Allocation = Allocation.UNASKED
+    disk_is_there: bool = False
+    image_is_cached: bool = False
+    files_are_there: bool = False  # a folder of this instance, whole or half-made
+    addresses: tuple[Address, ...] | None = None
+    metadata_is_there: bool = False
+    metadata_is_current: bool = False
+    definition_is_current: bool = False
+    shutdown_is_due: bool = True
+    grace_is_over: bool = False
+    claim_is_orphaned: bool = False
+
+
+@dataclass(frozen=True)
+class History:
+    """What this ``boot_request`` has been through, from the status.
+
+    Args:
+        attempts: made so far, the one in hand included.
+        attempt_is_open: one of them is in hand in this process.
+        failure: the reason of a permanent failure, "" without one.
+        booted: the highest ``boot_request`` that the status remembers as booted.
+    """
+
+    attempts: int = 0
+    attempt_is_open: bool = False
+    max_attempts: int = 5
+    failure: str = ""
+    booted: int = 0
+
+    @property
+    def is_exhausted(self) -> bool:
+        return bool(self.failure) or (self.attempts >= self.max_attempts and not self.attempt_is_open)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The next step, and what to report meanwhile."""
+
+    step: Step
+    phase: Phase | None = None  # None: nothing to report, there is no spec that a status could belong to
+    reason: str = ""
+
+
+def decide(spec: InstanceSpec | None, facts: Facts, history: History) -> Decision:
+    """The next step and the phase that it stands for; first matching row of the tables."""
+    if facts.spec_is_unsupported:
+        return Decision(Step.NONE, Phase.HELD, Reason.UNSUPPORTED_SCHEMA)
+    if spec is None:
+        return _without_spec(facts)
+    if _is_from_another_past(facts):
+        return Decision(Step.NONE, Phase.HELD, Reason.STORE_RESTORED)
+    if spec.desired is Desired.DELETED:
+        return _deleted(facts)
+    decision = _running(spec, facts, history) if spec.desired is Desired.RUNNING else _stopped(facts)
+    if ours(facts) and facts.allocation is Allocation.ABSENT:
+        return Decision(Step.ASSERT_ALLOCATION, decision.phase, Reason.ALLOCATION_MISSING)
+    return decision
+
+
+def next_step(spec: InstanceSpec | None, facts: Facts, history: History) -> Step:
+    return decide(spec, facts, history).step
+
+
+def phase_of(spec: InstanceSpec | None, facts: Facts, history: History) -> Phase | None:
+    return decide(spec, facts, history).phase
+
+
+def ours(facts: Facts) -> Domain | None:
+    """The domain, where it carries our stamp."""
+    domain = facts.domain
+    return domain if domain and domain.stamp and domain.stamp.provider == facts.provider else None
+
+
+def has_run(facts: Facts, history: History) -> bool:
+    """Whether this instance was ever up: then its disk holds what only it holds."""
+    domain = ours(facts)
+    return history.booted > 0 or bool(domain and domain.stamp and domain.stamp.booted > 0)
+
+
+def _is_from_another_past(facts: Facts) -> bool:
+    """The store was wiped or restored: our own stamp knows another cluster, or a later spec than this one."""
+    domain = ours(facts)
+    if not domain or not domain.stamp:
+        return False
+    return domain.stamp.cluster_id != facts.cluster_id or domain.stamp.spec_revision > facts.spec_revision
+
+
+def _without_spec(facts: Facts) -> Decision:
+    if ours(facts):
+        return Decision(Step.NONE, Phase.QUARANTINED)
+    if facts.domain is None and facts.allocation is Allocation.PRESENT and facts.claim_is_orphaned:
+        return Decision(Step.RELEASE)
+    return Decision(Step.NONE)
+
+
+def _running(spec: InstanceSpec, facts: Facts, history: History) -> Decision:
+    domain = ours(facts)
+    if facts.domain and not domain:
+        return Decision(Step.NONE, Phase.HELD, "ForeignDomain")
+    if domain and domain.is_active:
+        return _active(spec, domain, facts)
+    if has_run(facts, history):
+        return _went_down(spec, domain, facts, history)
+    if history.is_exhausted:
+        reason = history.failure or Reason.ATTEMPTS_EXHAUSTED
+        return Decision(_clean_up(facts), Phase.FAILED, reason)
+    if facts.allocation is Allocation.ABSENT and not domain:
+        return Decision(Step.NONE, Phase.REFUSED, Reason.NO_ALLOCATION)
+    return Decision(_build_step(facts), Phase.BUILDING)
+
+
+def _active(spec: InstanceSpec, domain: Domain, facts: Facts) -> Decision:
+    phase, reason = Phase.RUNNING, ""
+    if domain.power_state is PowerState.PAUSED:
+        phase, reason = Phase.PAUSED, Reason.IO_ERROR if domain.state_reason == "ioerror" else ""
+    if not facts.metadata_is_current and facts.addresses is not None:
+        return Decision(Step.WRITE_METADATA, phase, reason)
+    if domain.stamp and (domain.stamp.booted != spec.boot_request or domain.stamp.boot_id != facts.host_boot_id):
+        return Decision(Step.MARK_BOOTED, phase, reason)
+    return Decision(Step.NONE, phase, reason)
+
+
+def _went_down(spec: InstanceSpec, domain: Domain | None, facts: Facts, history: History) -> Decision:
+    """Has run before, is down now: its disk, address, claim and host are kept whatever happens."""
+    if history.is_exhausted:
+        return Decision(Step.NONE, Phase.STOPPED, Reason.START_FAILED)
+    if not facts.disk_is_there:
+        # A fresh disk would look like the guest and be none: only its owner may ask for that.
+        return Decision(Step.NONE, Phase.STOPPED, "DiskMissing")
+    booted = domain.stamp.booted if domain and domain.stamp else history.booted
+    if booted == spec.boot_request:
+        cause = cause_of_going_down(domain, facts)
+        if not _restarts(spec.restart, cause):
+            return Decision(Step.NONE, Phase.STOPPED, cause)
+    return Decision(_build_step(facts), Phase.BUILDING)
+
+
+def cause_of_going_down(domain: Domain | None, facts: Facts) -> str:
+    """Why a guest that ran is down: the host went down under it, it crashed, or it was powered off from inside."""
+    if domain and domain.stamp and domain.stamp.boot_id != facts.host_boot_id:
+        return Reason.HOST_REBOOTED
+    if domain and (domain.power_state is PowerState.CRASHED or domain.state_reason in ("crashed", "failed")):
+        return Reason.CRASHED
+    return Reason.GUEST_SHUTDOWN
+
+
+def _restarts(policy: Restart, cause: str) -> bool:
+    if policy is Restart.ALWAYS:
+        return True
+    return policy is Restart.ON_FAILURE and cause in (Reason.CRASHED, Reason.HOST_REBOOTED)
+
+
+def _build_step(facts: Facts) -> Step:
+    """The first missing fact on the way to a running guest."""
+    if not facts.disk_is_there:
+        return Step.BUILD_DISK if facts.image_is_cached else Step.FETCH_IMAGE
+    if facts.addresses is None:
+        return Step.RESERVE_NETWORK
+    if not facts.metadata_is_current:
+        return Step.WRITE_METADATA
+    if not facts.domain or not facts.definition_is_current:
+        return Step.DEFINE
+    return Step.START
+
+
+def _stopped(facts: Facts) -> Decision:
+    domain = ours(facts)
+    if not domain or not domain.is_active:
+        return Decision(Step.NONE, Phase.STOPPED)
+    if facts.grace_is_over:
+        return Decision(Step.DESTROY, Phase.STOPPING)
+    return Decision(Step.SHUTDOWN if facts.shutdown_is_due else Step.NONE, Phase.STOPPING)
+
+
+def _deleted(facts: Facts) -> Decision:
+    domain = ours(facts)
+    if domain and domain.is_active:
+        return Decision(Step.DESTROY, Phase.DELETING)
+    step = _clean_up(facts)
+    return Decision(Step.FORGET if step is Step.NONE else step, Phase.DELETING)
+
+
+def _clean_up(facts: Facts) -> Step:
+    """The next thing to take away of an instance without an active domain; NONE when nothing is left.
+
+    The metadata document goes before its address is free for another guest, the claim last: what is claimed is used.
+    """
+    if ours(facts):
+        return Step.UNDEFINE
+    if facts.files_are_there or facts.metadata_is_there:
+        return Step.REMOVE_FILES
+    if facts.addresses is not None:
+        return Step.RELEASE_NETWORK
+    if facts.allocation is Allocation.PRESENT:
+        return Step.RELEASE
+    return Step.NONE

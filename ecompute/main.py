@@ -1,0 +1,87 @@
+"""The command ``ecompute``: reads the configuration, then runs the agent until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from common import logs
+from common.config import ComputeConfig, describe, load_compute
+from common.errors import ConfigError, EcomputeError, OwnershipError, Transient
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_CONFLICT = 0, 1, 2, 4, 5
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ecompute",
+        description="Runs the guests of this hypervisor: what etcd asks for, Placement granted and libvirt can.",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="compute.yaml to use (default: ./, ~/.config/etcd-compute/, /etc/etcd-compute/)",
+    )
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--check-config", action="store_true", help="check the configuration, print what is in force, exit")
+    action.add_argument(
+        "--take-provider",
+        action="store_true",
+        help="this machine replaces the one that the provider belonged to, which is gone for good",
+    )
+    action.add_argument(
+        "--leave",
+        action="store_true",
+        help="take this host out of the cluster: its provider, keys and DHCP entries; refused while it has guests",
+    )
+    parser.add_argument("--version", action="version", version="ecompute 0.1.0")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run; the exit code: 0 stopped as asked, 2 configuration, 4 a service is away, 5 the provider is another's."""
+    options = _arguments().parse_args(argv)
+    try:
+        config = load_compute(options.config)
+        if options.check_config:
+            print("\n".join(describe(config)))
+            return EXIT_OK
+        logs.setup(config.log.level, config.log.format)
+        try:
+            return _run(config, options)
+        finally:
+            logs.shutdown()
+    except EcomputeError as error:
+        print(f"ecompute: {error}", file=sys.stderr)
+        return exit_code(error)
+
+
+def exit_code(error: EcomputeError) -> int:
+    if isinstance(error, ConfigError):
+        return EXIT_USAGE
+    if isinstance(error, OwnershipError):
+        return EXIT_CONFLICT
+    return EXIT_UNAVAILABLE if isinstance(error, Transient) else EXIT_FAILED
+
+
+def _run(config: ComputeConfig, options: argparse.Namespace) -> int:
+    if options.leave:
+        from ecompute.leave import leave  # noqa: PLC0415 - only this action needs it
+
+        leave(config)
+        return EXIT_OK
+    from ecompute.agent import Agent  # noqa: PLC0415 - --help and --check-config must work without libvirt's bindings
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    Agent(config, stop, take_provider=options.take_provider).run()
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,335 @@
+"""One pass for one instance: gather facts, decide, run the step, until nothing is left to do or something newer came.
+
+Level-triggered: it is told only *which* instance, never what happened. It keeps the count of attempts, reports phases and
+events through ``Statuses``, and lets every error out to the worker that called it, which is the one home of retries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from common.errors import (
+    Conflict,
+    HypervisorUnavailable,
+    NoCapacity,
+    Permanent,
+    PlacementUnavailable,
+    StoreUnavailable,
+    Transient,
+)
+from common.keys import Keys
+from common.logs import fields
+from common.model import Desired, Event, InstanceSpec, InstanceStatus, Phase, Progress, Reason
+from common.store import Store
+from ecompute.builder import Builder, Cancelled
+from ecompute.facts import FactFinder, Glimpse, Patience
+from ecompute.machine import Decision, Facts, History, Step, decide
+from ecompute.statuses import Statuses, with_event
+from ecompute.watcher import SpecEntry, SpecWatcher
+
+logger = logging.getLogger(__name__)
+MOST_STEPS = 32  # in one pass; more than any path through the table needs
+PROGRESS_EVERY_SECONDS = 1.0
+LOOK_AGAIN_SECONDS = 5.0  # while a guest powers off, and while Placement refuses an allocation that a guest needs
+
+MESSAGES = {
+    Reason.NO_ALLOCATION: "Placement knows no claim of this instance on this host; destroy it and create it again",
+    Reason.STORE_RESTORED: "etcd is older than this guest (restored or wiped): nothing is touched until an operator decides",
+    Reason.UNSUPPORTED_SCHEMA: "a newer eschedule wrote this request; upgrade ecompute on this host",
+    Reason.ATTEMPTS_EXHAUSTED: "it was tried as often as allowed",
+    Reason.GUEST_SHUTDOWN: "the guest powered itself off",
+    Reason.CRASHED: "the guest crashed",
+    Reason.HOST_REBOOTED: "the host was rebooted; start the guest when it is wanted again",
+    Reason.IO_ERROR: "QEMU paused the guest after a disk error; see the host's free space",
+    Reason.ALLOCATION_MISSING: "the guest runs, but its claim was lost; asking Placement for it again",
+    "ForeignDomain": "a domain with this uuid is there that etcd-compute did not make; it is not touched",
+    "DiskMissing": "the guest has run, but its disk is gone from this host; nothing is rebuilt without being asked",
+}
+
+
+class NotLive(Transient):
+    """The host lease is not certain: nothing new is begun."""
+
+
+@dataclass
+class _Pass:
+    """What one pass carries along; also the builder's ``Hand``."""
+
+    reconciler: Reconciler
+    uuid: UUID
+    entry: SpecEntry | None
+    facts: Facts
+    step: Step = Step.NONE
+    steps_run: int = 0
+    is_confirmed: bool = False
+    began: float = 0.0
+    reported: float = 0.0
+
+    def is_cancelled(self) -> bool:
+        return self.reconciler.is_stale(self.uuid, self.entry)
+
+    def progress(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.began >= PROGRESS_EVERY_SECONDS and now - self.reported >= PROGRESS_EVERY_SECONDS:
+            self.reported = now
+            self.reconciler.report_progress(self.uuid, Progress(self.step, done, total))
+
+
+class Reconciler:
+    """Brings instances to where their specs want them.
+
+    Args:
+        is_live: whether the host lease certainly stands.
+        look_again: have an instance looked at after so many seconds.
+        now: wall time as ISO 8601 text with milliseconds, for people.
+    """
+
+    def __init__(
+        self, *, specs: SpecWatcher, statuses: Statuses, finder: FactFinder, builder: Builder, patience: Patience, store: Store,
+        keys: Keys, provider: UUID, max_attempts: int, is_live: Callable[[], bool], look_again: Callable[[UUID, float], None],
+        now: Callable[[], str], stopping: threading.Event,
+    ) -> None:  # fmt: skip
+        self._specs, self._statuses, self._finder, self._builder = specs, statuses, finder, builder
+        self._patience, self._store, self._keys, self._provider = patience, store, keys, provider
+        self._max_attempts, self._is_live, self._look_again = max_attempts, is_live, look_again
+        self._now, self._stopping = now, stopping
+        self._open_attempts: dict[
+            UUID, int
+        ] = {}  # instance → the boot_request that an attempt of this process is under way for
+
+    def reconcile(self, uuid: UUID) -> None:
+        """Take steps for *uuid* until none is left.
+
+        Raises:
+            Transient: it must be looked at again.
+        """
+        began = time.monotonic()
+        entry = self._specs.get(uuid)
+        spec = entry.spec if entry else None
+        try:
+            facts = self._finder.gather(uuid, entry, booted=self._booted(uuid))
+        except Transient as error:
+            self._report_waiting(spec, entry, error)
+            raise
+        hand = _Pass(self, uuid, entry, facts)
+        decision = self.decide(spec, hand.facts)
+        while decision.step is not Step.NONE and hand.steps_run < MOST_STEPS:
+            if self.is_stale(uuid, entry):
+                self._look_again(uuid, 0.0)
+                return
+            if not self._take(hand, spec, decision):
+                return
+            decision = self.decide(spec, hand.facts)
+        self._settle(hand, spec, decision)
+        if hand.steps_run:
+            took = round((time.monotonic() - began) * 1000)
+            logger.info("reconciled", extra=fields(phase=decision.phase, steps=hand.steps_run, took_ms=took))
+
+    def decide(self, spec: InstanceSpec | None, facts: Facts) -> Decision:
+        return decide(spec, facts, self._history(spec))
+
+    def glance(self, uuid: UUID, glimpse: Glimpse) -> bool:
+        """Whether *uuid*, as a resync has just seen it, needs a pass."""
+        entry = self._specs.get(uuid)
+        spec = entry.spec if entry else None
+        facts = self._finder.gather(uuid, entry, booted=self._booted(uuid), glimpse=glimpse)
+        decision = self.decide(spec, facts)
+        known = self._statuses.get(uuid)
+        if decision.step is Step.ASSERT_ALLOCATION:
+            self._finder.suspect(uuid)
+        if decision.phase is Phase.QUARANTINED:
+            logger.warning("a guest of ours has no spec in etcd; it is kept and not touched", extra=fields(instance=uuid))
+        return decision.step is not Step.NONE or (entry is not None and (known is None or known.phase is not decision.phase))
+
+    def is_stale(self, uuid: UUID, entry: SpecEntry | None) -> bool:
+        """Whether the work on *entry* is no longer wanted."""
+        return self._stopping.is_set() or self._specs.revision(uuid) != (entry.revision if entry else 0)
+
+    def report_progress(self, uuid: UUID, progress: Progress) -> None:
+        status = self._statuses.get(uuid)
+        if status is None:
+            return
+        self._statuses.note(uuid, dataclasses.replace(status, progress=progress))
+        self._flush_if_possible(uuid)
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def _take(self, hand: _Pass, spec: InstanceSpec | None, decision: Decision) -> bool:
+        """Run one step; False when the pass is over because the step failed for good and must be thought about anew."""
+        step, uuid = decision.step, hand.uuid
+        self._permit(hand, step)
+        if spec is not None and step.is_build:
+            self._open_attempt(spec, hand.facts)
+        hand.step, hand.began = step, time.monotonic()
+        try:
+            hand.facts = self._builder.run(step, uuid, spec, hand.facts, hand)
+        except Permanent as error:
+            if spec is None or not (step.is_build or step is Step.MARK_BOOTED):
+                raise Transient(f"{step}: {error}", retry_after=LOOK_AGAIN_SECONDS) from error
+            self._record_failure(spec, hand.facts, step, error)
+            self._look_again(uuid, 0.0)
+            return False
+        except NoCapacity as error:
+            self._report(spec, hand.facts, decision, str(error))
+            self._look_again(uuid, 12 * LOOK_AGAIN_SECONDS)
+            return False
+        except Transient as error:
+            self._interrupted(spec, hand.facts, decision, error)
+            raise
+        hand.steps_run += 1
+        took = round((time.monotonic() - hand.began) * 1000)
+        logger.info("step", extra=fields(step=step, took_ms=took))
+        if step is Step.FORGET:
+            self._statuses.drop(uuid)
+            self._patience.at_rest(uuid)
+            return False
+        self._note_event(uuid, step, took)
+        return True
+
+    def _permit(self, hand: _Pass, step: Step) -> None:
+        """Only a live host begins or ends anything, and nothing is taken away on the word of a cache."""
+        if (step.is_build or step.is_destructive) and not self._is_live():
+            raise NotLive("the host lease is not certain; nothing new is begun", retry_after=1.0)
+        if not step.is_destructive or hand.is_confirmed:
+            return
+        found = self._store.get(self._keys.spec(self._provider, hand.uuid))
+        if (found.mod_revision if found else 0) != hand.facts.spec_revision:
+            raise Conflict(f"the spec of {hand.uuid} changed meanwhile")
+        hand.is_confirmed = True
+
+    # -- attempts and reports ------------------------------------------------------------------------------------------
+
+    def _booted(self, uuid: UUID) -> int:
+        status = self._statuses.get(uuid)
+        return status.booted if status else 0
+
+    def _history(self, spec: InstanceSpec | None) -> History:
+        status = self._statuses.get(spec.uuid) if spec else None
+        if spec is None or status is None:
+            return History(max_attempts=self._max_attempts)
+        is_same = status.boot_request == spec.boot_request
+        return History(
+            attempts=status.attempts if is_same else 0,
+            attempt_is_open=self._open_attempts.get(spec.uuid) == spec.boot_request,
+            max_attempts=self._max_attempts,
+            failure=status.failure if is_same else "",
+            booted=status.booted,
+        )
+
+    def _status(self, spec: InstanceSpec, facts: Facts) -> InstanceStatus:
+        """The status to change: the last one, without what belonged to an earlier boot request."""
+        status = self._statuses.get(spec.uuid) or InstanceStatus(phase=Phase.PENDING)
+        if status.boot_request != spec.boot_request:
+            status = dataclasses.replace(status, boot_request=spec.boot_request, attempts=0, failure="", failure_message="")
+        return dataclasses.replace(status, spec_revision=facts.spec_revision)
+
+    def _open_attempt(self, spec: InstanceSpec, facts: Facts) -> None:
+        """Count an attempt, in etcd, before it is made: a spec that kills its builder must not be built for ever."""
+        if self._open_attempts.get(spec.uuid) == spec.boot_request:
+            return
+        status = self._status(spec, facts)
+        status = dataclasses.replace(
+            status, phase=Phase.BUILDING, reason="", message="", attempts=status.attempts + 1, addresses=facts.addresses or ()
+        )
+        self._statuses.note(spec.uuid, status)
+        self._statuses.flush(spec.uuid)
+        self._open_attempts[spec.uuid] = spec.boot_request
+
+    def _interrupted(self, spec: InstanceSpec | None, facts: Facts, decision: Decision, error: Transient) -> None:
+        """A step failed for now: say so. A service that was away is no fault of the request and does not count against it."""
+        if spec is None or decision.phase is None:
+            return
+        was_open = self._open_attempts.pop(spec.uuid, None) is not None
+        if isinstance(error, Cancelled):
+            return
+        status = self._status(spec, facts)
+        is_outage = isinstance(error, (HypervisorUnavailable, PlacementUnavailable, StoreUnavailable, Conflict))
+        status = dataclasses.replace(
+            status,
+            phase=decision.phase,
+            attempts=max(0, status.attempts - 1) if was_open and is_outage else status.attempts,
+            message=f"{decision.step}: {error}",
+            progress=None,
+        )
+        self._statuses.note(spec.uuid, status)
+        if was_open:
+            self._note_event(spec.uuid, decision.step, 0, status.message)
+        self._flush_if_possible(spec.uuid)
+
+    def _report_waiting(self, spec: InstanceSpec | None, entry: SpecEntry | None, error: Transient) -> None:
+        """The facts cannot be had: a new request waits and says for what; what was known of an old one stays."""
+        if spec is None or entry is None:
+            return
+        status = self._statuses.get(spec.uuid) or InstanceStatus(phase=Phase.PENDING, reason=Reason.WAITING)
+        self._statuses.note(spec.uuid, dataclasses.replace(status, message=str(error), spec_revision=entry.revision))
+        self._flush_if_possible(spec.uuid)
+
+    def _flush_if_possible(self, uuid: UUID) -> None:
+        try:
+            self._statuses.flush(uuid)
+        except Transient as error:
+            logger.debug("status not written yet: %s", error)
+
+    def _record_failure(self, spec: InstanceSpec, facts: Facts, step: Step, error: Permanent) -> None:
+        self._open_attempts.pop(spec.uuid, None)
+        logger.warning("failed for good", extra=fields(instance=spec.uuid, step=step, reason=error.reason, error=str(error)))
+        status = dataclasses.replace(self._status(spec, facts), failure=error.reason, failure_message=str(error), progress=None)
+        self._statuses.note(spec.uuid, status)
+        self._note_event(spec.uuid, step, 0, f"{error.reason}: {error}")
+
+    def _note_event(self, uuid: UUID, step: Step, took_ms: int, message: str = "") -> None:
+        status = self._statuses.get(uuid)
+        if status is not None:
+            self._statuses.note(uuid, with_event(status, Event(self._now(), step, took_ms, message)))
+
+    def _settle(self, hand: _Pass, spec: InstanceSpec | None, decision: Decision) -> None:
+        """Nothing is left to do now: say so, and come back where something is only waited for."""
+        if spec is None:
+            if hand.entry is not None:
+                self._report_held(hand, decision)
+            return
+        self._open_attempts.pop(spec.uuid, None)
+        self._report(spec, hand.facts, decision)
+        if decision.phase is Phase.STOPPING:
+            self._look_again(spec.uuid, min(LOOK_AGAIN_SECONDS, float(spec.grace_seconds)))
+        else:
+            self._patience.at_rest(spec.uuid)
+
+    def _report(self, spec: InstanceSpec, facts: Facts, decision: Decision, message: str = "") -> None:
+        if decision.phase is None:
+            return
+        status = self._status(spec, facts)
+        stamp = facts.domain.stamp if facts.domain else None
+        if not message and decision.reason:
+            is_failure = decision.reason in (status.failure, Reason.START_FAILED, Reason.ATTEMPTS_EXHAUSTED)
+            message = (is_failure and (status.failure_message or status.message)) or MESSAGES.get(decision.reason, "")
+        status = dataclasses.replace(
+            status,
+            phase=decision.phase,
+            reason=str(decision.reason),
+            message=message,
+            progress=None,
+            booted=max(status.booted, stamp.booted if stamp else 0),
+            addresses=facts.addresses or (),
+        )
+        if spec.desired is Desired.RUNNING and decision.phase is Phase.RUNNING:
+            status = dataclasses.replace(status, failure="", failure_message="")
+        self._statuses.note(spec.uuid, status)
+        self._statuses.flush(spec.uuid)
+
+    def _report_held(self, hand: _Pass, decision: Decision) -> None:
+        if decision.phase is None or hand.entry is None:
+            return
+        status = self._statuses.get(hand.uuid) or InstanceStatus(phase=decision.phase)
+        message = f"{MESSAGES.get(decision.reason, '')} ({hand.entry.problem})"
+        status = dataclasses.replace(
+            status, phase=decision.phase, reason=str(decision.reason), message=message, spec_revision=hand.entry.revision
+        )
+        self._statuses.note(hand.uuid, status)
+        self._statuses.flush(hand.uuid)

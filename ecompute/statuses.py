@@ -1,0 +1,114 @@
+"""What this host says of its instances: the statuses, in memory and in etcd, written by a fenced transaction.
+
+This host is the only writer, so what was written last is known and nothing is read back on the way. A write compares the
+host key (a process that lost its lease cannot write) and the spec's presence (no status outlives its spec). With etcd away
+the newest status stays here, marked unwritten, until ``flush``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable
+from uuid import UUID
+
+from common.errors import Conflict, InvalidSpec, UnsupportedSchema
+from common.keys import Keys
+from common.logs import fields
+from common.model import Event, InstanceStatus
+from common.store import Compare, Store, Transaction
+
+logger = logging.getLogger(__name__)
+EVENTS_KEPT = 20
+
+
+class Statuses:
+    """All statuses of one provider.
+
+    Args:
+        fence: the compare of the living host key; may raise ``StoreUnavailable``.
+        now: wall time as ISO 8601 text, for people.
+        on_conflict: a fenced write was refused; the heartbeat should look at its key.
+    """
+
+    def __init__(
+        self, store: Store, keys: Keys, provider: UUID, *, fence: Callable[[], Compare], now: Callable[[], str],
+        on_conflict: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._store, self._keys, self._provider = store, keys, provider
+        self._fence, self._now, self._on_conflict = fence, now, on_conflict
+        self._lock = threading.Lock()
+        self._known: dict[UUID, InstanceStatus] = {}
+        self._unwritten: set[UUID] = set()
+
+    def load(self) -> None:
+        """Read what this host said before it was restarted.
+
+        Raises:
+            StoreUnavailable: etcd did not answer.
+        """
+        found: dict[UUID, InstanceStatus] = {}
+        for item in self._store.list(self._keys.statuses(self._provider)).items:
+            try:
+                _, uuid = self._keys.parse_provider_instance(item.key)
+                found[uuid] = InstanceStatus.from_json(item.value)
+            except (ValueError, InvalidSpec, UnsupportedSchema) as error:
+                logger.warning("ignored a status that cannot be read: %s", error, extra=fields(key=item.key))
+        with self._lock:
+            self._known = found | self._known
+
+    def get(self, uuid: UUID) -> InstanceStatus | None:
+        with self._lock:
+            return self._known.get(uuid)
+
+    def uuids(self) -> set[UUID]:
+        with self._lock:
+            return set(self._known)
+
+    def note(self, uuid: UUID, status: InstanceStatus) -> None:
+        """Remember *status* as the newest; it reaches etcd with the next ``flush``."""
+        with self._lock:
+            if status == self._known.get(uuid):
+                return
+            self._known[uuid] = dataclasses.replace(status, updated_at=self._now())
+            self._unwritten.add(uuid)
+
+    def flush(self, uuid: UUID) -> None:
+        """Write the newest status of *uuid*, if it is not in etcd yet.
+
+        Raises:
+            StoreUnavailable: it is not known to be written; it stays marked unwritten.
+            Conflict: the host key or the spec is gone.
+        """
+        with self._lock:
+            status = self._known.get(uuid)
+            if status is None or uuid not in self._unwritten:
+                return
+        change = Transaction(
+            compares=(self._fence(), Compare.present(self._keys.spec(self._provider, uuid))),
+            puts={self._keys.status(self._provider, uuid): status.to_json()},
+        )
+        try:
+            self._store.commit(change)
+        except Conflict:
+            self._on_conflict()
+            raise
+        with self._lock:
+            if self._known.get(uuid) is status:
+                self._unwritten.discard(uuid)
+
+    def unwritten(self) -> set[UUID]:
+        with self._lock:
+            return set(self._unwritten)
+
+    def drop(self, uuid: UUID) -> None:
+        """Forget *uuid* here; its key went with its spec."""
+        with self._lock:
+            self._known.pop(uuid, None)
+            self._unwritten.discard(uuid)
+
+
+def with_event(status: InstanceStatus, event: Event) -> InstanceStatus:
+    """*status* with *event* as its newest; the oldest beyond the last 20 are dropped."""
+    return dataclasses.replace(status, events=(*status.events, event)[-EVENTS_KEPT:])

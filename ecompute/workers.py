@@ -1,0 +1,65 @@
+"""The threads that take instances from the work queue; the one home of retries.
+
+``Transient`` comes back after the key's backoff, everything else is a bug: it is logged with its traceback, backed off,
+and the other guests are served.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from uuid import UUID
+
+from common.errors import EcomputeError, Transient
+from common.logs import fields, log_context
+from ecompute.workqueue import WorkQueue
+
+logger = logging.getLogger(__name__)
+
+
+class Workers:
+    """*count* threads that call *reconcile* with what the queue hands out."""
+
+    def __init__(self, queue: WorkQueue[UUID], reconcile: Callable[[UUID], None], count: int) -> None:
+        self._queue, self._reconcile = queue, reconcile
+        self._threads = [threading.Thread(target=self._run, name=f"worker-{i}", daemon=True) for i in range(count)]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def join(self, timeout_seconds: float) -> bool:
+        """Wait until the steps in hand are finished; False when some are not after *timeout_seconds* in all."""
+        for thread in self._threads:
+            thread.join(timeout_seconds / len(self._threads))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _run(self) -> None:
+        while (uuid := self._queue.get()) is not None:
+            try:
+                with log_context(instance=str(uuid)):
+                    self._work(uuid)
+            finally:
+                self._queue.done(uuid)
+
+    def _work(self, uuid: UUID) -> None:
+        try:
+            self._reconcile(uuid)
+        except Transient as error:
+            delay = self._queue.add_failed(uuid, at_least_seconds=error.retry_after or 0.0)
+            level = logging.WARNING if self._queue.failures(uuid) > 1 else logging.INFO
+            logger.log(
+                level,
+                "%s: trying again",
+                error,
+                extra=fields(failures=self._queue.failures(uuid), delay_seconds=round(delay, 1)),
+            )
+        except EcomputeError as error:
+            delay = self._queue.add_failed(uuid)
+            logger.error("%s", error, extra=fields(delay_seconds=round(delay, 1)))
+        except Exception:  # a bug must not take the other guests' service down with it
+            delay = self._queue.add_failed(uuid, at_least_seconds=5.0)
+            logger.exception("this is a bug, please report it", extra=fields(delay_seconds=round(delay, 1)))
+        else:
+            self._queue.forget(uuid)

@@ -1,0 +1,126 @@
+"""The work queue's promises, with a clock that only moves when told."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from ecompute.workqueue import WorkQueue
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def queue(clock: Clock) -> WorkQueue[str]:
+    return WorkQueue(first_seconds=1.0, most_seconds=8.0, clock=clock, jitter=lambda: 0.0)
+
+
+def test_keys_come_out_in_the_order_they_were_added(queue: WorkQueue[str]) -> None:
+    for key in "abc":
+        queue.add(key)
+    assert [queue.get(0), queue.get(0), queue.get(0), queue.get(0)] == ["a", "b", "c", None]
+
+
+def test_a_key_added_while_it_waits_is_there_once(queue: WorkQueue[str]) -> None:
+    queue.add("a")
+    queue.add("a")
+    assert (queue.get(0), queue.get(0)) == ("a", None)
+
+
+def test_a_key_in_hand_is_given_to_nobody_else_and_comes_back_once_when_added_meanwhile(queue: WorkQueue[str]) -> None:
+    queue.add("a")
+    assert queue.get(0) == "a"
+    queue.add("a")
+    queue.add("a")
+    assert queue.get(0) is None
+    queue.done("a")
+    assert queue.get(0) == "a"
+    queue.done("a")
+    assert queue.get(0) is None
+
+
+def test_a_delayed_key_waits_for_its_time(queue: WorkQueue[str], clock: Clock) -> None:
+    queue.add_after("a", 5.0)
+    assert queue.get(0) is None
+    clock.now += 5.0
+    assert queue.get(0) == "a"
+
+
+def test_an_earlier_add_does_not_wait_for_the_delay(queue: WorkQueue[str]) -> None:
+    queue.add_after("a", 5.0)
+    queue.add("a")
+    assert queue.get(0) == "a"
+
+
+def test_failures_back_off_exponentially_up_to_a_bound_until_forgotten(queue: WorkQueue[str]) -> None:
+    assert [queue.add_failed("a") for _ in range(5)] == [1.0, 2.0, 4.0, 8.0, 8.0]
+    assert queue.failures("a") == 5
+    queue.forget("a")
+    assert queue.add_failed("a") == 1.0
+
+
+def test_a_failure_waits_at_least_as_long_as_the_other_side_asks(queue: WorkQueue[str]) -> None:
+    assert queue.add_failed("a", at_least_seconds=30.0) == 30.0
+
+
+def test_jitter_stretches_a_delay_by_at_most_a_quarter() -> None:
+    stretched = WorkQueue[str](first_seconds=4.0, jitter=lambda: 0.999, clock=Clock())
+    assert 4.9 < stretched.add_failed("a") < 5.0
+
+
+def test_closing_ends_every_waiting_get() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    answers: list[str | None] = []
+    threads = [threading.Thread(target=lambda: answers.append(queue.get())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    queue.close()
+    for thread in threads:
+        thread.join(5)
+    assert answers == [None, None, None]
+
+
+def test_a_closed_queue_hands_out_nothing_more(queue: WorkQueue[str]) -> None:
+    queue.add("a")
+    queue.close()
+    queue.add("b")
+    assert queue.get() is None
+
+
+def test_many_workers_never_hold_one_key_at_once() -> None:
+    queue: WorkQueue[int] = WorkQueue()
+    held: set[int] = set()
+    lock, overlaps, handled = threading.Lock(), [], []
+
+    def work() -> None:
+        while (key := queue.get(0.3)) is not None:
+            with lock:
+                if key in held:
+                    overlaps.append(key)
+                held.add(key)
+                handled.append(key)
+            with lock:
+                held.discard(key)
+            queue.done(key)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for i in range(2000):
+        queue.add(i % 5)
+    for thread in threads:
+        thread.join(20)
+    assert not overlaps
+    assert set(handled) == set(range(5))
