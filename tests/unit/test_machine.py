@@ -1,0 +1,235 @@
+"""The life of an instance, row by row, and what holds from every state: the steps end, and a guest that ran is never rebuilt."""
+
+from __future__ import annotations
+
+import dataclasses
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.model import Address, Desired, ImageRef, InstanceSpec, Phase, Reason, Restart
+from ecompute.hypervisor import Domain, PowerState, Stamp
+from ecompute.machine import Allocation, Decision, Facts, History, Step, decide
+
+PROVIDER, OTHER = UUID(int=1), UUID(int=2)
+CLUSTER, REVISION, BOOT = 77, 10, "boot-1"
+ADDRESSES = (Address("default", "52:54:c0:a8:7a:32", "192.168.122.50"),)
+SPEC = InstanceSpec(UUID(int=9), "web", ImageRef("/i"), {"VCPU": 1, "MEMORY_MB": 256, "DISK_GB": 1})
+NOTHING = Facts(PROVIDER, CLUSTER, REVISION, BOOT, allocation=Allocation.PRESENT)
+READY = dataclasses.replace(
+    NOTHING, disk_is_there=True, files_are_there=True, image_is_cached=True, addresses=ADDRESSES,
+    metadata_is_there=True, metadata_is_current=True, definition_is_current=True,
+)  # fmt: skip
+FRESH = History()
+
+
+def stamp(**changes: object) -> Stamp:
+    return dataclasses.replace(Stamp(PROVIDER, CLUSTER, REVISION, booted=0, definition="d", boot_id=BOOT), **changes)  # type: ignore[arg-type]
+
+
+def domain(power: PowerState = PowerState.SHUTOFF, reason: str = "shutdown", mark: Stamp | None = None) -> Domain:
+    return Domain(SPEC.uuid, "web", power, reason, mark)
+
+
+def facts(base: Facts = NOTHING, **changes: object) -> Facts:
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def spec(**changes: object) -> InstanceSpec:
+    return dataclasses.replace(SPEC, **changes)  # type: ignore[arg-type]
+
+
+RAN = stamp(booted=1)
+UP, OFF = domain(PowerState.RUNNING, "booted", RAN), domain(mark=RAN)
+STOPPED, DELETED = spec(desired=Desired.STOPPED), spec(desired=Desired.DELETED)
+
+ROWS: list[tuple[str, InstanceSpec | None, Facts, History, Decision]] = [
+    ("an unreadable spec is held", None, facts(spec_is_unsupported=True, domain=UP), FRESH,
+     Decision(Step.NONE, Phase.HELD, Reason.UNSUPPORTED_SCHEMA)),
+    ("a wiped store stops nothing", DELETED, facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp(cluster_id=5))), FRESH,
+     Decision(Step.NONE, Phase.HELD, Reason.STORE_RESTORED)),
+    ("an older spec than the stamp's stops nothing", STOPPED, facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp(spec_revision=11))),
+     FRESH, Decision(Step.NONE, Phase.HELD, Reason.STORE_RESTORED)),
+    ("a lost claim is asserted, the guest goes on", SPEC, facts(READY, domain=UP, allocation=Allocation.ABSENT), FRESH,
+     Decision(Step.ASSERT_ALLOCATION, Phase.RUNNING, Reason.ALLOCATION_MISSING)),
+    ("a lost claim of a guest that is off is asserted too", STOPPED, facts(READY, domain=OFF, allocation=Allocation.ABSENT), FRESH,
+     Decision(Step.ASSERT_ALLOCATION, Phase.STOPPED, Reason.ALLOCATION_MISSING)),
+    ("running, all well", SPEC, facts(READY, domain=UP), FRESH, Decision(Step.NONE, Phase.RUNNING)),
+    ("running, metadata stale", SPEC, facts(READY, domain=UP, metadata_is_current=False), FRESH,
+     Decision(Step.WRITE_METADATA, Phase.RUNNING)),
+    ("running, not marked yet", SPEC, facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp())), FRESH,
+     Decision(Step.MARK_BOOTED, Phase.RUNNING)),
+    ("running since a later boot of the host", SPEC, facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp(booted=1, boot_id="old"))),
+     FRESH, Decision(Step.MARK_BOOTED, Phase.RUNNING)),
+    ("running is never failed", SPEC, facts(READY, domain=UP), History(attempts=9, failure="X"), Decision(Step.NONE, Phase.RUNNING)),
+    ("paused by a full disk", SPEC, facts(READY, domain=domain(PowerState.PAUSED, "ioerror", RAN)), FRESH,
+     Decision(Step.NONE, Phase.PAUSED, Reason.IO_ERROR)),
+    ("ran, start failed for good", spec(boot_request=2), facts(READY, domain=OFF), History(attempts=1, failure="HypervisorRejected"),
+     Decision(Step.NONE, Phase.STOPPED, Reason.START_FAILED)),
+    ("ran, powered itself off", SPEC, facts(READY, domain=OFF), FRESH, Decision(Step.NONE, Phase.STOPPED, Reason.GUEST_SHUTDOWN)),
+    ("ran, crashed", SPEC, facts(READY, domain=domain(PowerState.SHUTOFF, "crashed", RAN)), FRESH,
+     Decision(Step.NONE, Phase.STOPPED, Reason.CRASHED)),
+    ("ran, host rebooted", SPEC, facts(READY, domain=domain(mark=stamp(booted=1, boot_id="old"))), FRESH,
+     Decision(Step.NONE, Phase.STOPPED, Reason.HOST_REBOOTED)),
+    ("ran, crashed, restarts on failure", spec(restart=Restart.ON_FAILURE), facts(READY, domain=domain(PowerState.SHUTOFF, "crashed", RAN)),
+     FRESH, Decision(Step.START, Phase.BUILDING)),
+    ("powered itself off, on failure is no order to start", spec(restart=Restart.ON_FAILURE), facts(READY, domain=OFF), FRESH,
+     Decision(Step.NONE, Phase.STOPPED, Reason.GUEST_SHUTDOWN)),
+    ("always means always", spec(restart=Restart.ALWAYS), facts(READY, domain=OFF), FRESH, Decision(Step.START, Phase.BUILDING)),
+    ("ran, started again by request", spec(boot_request=2), facts(READY, domain=OFF), FRESH, Decision(Step.START, Phase.BUILDING)),
+    ("ran, its disk is gone", spec(boot_request=2), facts(NOTHING, domain=OFF), FRESH, Decision(Step.NONE, Phase.STOPPED, "DiskMissing")),
+    ("ran by the status, domain lost", spec(boot_request=2), facts(READY, domain=None), History(booted=1), Decision(Step.DEFINE, Phase.BUILDING)),
+    ("never ran, no claim", SPEC, facts(allocation=Allocation.ABSENT), FRESH, Decision(Step.NONE, Phase.REFUSED, Reason.NO_ALLOCATION)),
+    ("image first", SPEC, NOTHING, FRESH, Decision(Step.FETCH_IMAGE, Phase.BUILDING)),
+    ("then the disk", SPEC, facts(image_is_cached=True), FRESH, Decision(Step.BUILD_DISK, Phase.BUILDING)),
+    ("then the address", SPEC, facts(disk_is_there=True), FRESH, Decision(Step.RESERVE_NETWORK, Phase.BUILDING)),
+    ("then the metadata", SPEC, facts(disk_is_there=True, addresses=ADDRESSES), FRESH, Decision(Step.WRITE_METADATA, Phase.BUILDING)),
+    ("then the domain", SPEC, facts(READY), FRESH, Decision(Step.DEFINE, Phase.BUILDING)),
+    ("defined otherwise", SPEC, facts(READY, domain=domain(mark=stamp()), definition_is_current=False), FRESH,
+     Decision(Step.DEFINE, Phase.BUILDING)),
+    ("then the start", SPEC, facts(READY, domain=domain(mark=stamp())), FRESH, Decision(Step.START, Phase.BUILDING)),
+    ("an attempt in hand is not used up", SPEC, facts(READY, domain=domain(mark=stamp())), History(5, True, 5), Decision(Step.START, Phase.BUILDING)),
+    ("never ran, failed: undefine", SPEC, facts(READY, domain=domain(mark=stamp())), History(failure="ImageNotFound"),
+     Decision(Step.UNDEFINE, Phase.FAILED, "ImageNotFound")),
+    ("failed: files", SPEC, READY, History(failure="X"), Decision(Step.REMOVE_FILES, Phase.FAILED, "X")),
+    ("failed: address", SPEC, facts(addresses=ADDRESSES), History(failure="X"), Decision(Step.RELEASE_NETWORK, Phase.FAILED, "X")),
+    ("failed: claim last", SPEC, NOTHING, History(failure="X"), Decision(Step.RELEASE, Phase.FAILED, "X")),
+    ("failed: nothing left", SPEC, facts(allocation=Allocation.ABSENT), History(attempts=5), Decision(Step.NONE, Phase.FAILED, Reason.ATTEMPTS_EXHAUSTED)),
+    ("somebody else's domain has our uuid", SPEC, facts(domain=domain(PowerState.RUNNING, "booted")), FRESH,
+     Decision(Step.NONE, Phase.HELD, "ForeignDomain")),
+    ("stop: press the button", STOPPED, facts(READY, domain=UP), FRESH, Decision(Step.SHUTDOWN, Phase.STOPPING)),
+    ("stop: wait", STOPPED, facts(READY, domain=UP, shutdown_is_due=False), FRESH, Decision(Step.NONE, Phase.STOPPING)),
+    ("stop: patience is over", STOPPED, facts(READY, domain=UP, grace_is_over=True), FRESH, Decision(Step.DESTROY, Phase.STOPPING)),
+    ("stopped", STOPPED, facts(READY, domain=OFF), FRESH, Decision(Step.NONE, Phase.STOPPED)),
+    ("delete: power first", DELETED, facts(READY, domain=UP), FRESH, Decision(Step.DESTROY, Phase.DELETING)),
+    ("delete: definition", DELETED, facts(READY, domain=OFF), FRESH, Decision(Step.UNDEFINE, Phase.DELETING)),
+    ("delete: files", DELETED, READY, FRESH, Decision(Step.REMOVE_FILES, Phase.DELETING)),
+    ("delete: a metadata document alone", DELETED, facts(metadata_is_there=True), FRESH, Decision(Step.REMOVE_FILES, Phase.DELETING)),
+    ("delete: address", DELETED, facts(addresses=ADDRESSES), FRESH, Decision(Step.RELEASE_NETWORK, Phase.DELETING)),
+    ("delete: claim", DELETED, NOTHING, FRESH, Decision(Step.RELEASE, Phase.DELETING)),
+    ("delete: forget", DELETED, facts(allocation=Allocation.ABSENT), FRESH, Decision(Step.FORGET, Phase.DELETING)),
+    ("delete: a domain that is not ours stays", DELETED, facts(domain=domain(PowerState.RUNNING), allocation=Allocation.ABSENT), FRESH,
+     Decision(Step.FORGET, Phase.DELETING)),
+    ("no spec, our guest: quarantined", None, facts(READY, domain=UP, spec_revision=0), FRESH, Decision(Step.NONE, Phase.QUARANTINED)),
+    ("no spec, a guest of another provider", None, facts(domain=domain(mark=stamp(provider=OTHER))), FRESH, Decision(Step.NONE)),
+    ("no spec, foreign domain", None, facts(domain=domain(PowerState.RUNNING)), FRESH, Decision(Step.NONE)),
+    ("a claim that may still be meant", None, NOTHING, FRESH, Decision(Step.NONE)),
+    ("a claim of a dead client", None, facts(claim_is_orphaned=True), FRESH, Decision(Step.RELEASE)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "wanted", "now", "history", "expected"), ROWS, ids=[row[0] for row in ROWS])
+def test_row(what: str, wanted: InstanceSpec | None, now: Facts, history: History, expected: Decision) -> None:
+    assert decide(wanted, now, history) == expected
+
+
+# -- from every state ----------------------------------------------------------------------------------------------------
+
+stamps = st.builds(
+    Stamp, provider=st.sampled_from([PROVIDER, OTHER]), cluster_id=st.sampled_from([CLUSTER, 5]),
+    spec_revision=st.integers(0, 20), booted=st.integers(0, 3), definition=st.just("d"), boot_id=st.sampled_from([BOOT, "old"]),
+)  # fmt: skip
+domains = st.builds(
+    Domain, uuid=st.just(SPEC.uuid), name=st.just("web"), power_state=st.sampled_from(PowerState),
+    state_reason=st.sampled_from(["booted", "shutdown", "crashed", "ioerror", "unknown"]), stamp=st.none() | stamps,
+)  # fmt: skip
+all_facts = st.builds(
+    Facts, provider=st.just(PROVIDER), cluster_id=st.just(CLUSTER), spec_revision=st.just(REVISION), host_boot_id=st.just(BOOT),
+    spec_is_unsupported=st.booleans(), domain=st.none() | domains, allocation=st.sampled_from(Allocation),
+    disk_is_there=st.booleans(), image_is_cached=st.booleans(), files_are_there=st.booleans(),
+    addresses=st.none() | st.just(ADDRESSES), metadata_is_there=st.booleans(), metadata_is_current=st.booleans(),
+    definition_is_current=st.booleans(), shutdown_is_due=st.booleans(), grace_is_over=st.booleans(), claim_is_orphaned=st.booleans(),
+)  # fmt: skip
+specs = st.none() | st.builds(
+    spec, desired=st.sampled_from(Desired), boot_request=st.integers(1, 3), restart=st.sampled_from(Restart)
+)
+histories = st.builds(History, st.integers(0, 6), st.booleans(), st.just(5), st.sampled_from(["", "X"]), st.integers(0, 2))
+
+
+def after(step: Step, wanted: InstanceSpec | None, now: Facts) -> tuple[InstanceSpec | None, Facts]:
+    """The world once *step* has succeeded."""
+    boot_request = wanted.boot_request if wanted else 0
+
+    def with_domain(**changes: object) -> Facts:
+        assert now.domain is not None
+        return facts(now, domain=dataclasses.replace(now.domain, **changes))  # type: ignore[arg-type]
+
+    match step:
+        case Step.ASSERT_ALLOCATION:
+            return wanted, facts(now, allocation=Allocation.PRESENT)
+        case Step.FETCH_IMAGE:
+            return wanted, facts(now, image_is_cached=True)
+        case Step.BUILD_DISK:
+            return wanted, facts(now, disk_is_there=True, files_are_there=True)
+        case Step.RESERVE_NETWORK:
+            return wanted, facts(now, addresses=ADDRESSES)
+        case Step.WRITE_METADATA:
+            return wanted, facts(now, metadata_is_current=True, metadata_is_there=True)
+        case Step.DEFINE:
+            known = now.domain.stamp if now.domain else None
+            mark = stamp(booted=known.booted if known else 0)
+            return wanted, facts(now, domain=domain(mark=mark), definition_is_current=True)
+        case Step.START:
+            return wanted, with_domain(power_state=PowerState.RUNNING, state_reason="booted")
+        case Step.MARK_BOOTED:
+            return wanted, with_domain(stamp=stamp(booted=boot_request))
+        case Step.SHUTDOWN:
+            return wanted, facts(now, shutdown_is_due=False)
+        case Step.DESTROY:
+            return wanted, with_domain(power_state=PowerState.SHUTOFF, state_reason="destroyed")
+        case Step.UNDEFINE:
+            return wanted, facts(now, domain=None)
+        case Step.REMOVE_FILES:
+            return wanted, facts(
+                now, files_are_there=False, disk_is_there=False, metadata_is_there=False, metadata_is_current=False
+            )
+        case Step.RELEASE_NETWORK:
+            return wanted, facts(now, addresses=None)
+        case Step.RELEASE:
+            return wanted, facts(now, allocation=Allocation.ABSENT)
+        case Step.FORGET:
+            return None, facts(now, spec_revision=0)
+    raise AssertionError(f"a step that nobody knows: {step}")
+
+
+@settings(max_examples=2000, deadline=None)
+@given(specs, all_facts, histories)
+def test_from_every_state_the_steps_end(wanted: InstanceSpec | None, now: Facts, history: History) -> None:
+    taken: list[Step] = []
+    while (decision := decide(wanted, now, history)).step is not Step.NONE:
+        taken.append(decision.step)
+        assert len(taken) <= 2 * len(Step), taken
+        wanted, now = after(decision.step, wanted, now)
+    assert decision.phase is not Phase.BUILDING, (taken, now)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(specs, all_facts, histories)
+def test_nothing_is_taken_from_a_guest_that_ever_ran_unless_it_is_to_be_deleted(
+    wanted: InstanceSpec | None, now: Facts, history: History
+) -> None:
+    ran = history.booted > 0 or bool(now.domain and now.domain.stamp and now.domain.stamp.booted)
+    decision = decide(wanted, now, history)
+    if wanted is not None and ran and wanted.desired is not Desired.DELETED:
+        assert decision.step not in (Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.RELEASE, Step.FORGET)
+        if decision.step is Step.DESTROY:
+            assert wanted.desired is Desired.STOPPED
+
+
+@settings(max_examples=1000, deadline=None)
+@given(all_facts, histories)
+def test_a_missing_spec_never_touches_a_domain(now: Facts, history: History) -> None:
+    step = decide(None, now, history).step
+    assert step in (Step.NONE, Step.RELEASE)
+    assert step is Step.NONE or now.domain is None
+
+
+@settings(max_examples=1000, deadline=None)
+@given(specs, all_facts, histories)
+def test_a_foreign_domain_is_never_touched(wanted: InstanceSpec | None, now: Facts, history: History) -> None:
+    if now.domain and (now.domain.stamp is None or now.domain.stamp.provider != PROVIDER):
+        assert decide(wanted, now, history).step not in (
+            Step.DEFINE, Step.START, Step.MARK_BOOTED, Step.SHUTDOWN, Step.DESTROY, Step.UNDEFINE,
+        )  # fmt: skip
