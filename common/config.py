@@ -7,11 +7,31 @@ each key is for. No module reads a configuration key in another way, and no othe
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 from uuid import UUID
 
+from common.config_checks import COMPUTE_CHECKS, SCHEDULE_CHECKS, Check
+from common.config_file import (
+    KeyPath,
+    Problem,
+    dotted,
+    find_file,
+    key_paths,
+    read_document,
+    schema_problems,
+    search_directories,
+)
+from common.errors import ConfigError
 from common.keys import DEFAULT_PREFIX
+from common.schemas import COMPUTE, SCHEDULE, Schema
 
 
 @dataclass(frozen=True)
@@ -166,3 +186,151 @@ class ScheduleConfig:
     wait_seconds: float = 600.0
     log: LogConfig = LogConfig()
     source: Path | None = None
+
+
+Config = TypeVar("Config", ComputeConfig, ScheduleConfig)
+Dataclass = TypeVar("Dataclass")
+
+
+def load_compute(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    directories: Sequence[Path] | None = None,
+) -> ComputeConfig:
+    """compute.yaml, checked; all defaults (and ``source`` None) where no file is named and none is found.
+
+    Args:
+        path: what ``--config`` names; it must be there.
+        environment: where ``HOME`` is looked up; the process's own by default.
+        directories: where to look when *path* is None; by default the working directory, ``~/.config/etcd-compute`` and
+            ``/etc/etcd-compute``.
+
+    Raises:
+        ConfigError: anything is wrong with it; one line for each fault.
+    """
+    return _load(ComputeConfig(), _Kind("compute.yaml", COMPUTE, COMPUTE_CHECKS), path, environment, directories)
+
+
+def load_schedule(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    directories: Sequence[Path] | None = None,
+) -> ScheduleConfig:
+    """schedule.yaml; arguments and errors as in ``load_compute``."""
+    return _load(ScheduleConfig(), _Kind("schedule.yaml", SCHEDULE, SCHEDULE_CHECKS), path, environment, directories)
+
+
+def describe(config: ComputeConfig | ScheduleConfig) -> list[str]:
+    """The effective values, a line each, for ``--check-config``; of files with secrets only the names."""
+    is_compute = isinstance(config, ComputeConfig)
+    values, defaults = _flat(config), _flat(ComputeConfig() if is_compute else ScheduleConfig())
+    lines = [f"# {config.source or 'no file was found: all values are defaults'}"]
+    known = [dotted(path) for path in key_paths(COMPUTE if is_compute else SCHEDULE)]
+    for key in [key for key in known if key in values]:
+        mark = "" if values[key] != defaults[key] else "  (default)"
+        lines += [f"{key} = {_shown(values[key])}{mark}"]
+    return lines
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One of the two files: its name, and what it is judged by."""
+
+    file_name: str
+    schema: Schema
+    checks: Sequence[Check]
+
+
+def _load(
+    default: Config,
+    kind: _Kind,
+    path: Path | None,
+    environment: Mapping[str, str] | None,
+    directories: Sequence[Path] | None,
+) -> Config:
+    environment = os.environ if environment is None else environment
+    if path is None:
+        path = find_file(kind.file_name, search_directories(environment) if directories is None else directories)
+        if path is None:
+            return default
+    document = _without_empty_sections(read_document(path), kind.schema)
+    problems = schema_problems(document, kind.schema)
+    bad = [p for problem in problems for p in problem.paths]
+    config = _merged(default, _without(document, bad), environment.get("HOME", ""))
+    values = _flat(config)
+    problems += [problem for check in kind.checks for problem in check(values) if not _touches(problem, bad)]
+    if problems:
+        raise ConfigError("\n".join(f"{path}: {problem.text}" for problem in problems))
+    return dataclasses.replace(config, source=path.absolute())
+
+
+def _without_empty_sections(document: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+    """*document* without sections that hold nothing, as when all keys in them are commented out."""
+    kept = {}
+    for key, value in document.items():
+        inner = schema.get("properties", {}).get(key, {})
+        if inner.get("type") == "object" and value is None:
+            continue
+        kept[key] = _without_empty_sections(value, inner) if isinstance(value, dict) else value
+    return kept
+
+
+def _without(document: Mapping[str, Any], bad: Sequence[KeyPath]) -> dict[str, Any]:
+    """*document* without the keys that failed, so that the checks between the others can still be made."""
+    good = copy.deepcopy(dict(document))
+    for path in bad:
+        keys = [key for key in path if isinstance(key, str)]
+        inner: Any = good
+        for key in keys[:-1]:
+            inner = inner.get(key, {}) if isinstance(inner, dict) else {}
+        if isinstance(inner, dict) and keys:
+            inner.pop(keys[-1], None)
+    return good
+
+
+def _touches(problem: Problem, bad: Sequence[KeyPath]) -> bool:
+    """Whether *problem* speaks of a key that failed already; then it judges a default that nobody wrote."""
+    return any(p[: len(b)] == b or b[: len(p)] == p for p in problem.paths for b in bad)
+
+
+def _merged(default: Dataclass, given: Mapping[str, Any], home: str) -> Dataclass:
+    """The dataclass *default* with what is *given* put over it."""
+    hints = typing.get_type_hints(type(default))
+    changes = {key: _typed(hints[key], getattr(default, key), value, home) for key, value in given.items()}
+    return typing.cast(Dataclass, dataclasses.replace(typing.cast(Any, default), **changes))
+
+
+def _typed(kind: Any, default: Any, value: Any, home: str) -> Any:
+    if typing.get_origin(kind) is types.UnionType:
+        if value is None:
+            return None
+        kind = next(a for a in typing.get_args(kind) if a is not types.NoneType)
+    if dataclasses.is_dataclass(kind):
+        return _merged(default, value, home)
+    if typing.get_origin(kind) is tuple:
+        return tuple(_typed(typing.get_args(kind)[0], None, item, home) for item in value)
+    if kind is Path and value.startswith("~/") and home:
+        return Path(home) / value[2:]
+    return kind(value)
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every value of *config* by its dotted key."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat.update(_flat(value, f"{prefix}{field.name}."))
+        else:
+            flat[f"{prefix}{field.name}"] = value
+    return flat
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, tuple):
+        return f"[{', '.join(str(v) for v in value)}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)

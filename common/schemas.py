@@ -1,0 +1,274 @@
+"""JSON Schemas (draft 2020-12) as data: the two configuration files, and the records that other programs may read in etcd.
+
+``COMPUTE`` and ``SCHEDULE`` judge configuration files for ``common/config.py``; a pattern's ``description`` says in words
+what is allowed, and becomes part of the message. ``RECORDS`` documents the records of ``common/model.py`` for readers in
+other languages; a reader must pass over properties that it does not know. Nothing is checked against them at run time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+MOST_SECONDS = 86400
+MOST_INTEGER = 2**31 - 1
+UUID_PATTERN = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+
+
+def _section(properties: dict[str, Schema]) -> Schema:
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _integer(minimum: int, maximum: int) -> Schema:
+    return {"type": "integer", "minimum": minimum, "maximum": maximum}
+
+
+def _seconds(minimum: float = 0.05, maximum: float = MOST_SECONDS) -> Schema:
+    return {"type": "number", "minimum": minimum, "maximum": maximum}
+
+
+def _one_of(*values: str) -> Schema:
+    return {"type": "string", "enum": list(values)}
+
+
+def _text(pattern: str, description: str) -> Schema:
+    return {"type": "string", "pattern": pattern, "maxLength": 4096, "description": description}
+
+
+def _or_null(schema: Schema) -> Schema:
+    """*schema*, or null for a key that may be left unset."""
+    wider = {**schema, "type": [schema["type"], "null"]}
+    if "enum" in schema:
+        wider["enum"] = [*schema["enum"], None]
+    return wider
+
+
+_FILE = _text("^(/|~/).", "the path of a file, absolute or beginning with ~/")
+_FOLDER = _text("^/[^/]", "an absolute path")
+_UUID = _text(UUID_PATTERN, "a uuid")
+_NETWORK = _text("^[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}$", "the name of a libvirt network")
+_PLAIN = _text("^[^\\s]+$", "a text without spaces")
+# Judged in config_checks, which does not repeat the password that an address should not hold.
+_URL = _text("", "http://HOST:PORT or https://HOST:PORT")
+_IMAGE = _text("", "an http(s):// or file:// URL or an absolute path")
+
+_ETCD: dict[str, Schema] = {
+    "endpoints": {"type": "array", "minItems": 1, "uniqueItems": True, "items": _URL},
+    "prefix": _text("^/([A-Za-z0-9._-]+/)+$", "a path that begins and ends with /, such as /etcd-compute/v1/"),
+    "ca_file": _or_null(_FILE),
+    "certificate_file": _or_null(_FILE),
+    "key_file": _or_null(_FILE),
+    "username": _or_null(_PLAIN),
+    "password_file": _or_null(_FILE),
+    "deadline_seconds": _seconds(maximum=3600),
+}
+_LEASE: dict[str, Schema] = {
+    "lease_ttl_seconds": _integer(2, 3600),
+    "heartbeat_every_seconds": _seconds(maximum=3600),
+}
+_PLACEMENT: dict[str, Schema] = {
+    "url": _URL,
+    "token_file": _or_null(_FILE),
+    "timeout_seconds": _seconds(maximum=3600),
+    "deadline_seconds": _seconds(maximum=3600),
+    "project_id": _or_null(_UUID),
+    "user_id": _or_null(_UUID),
+}
+_LOG: dict[str, Schema] = {
+    "level": _one_of("debug", "info", "warning", "error"),
+    "format": _one_of("auto", "text", "json"),
+}
+_RESOURCE = _section(
+    {
+        "reserved": _integer(0, MOST_INTEGER),
+        "allocation_ratio": {"type": "number", "exclusiveMinimum": 0, "maximum": 1000},
+    }
+)
+
+COMPUTE: Schema = {
+    "$schema": DRAFT,
+    "title": "compute.yaml",
+    **_section(
+        {
+            "name": _or_null(_text("^[A-Za-z0-9]([A-Za-z0-9._-]{0,198}[A-Za-z0-9])?$", "a host name")),
+            "uuid": _or_null(_UUID),
+            "etcd": _section({**_ETCD, **_LEASE}),
+            "placement": _section(_PLACEMENT),
+            "libvirt": _section(
+                {
+                    "uri": _text(
+                        "^(qemu|qemu\\+unix|test)://(/|$)", "the URI of a libvirt on this machine, such as qemu:///system"
+                    ),
+                    "virt_type": _one_of("auto", "kvm", "qemu", "test"),
+                    "machine_type": _or_null(_text("^[A-Za-z0-9._-]+$", "a machine type of QEMU, such as q35")),
+                    "cpu_mode": _or_null(_one_of("host-passthrough", "host-model", "maximum")),
+                    "kvm_probe_deadline_seconds": _seconds(1, 600),
+                }
+            ),
+            "inventory": _section({"vcpu": _RESOURCE, "memory_mb": _RESOURCE, "disk_gb": _RESOURCE}),
+            "paths": _section({"state_dir": _FOLDER, "run_dir": _FOLDER}),
+            "network": _section(
+                {
+                    "name": _NETWORK,
+                    "reserve_ahead": _integer(0, 1000),
+                    "filter": _or_null(_text("^[A-Za-z0-9_.-]+$", "the name of a libvirt nwfilter")),
+                }
+            ),
+            "metadata": _section(
+                {
+                    "mode": _one_of("managed", "external", "off"),
+                    "address": _text("^[0-9]{1,3}(\\.[0-9]{1,3}){3}$", "an IPv4 address"),
+                    "port": _integer(1, 65535),
+                    "bridge": _text("^[^\\s/]{1,15}$", "the name of a network interface, at most 15 characters"),
+                }
+            ),
+            "images": _section({"fetch_timeout_seconds": _seconds(1, 3600), "max_size_gib": _integer(1, 1024 * 1024)}),
+            "builder": _section(
+                {
+                    "workers": _or_null(_integer(1, 256)),
+                    "starts_at_once": _integer(1, 256),
+                    "max_attempts": _integer(1, 100),
+                    "resync_every_seconds": _seconds(1),
+                    "orphan_claim_after_seconds": _seconds(1, 30 * 86400),
+                    "shutdown_deadline_seconds": _seconds(1, 3600),
+                }
+            ),
+            "log": _section(_LOG),
+        }
+    ),
+}
+
+SCHEDULE: Schema = {
+    "$schema": DRAFT,
+    "title": "schedule.yaml",
+    **_section(
+        {
+            "etcd": _section(_ETCD),
+            "placement": _section(_PLACEMENT),
+            "defaults": _section(
+                {
+                    "image": _or_null(_IMAGE),
+                    "key_files": {"type": "array", "uniqueItems": True, "items": _FILE},
+                    "network": _NETWORK,
+                    "restart": _one_of("never", "on-failure", "always"),
+                }
+            ),
+            "policy": _one_of("spread", "pack", "random"),
+            "candidates_limit": _integer(1, 10000),
+            "wait_seconds": _seconds(0, 7 * 86400),
+            "log": _section(_LOG),
+        }
+    ),
+}
+
+_STRING: Schema = {"type": "string"}
+_TIME: Schema = {"type": "string", "description": "ISO 8601, UTC; for people, never compared; empty where unknown"}
+_UUID_TEXT: Schema = {"type": "string", "pattern": UUID_PATTERN}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_AMOUNTS: Schema = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}}
+_TEXTS: Schema = {"type": "object", "additionalProperties": _STRING}
+_SCHEMA_NUMBER: Schema = {"const": 1}
+_PHASES = (
+    "Pending", "Building", "Running", "Rebooting", "Paused", "Stopping", "Stopped",
+    "Deleting", "Rescheduling", "Refused", "Failed", "Held", "Quarantined",
+)  # fmt: skip
+
+
+def _record(title: str, required: tuple[str, ...], properties: dict[str, Schema]) -> Schema:
+    return {"$schema": DRAFT, "title": title, "type": "object", "required": [*required, "schema"], "properties": properties}
+
+
+def _list(items: Schema, **more: Any) -> Schema:
+    return {"type": "array", "items": items, **more}
+
+
+def _part(required: tuple[str, ...], properties: dict[str, Schema]) -> Schema:
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
+INSTANCE_SPEC = _record(
+    "InstanceSpec",
+    ("uuid", "name", "image", "resources"),
+    {
+        "uuid": _UUID_TEXT,
+        "name": {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"},
+        "image": _part(
+            ("url",), {"url": _STRING, "checksum": {"type": ["string", "null"], "pattern": "^sha(256|512):[0-9a-f]+$"}}
+        ),
+        "resources": _AMOUNTS,
+        "nics": _list(_part((), {"network": _STRING})),
+        "keys": _list({"type": "string", "description": "an OpenSSH public key, one line"}),
+        "user_data_base64": {"type": ["string", "null"]},
+        "hostname": _STRING,
+        "alternates": _list(
+            _part(
+                ("provider", "allocations"),
+                {"provider": _UUID_TEXT, "allocations": {"type": "object", "additionalProperties": _AMOUNTS}},
+            )
+        ),
+        "group": {"type": ["string", "null"]},
+        "restart": {"enum": ["never", "on-failure", "always"]},
+        "grace_seconds": _COUNT,
+        "desired": {"enum": ["running", "stopped", "deleted"]},
+        "boot_request": {"type": "integer", "minimum": 1},
+        "request_digest": _STRING,
+        "created_at": _TIME,
+        "created_by": _STRING,
+        "schema": _SCHEMA_NUMBER,
+    },
+)
+
+INSTANCE_STATUS = _record(
+    "InstanceStatus",
+    ("phase",),
+    {
+        "phase": {"enum": list(_PHASES)},
+        "reason": {"type": "string", "description": "one CamelCase word, empty where the phase says it all"},
+        "message": _STRING,
+        "progress": {
+            "type": ["object", "null"],
+            "required": ["step", "done", "total"],
+            "properties": {"step": _STRING, "done": _COUNT, "total": _COUNT, "unit": _STRING},
+        },
+        "spec_revision": _COUNT,
+        "boot_request": _COUNT,
+        "attempts": _COUNT,
+        "failure": _STRING,
+        "failure_message": _STRING,
+        "booted": _COUNT,
+        "addresses": _list(
+            _part(
+                ("network", "mac", "address"),
+                {"network": _STRING, "mac": _STRING, "address": _STRING, "prefix_length": _COUNT, "gateway": _STRING},
+            )
+        ),
+        "events": _list(
+            _part(("at", "step", "took_ms"), {"at": _TIME, "step": _STRING, "took_ms": _COUNT, "message": _STRING}), maxItems=20
+        ),
+        "updated_at": _TIME,
+        "schema": _SCHEMA_NUMBER,
+    },
+)
+
+HOST_RECORD = _record(
+    "HostRecord",
+    ("name", "boot_id", "incarnation", "libvirt_host_uuid", "libvirt_uri"),
+    {
+        "name": _STRING,
+        "boot_id": _STRING,
+        "incarnation": _UUID_TEXT,
+        "libvirt_host_uuid": _STRING,
+        "libvirt_uri": _STRING,
+        "state": {"enum": ["Ready", "Degraded"]},
+        "message": _STRING,
+        "versions": _TEXTS,
+        "capacity": _AMOUNTS,
+        "virt_type": _STRING,
+        "since": _TIME,
+        "schema": _SCHEMA_NUMBER,
+    },
+)
+
+RECORDS: dict[str, Schema] = {s["title"]: s for s in (INSTANCE_SPEC, INSTANCE_STATUS, HOST_RECORD)}
