@@ -17,9 +17,10 @@ from typing import TypeVar
 from uuid import UUID, uuid4
 
 from common.config import ComputeConfig
-from common.errors import EcomputeError, OwnershipError, Transient
+from common.errors import Conflict, EcomputeError, OwnershipError, Transient
 from common.etcd_store import EtcdStore
 from common.keys import Keys
+from common.lockfile import LockFile
 from common.logs import fields
 from common.metadata import MetadataStore
 from common.model import HostRecord, HostState, OwnerRecord
@@ -36,7 +37,6 @@ from ecompute.images import ImageCache
 from ecompute.inventory import InventoryKeeper
 from ecompute.kvm_probe import choose_virt_type
 from ecompute.libvirt_driver import LibvirtDriver
-from ecompute.lock import ProviderLock
 from ecompute.metadata_service import MetadataServiceSupervisor
 from ecompute.network import AddressPools
 from ecompute.reconciler import Reconciler
@@ -70,6 +70,20 @@ class Host:
     boot_id: str
     info: HostInfo
     virt_type: str
+
+
+def lock_provider(config: ComputeConfig, provider: UUID) -> LockFile:
+    """The lock that makes this process the only ecompute of *provider* on this machine, held until the process ends.
+
+    Raises:
+        OwnershipError: another one holds it.
+    """
+    lock = LockFile(config.paths.run_dir / f"{provider}.lock")
+    try:
+        lock.acquire({"program": "ecompute"})
+    except Conflict as error:
+        raise OwnershipError(f"provider {provider} is already served by another ecompute on this machine: {error}; stop that one first") from error
+    return lock
 
 
 class Agent:
@@ -121,8 +135,7 @@ class Agent:
         info = self._until_it_answers("libvirt", hypervisor.host)
         machine = identity.machine_id()
         provider = identity.provider_uuid(self._config.uuid, machine, info.libvirt_host_uuid)
-        self._lock = ProviderLock(self._config.paths.run_dir, provider)
-        self._lock.acquire()
+        self._lock = lock_provider(self._config, provider)
         libvirt = self._config.libvirt
         choice = choose_virt_type(
             libvirt.virt_type, self._config.paths.run_dir, deadline_seconds=libvirt.kvm_probe_deadline_seconds
