@@ -65,23 +65,15 @@ def _url_fault(text: str, *, path_allowed: bool) -> str | None:
         url = urlsplit(text)
         port, host = url.port, url.hostname
     except ValueError:
-        return (
-            f"is no URL, needs one like {example}"
-            if "@" in text
-            else f"is {quoted(text)}, which is no URL; needs one like {example}"
-        )
+        shown = "" if "@" in text else f"{quoted(text)}, which is "
+        return f"is {shown}no URL; needs one like {example}"
     if url.username is not None or url.password is not None:
         place = "token_file" if path_allowed else "username and password_file"
         return f"holds a user name or password, which belongs into {place}"
     if url.scheme not in ("http", "https"):
         return f"is {quoted(text)}, needs http:// or https:// before the host, such as {example}"
-    if (
-        not host
-        or " " in text
-        or url.query
-        or url.fragment
-        or (not path_allowed and (port is None or url.path not in ("", "/")))
-    ):
+    has_form = bool(host) and (path_allowed or (port is not None and url.path in ("", "/")))
+    if not has_form or url.query or url.fragment or " " in text:
         return f"is {quoted(text)}, needs {_url_form(url, path_allowed)}, such as {example}"
     return None
 

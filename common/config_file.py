@@ -198,7 +198,7 @@ def schema_problems(document: Mapping[str, Any], schema: Schema) -> list[Problem
 
 
 def _quote_hint(error: jsonschema.ValidationError) -> str:
-    wants_text = error.validator == "type" and "string" in error.validator_value
+    wants_text = error.validator == "type" and "string" in str(error.validator_value)
     return "; put it in quotes" if wants_text and isinstance(error.instance, bool | int | float) else ""
 
 
