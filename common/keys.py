@@ -21,6 +21,9 @@ class Keys:
     def owner(self, provider: UUID) -> str:
         return f"{self.prefix}owners/{provider}"
 
+    def owners(self) -> str:
+        return f"{self.prefix}owners/"
+
     def host(self, provider: UUID) -> str:
         return f"{self.prefix}hosts/{provider}"
 
