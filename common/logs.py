@@ -212,7 +212,7 @@ class QueuedHandler(logging.Handler):
         except queue.Full:
             self._drop(1)
 
-    def flush(self, timeout_seconds: float = SHUTDOWN_SECONDS) -> None:
+    def drain(self, timeout_seconds: float = SHUTDOWN_SECONDS) -> None:
         """Wait until all that was logged so far is written, for at most *timeout_seconds*."""
         with self._lines.all_tasks_done:
             self._lines.all_tasks_done.wait_for(lambda: not self._lines.unfinished_tasks, timeout_seconds)
