@@ -171,19 +171,28 @@ def _ask_placement(query: str) -> None:
     assert wide.group_policy or len([g for g in groups.values() if g.use_same_provider]) < 2
 
 
-_NAMES = st.sampled_from(
-    ["resources", "resources1", "resources_A", "required", "required1", "member_of", "member_of_A", "in_tree", "group_policy",
-     "root_required", "same_subtree", "limit", "resourses"]
-)  # fmt: skip
-_VALUES = st.sampled_from(
-    ["VCPU:1,DISK_GB:1,MEMORY_MB:256", "VCPU:1", "CUSTOM_X:2,VGPU:1", "HW_CPU_X86_AVX2", "A,!B", "in:A,B", "!A", "!in:A", AGGREGATE,
-     f"in:{AGGREGATE},{AGGREGATE}", f"!{AGGREGATE}", "none", "isolate", "1,_A", "_A", "1", "", ","]
-)  # fmt: skip
+_TRAITS = ["HW_CPU_X86_AVX2", "A,!B", "in:A,B", "!A", "A", "!!A", "in:!A"]
+_AGGREGATES = [AGGREGATE, f"in:{AGGREGATE},{AGGREGATE}", f"!{AGGREGATE}", f"!in:{AGGREGATE}", f"{AGGREGATE},{AGGREGATE}"]
+_PARAMETERS = {
+    "resources": ["CUSTOM_X:2,VGPU:1", "VCPU:1", "VCPU:0"],
+    "required": _TRAITS,
+    "member_of": _AGGREGATES,
+    "in_tree": [AGGREGATE, "host1"],
+}
+_PAIRS = st.one_of(
+    *(
+        st.tuples(st.sampled_from(["", "1", "_A"]).map(lambda suffix, name=name: name + suffix), st.sampled_from(values))
+        for name, values in _PARAMETERS.items()
+    ),
+    st.tuples(st.just("group_policy"), st.sampled_from(["none", "isolate", "any"])),
+    st.tuples(st.just("root_required"), st.sampled_from(_TRAITS)),
+    st.tuples(st.just("same_subtree"), st.sampled_from(["1,_A", "_A", "1", "1,", ","])),
+)
 
 
-@given(st.lists(st.tuples(_NAMES, _VALUES), max_size=5), st.booleans())
-def test_what_is_taken_here_placement_takes_too(pairs, is_enough):
-    query = "&".join([ENOUGH] * is_enough + [f"{name}={value}" for name, value in pairs])
+@given(st.lists(_PAIRS, max_size=5))
+def test_what_is_taken_here_placement_takes_too(pairs):
+    query = "&".join([ENOUGH, *(f"{name}={value}" for name, value in pairs)])
     with contextlib.suppress(ConfigError):
         parsed = parse_resources_query(query)
         _ask_placement(parsed.query)
