@@ -3,7 +3,8 @@
 ``ecompute/libvirt_driver.py`` is the real one, ``tests/fakes/hypervisor.py`` keeps domains in memory; both pass
 ``tests/contract``. Nothing here knows libvirt's constants or XML beyond "a text that ``define`` takes".
 Every call asks the hypervisor now; nothing is remembered. Every call may raise ``HypervisorUnavailable`` (the connection
-broke; try again) and ``HypervisorRejected`` (understood and refused).
+broke; try again), ``HypervisorRejected`` (understood and refused) and, where it changes something, ``Conflict`` (the domain or
+network is not as the caller saw it: look again, decide again).
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class Domain:
     uuid: UUID
     name: str
     power_state: PowerState
-    state_reason: str  # why, in the hypervisor's words lower case: "booted", "shutdown", "destroyed", "crashed", "failed", "ioerror", "user", "unknown"…
+    # Why, in the hypervisor's words, lower case: "booted", "shutdown", "destroyed", "crashed", "failed", "ioerror", "user"…
+    # "unknown" also for a domain that was off already when the hypervisor's daemon last started.
+    state_reason: str
     stamp: Stamp | None  # None where it is not ours
     vcpus: int = 0
     memory_mib: int = 0
@@ -106,7 +109,10 @@ class Lease:
 
 
 class Hypervisor(Protocol):
-    """Actions are idempotent: what is so already is success."""
+    """Actions are idempotent: what is so already is success.
+
+    An action on a domain that is not there is a ``Conflict``, but for those that would end there: shutdown, destroy, undefine.
+    """
 
     def get(self, uuid: UUID) -> Domain | None: ...
 
@@ -115,7 +121,10 @@ class Hypervisor(Protocol):
         ...
 
     def define(self, xml: str) -> None:
-        """Make the domain that *xml* describes known, or change its definition."""
+        """Make the domain that *xml* describes known, or change its definition; the stamp in *xml* replaces the old one.
+
+        A running guest goes on as it was started, its live stamp included.
+        """
         ...
 
     def start(self, uuid: UUID) -> None:
@@ -123,7 +132,7 @@ class Hypervisor(Protocol):
         ...
 
     def shutdown(self, uuid: UUID) -> None:
-        """Ask the guest to power off (ACPI); return at once."""
+        """Ask the guest to power off (ACPI); return at once. One that is paused or on its way down is not asked."""
         ...
 
     def destroy(self, uuid: UUID) -> None:
@@ -131,7 +140,7 @@ class Hypervisor(Protocol):
         ...
 
     def reboot(self, uuid: UUID) -> None:
-        """Reset the virtual machine without ending its process."""
+        """Reset the virtual machine without ending its process; a paused one stays paused."""
         ...
 
     def suspend(self, uuid: UUID) -> None: ...
@@ -139,7 +148,7 @@ class Hypervisor(Protocol):
     def resume(self, uuid: UUID) -> None: ...
 
     def undefine(self, uuid: UUID) -> None:
-        """Forget the definition of an inactive domain, with its NVRAM and managed save image."""
+        """Forget the definition of an inactive domain, with its NVRAM and managed save image; active is a ``Conflict``."""
         ...
 
     def write_stamp(self, uuid: UUID, stamp: Stamp) -> None:
@@ -150,16 +159,18 @@ class Hypervisor(Protocol):
 
     def network(self, name: str) -> Network | None: ...
 
-    def leases(self, network: str) -> list[Lease]: ...
+    def leases(self, network: str) -> tuple[Lease, ...]: ...
 
-    def add_dhcp_host(self, network: str, host: DhcpHost) -> None: ...
+    def add_dhcp_host(self, network: str, host: DhcpHost) -> None:
+        """Reserve the address for the MAC, now and in the definition. ``Conflict`` where another entry has either of them."""
+        ...
 
     def remove_dhcp_host(self, network: str, host: DhcpHost) -> None: ...
 
     def subscribe(self, on_domain: Callable[[UUID], None], on_reconnect: Callable[[], None]) -> None:
         """Call *on_domain* for every lifecycle change of any domain, *on_reconnect* when a lost connection is back.
 
-        Both run in the hypervisor's event thread and must only take note.
+        Both run in threads of the hypervisor's and must only take note.
         """
         ...
 

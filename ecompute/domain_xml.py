@@ -1,0 +1,191 @@
+"""The libvirt domain of an instance, as a pure function of its spec and of what the host adds.
+
+Equal input gives equal text, so that a digest tells whether a domain must be defined anew. Knows libvirt's XML and nothing
+else: no file, no connection, no clock. The choices below are argued where they are made; the files in
+``tests/unit/domain_xml`` show whole results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from common.model import Address, InstanceSpec
+from ecompute.hypervisor import Stamp
+from ecompute.libvirt_xml import STAMP_NAMESPACE, STAMP_PREFIX, stamp_attributes
+
+# By this SMBIOS product name cloud-init's ds-identify chooses the OpenStack data source before it asks any network.
+SMBIOS_PRODUCT = "OpenStack Compute"
+
+# Translated code that QEMU keeps per guest without KVM. Its default may take a gigabyte; 32 MiB costs no boot time.
+TCG_CACHE_MIB = 32
+
+# host-passthrough: the guest has every CPU flag that its host was chosen by, and it is what the KVM probe proves.
+# maximum: all that TCG can emulate. As fast as the bare qemu64 (faster where RDRAND or AES count), and the only one on
+# which distributions built for x86-64-v2 or v3 boot.
+DEFAULT_CPU_MODE = {"kvm": "host-passthrough", "qemu": "maximum"}
+
+
+@dataclass(frozen=True)
+class DomainContext:
+    """What a domain is made of beside its spec.
+
+    Args:
+        virt_type: "kvm", "qemu" (TCG) or "test" (libvirt's mock).
+        architecture: the host's, such as "x86_64".
+        machine_type: None for libvirt's default; libvirt writes the versioned name into the definition itself.
+        cpu_mode: "host-passthrough", "host-model", "maximum", or None for the default of *virt_type*.
+        addresses: one per network card, in the spec's order.
+        filter_name: libvirt network filter that binds each card to its own address, or None.
+    """
+
+    virt_type: str
+    architecture: str
+    disk_path: Path
+    console_log_path: Path
+    addresses: tuple[Address, ...]
+    stamp: Stamp
+    machine_type: str | None = None
+    cpu_mode: str | None = None
+    filter_name: str | None = None
+
+
+def domain_name(name: str, uuid: UUID) -> str:
+    """libvirt's name of an instance: its own, for the eye, and enough of its uuid to never meet another domain's.
+
+    An instance name is unique in the cluster only. A host may have foreign domains, and guests of ours whose spec was lost.
+    """
+    return f"{name}-{uuid.hex[:8]}"
+
+
+def domain_xml(spec: InstanceSpec, context: DomainContext) -> str:
+    """The definition, our stamp included."""
+    root = _domain(spec, context)
+    root.insert(_METADATA_INDEX, _metadata(context.stamp))
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode") + "\n"
+
+
+def definition_digest(spec: InstanceSpec, context: DomainContext) -> str:
+    """A digest of everything in the definition but the stamp."""
+    return hashlib.sha256(ET.tostring(_domain(spec, context))).hexdigest()[:32]
+
+
+_METADATA_INDEX = 4  # after name, uuid, title and description
+
+
+def _domain(spec: InstanceSpec, context: DomainContext) -> ET.Element:
+    root = ET.Element("domain", {"type": context.virt_type})
+    _text(root, "name", domain_name(spec.name, spec.uuid))
+    _text(root, "uuid", str(spec.uuid))
+    _text(root, "title", spec.name)
+    _text(root, "description", "An instance of etcd-compute: change it with eschedule.")
+    _text(root, "memory", str(spec.memory_mib), unit="MiB")
+    _text(root, "vcpu", str(spec.vcpus))
+    _sysinfo(root, spec.uuid)
+    _os(root, context)
+    _features(root, context)
+    if mode := context.cpu_mode or DEFAULT_CPU_MODE.get(context.virt_type):
+        ET.SubElement(root, "cpu", {"mode": mode})
+    _clock(root, context)
+    _text(root, "on_poweroff", "destroy")
+    _text(root, "on_reboot", "restart")
+    _text(root, "on_crash", "destroy")
+    _devices(root, context)
+    return root
+
+
+def _metadata(stamp: Stamp) -> ET.Element:
+    metadata = ET.Element("metadata")
+    attributes = {f"xmlns:{STAMP_PREFIX}": STAMP_NAMESPACE, **stamp_attributes(stamp)}
+    ET.SubElement(metadata, f"{STAMP_PREFIX}:stamp", attributes)
+    return metadata
+
+
+def _sysinfo(root: ET.Element, uuid: UUID) -> None:
+    system = ET.SubElement(ET.SubElement(root, "sysinfo", {"type": "smbios"}), "system")
+    entries = {
+        "manufacturer": "etcd-compute",
+        "product": SMBIOS_PRODUCT,
+        "serial": str(uuid),
+        "uuid": str(uuid),
+        "family": "Virtual Machine",
+    }
+    for name, value in entries.items():
+        _text(system, "entry", value, name=name)
+
+
+def _os(root: ET.Element, context: DomainContext) -> None:
+    system = ET.SubElement(root, "os")
+    machine = {"machine": context.machine_type} if context.machine_type else {}
+    _text(system, "type", "hvm", arch=context.architecture, **machine)
+    ET.SubElement(system, "boot", {"dev": "hd"})
+    ET.SubElement(system, "smbios", {"mode": "sysinfo"})
+
+
+def _features(root: ET.Element, context: DomainContext) -> None:
+    features = ET.SubElement(root, "features")
+    ET.SubElement(features, "acpi")
+    ET.SubElement(features, "apic")
+    if context.virt_type == "qemu":
+        _text(ET.SubElement(features, "tcg"), "tb-cache", str(TCG_CACHE_MIB), unit="MiB")
+
+
+def _clock(root: ET.Element, context: DomainContext) -> None:
+    clock = ET.SubElement(root, "clock", {"offset": "utc"})
+    if context.virt_type == "kvm":
+        # What virt-install gives a Linux guest: lost ticks are caught up, and no timer that interrupts an idle host.
+        ET.SubElement(clock, "timer", {"name": "rtc", "tickpolicy": "catchup"})
+        ET.SubElement(clock, "timer", {"name": "pit", "tickpolicy": "delay"})
+        ET.SubElement(clock, "timer", {"name": "hpet", "present": "no"})
+
+
+def _devices(root: ET.Element, context: DomainContext) -> None:
+    """A server's devices. No graphics: a screen on a port of the host needs a password of its own first."""
+    devices = ET.SubElement(root, "devices")
+    _disk(devices, context.disk_path)
+    for address in context.addresses:
+        _interface(devices, address, context.filter_name)
+    _console(devices, context.console_log_path)
+    channel = ET.SubElement(devices, "channel", {"type": "unix"})
+    ET.SubElement(channel, "target", {"type": "virtio", "name": "org.qemu.guest_agent.0"})
+    rng = ET.SubElement(devices, "rng", {"model": "virtio"})
+    _text(rng, "backend", "/dev/urandom", model="random")
+    ET.SubElement(devices, "memballoon", {"model": "virtio"})
+    ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
+
+
+def _disk(devices: ET.Element, path: Path) -> None:
+    disk = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
+    # writeback heeds the guest's flushes, shares the base image's pages among all its overlays, and works on every file
+    # system; none needs O_DIRECT, which tmpfs and some overlays lack. unmap: what the guest trims is given back.
+    ET.SubElement(disk, "driver", {"name": "qemu", "type": "qcow2", "cache": "writeback", "discard": "unmap"})
+    ET.SubElement(disk, "source", {"file": str(path)})
+    ET.SubElement(disk, "target", {"dev": "vda", "bus": "virtio"})
+
+
+def _interface(devices: ET.Element, address: Address, filter_name: str | None) -> None:
+    interface = ET.SubElement(devices, "interface", {"type": "network"})
+    ET.SubElement(interface, "mac", {"address": address.mac})
+    ET.SubElement(interface, "source", {"network": address.network})
+    ET.SubElement(interface, "model", {"type": "virtio"})
+    if filter_name:
+        # With the address named, the filter allows that one only; else it would learn whichever the guest sends first.
+        filterref = ET.SubElement(interface, "filterref", {"filter": filter_name})
+        ET.SubElement(filterref, "parameter", {"name": "IP", "value": address.address})
+
+
+def _console(devices: ET.Element, log: Path) -> None:
+    """A serial line that is a console for people and a file that outlives the guest."""
+    serial = ET.SubElement(devices, "serial", {"type": "pty"})
+    ET.SubElement(serial, "log", {"file": str(log), "append": "on"})
+    ET.SubElement(serial, "target", {"port": "0"})
+    console = ET.SubElement(devices, "console", {"type": "pty"})
+    ET.SubElement(console, "target", {"type": "serial", "port": "0"})
+
+
+def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:
+    ET.SubElement(parent, tag, attributes).text = text

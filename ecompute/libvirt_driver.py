@@ -1,0 +1,478 @@
+"""The hypervisor that libvirt steers, and the only place that imports libvirt.
+
+Implements ``ecompute.hypervisor.Hypervisor`` over one connection that all threads share. libvirt's error codes become our
+exceptions here and its XML our dataclasses (``libvirt_xml``); nothing is remembered between calls, and nothing is retried but
+the connection itself. One daemon thread per process runs libvirt's event loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import libvirt
+
+from common.errors import Conflict, EcomputeError, HypervisorRejected, HypervisorUnavailable
+from common.retry import Backoff
+from ecompute import changes
+from ecompute.connection import KeptConnection
+from ecompute.hypervisor import DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
+from ecompute.libvirt_xml import (
+    STAMP_NAMESPACE,
+    STAMP_PREFIX,
+    capabilities_of,
+    dhcp_host_text,
+    network_of,
+    stamp_of,
+    stamp_text,
+)
+
+logger = logging.getLogger(__name__)
+
+# How long an idle connection may be silent before libvirtd counts as gone, in the middle of a call too.
+KEEPALIVE_SECONDS = 5
+KEEPALIVE_COUNT = 3
+
+# The transport's own errors; their codes are of the kind "internal error".
+_TRANSPORT_DOMAINS = {libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE}
+_UNAVAILABLE_CODES = {
+    libvirt.VIR_ERR_NO_CONNECT,
+    libvirt.VIR_ERR_INVALID_CONN,
+    libvirt.VIR_ERR_RPC,
+    libvirt.VIR_ERR_AUTH_FAILED,
+    libvirt.VIR_ERR_AUTH_CANCELLED,
+    libvirt.VIR_ERR_AUTH_UNAVAILABLE,
+    libvirt.VIR_ERR_OPERATION_TIMEOUT,  # another call holds the domain: it may answer later
+    libvirt.VIR_ERR_RESOURCE_BUSY,
+}
+
+_POWER_STATES = {
+    libvirt.VIR_DOMAIN_NOSTATE: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_RUNNING: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: PowerState.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTDOWN: PowerState.SHUTTING_DOWN,
+    libvirt.VIR_DOMAIN_SHUTOFF: PowerState.SHUTOFF,
+    libvirt.VIR_DOMAIN_CRASHED: PowerState.CRASHED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: PowerState.RUNNING,  # asleep by its own wish: not ours to resume
+}
+
+
+def _reasons(prefix: str) -> dict[int, str]:
+    """libvirt's constants that begin with *prefix*, as lower case words: VIR_DOMAIN_PAUSED_IOERROR → "ioerror"."""
+    names = (name for name in dir(libvirt) if name.startswith(prefix) and not name.endswith("_LAST"))
+    return {getattr(libvirt, name): name.removeprefix(prefix).lower().replace("_", "-") for name in names}
+
+
+_REASONS = {
+    libvirt.VIR_DOMAIN_RUNNING: _reasons("VIR_DOMAIN_RUNNING_"),
+    libvirt.VIR_DOMAIN_PAUSED: _reasons("VIR_DOMAIN_PAUSED_"),
+    libvirt.VIR_DOMAIN_SHUTDOWN: _reasons("VIR_DOMAIN_SHUTDOWN_"),
+    libvirt.VIR_DOMAIN_SHUTOFF: _reasons("VIR_DOMAIN_SHUTOFF_"),
+    libvirt.VIR_DOMAIN_CRASHED: _reasons("VIR_DOMAIN_CRASHED_"),
+    libvirt.VIR_DOMAIN_PMSUSPENDED: {libvirt.VIR_DOMAIN_PMSUSPENDED_UNKNOWN: "pmsuspended"},
+}
+
+
+def _is_code(error: libvirt.libvirtError, *codes: int) -> bool:
+    return error.get_error_code() in codes
+
+
+def _is_unavailable(error: libvirt.libvirtError) -> bool:
+    # EBUSY: a QEMU that hangs in the kernel takes no signal yet.
+    is_busy = _is_code(error, libvirt.VIR_ERR_SYSTEM_ERROR) and error.get_int1() == errno.EBUSY
+    return is_busy or error.get_error_domain() in _TRANSPORT_DOMAINS or _is_code(error, *_UNAVAILABLE_CODES)
+
+
+def _one_line(error: libvirt.libvirtError) -> str:
+    return " ".join((error.get_error_message() or str(error)).split())
+
+
+def _press_power_button(handle: libvirt.virDomain) -> None:
+    try:
+        handle.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+    except libvirt.libvirtError as error:
+        if not _is_code(error, libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_NO_SUPPORT):
+            raise
+        handle.shutdown()  # a driver with one way only
+
+
+def _undefine(handle: libvirt.virDomain) -> None:
+    everything = (
+        libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+        | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+        | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+        | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+    )
+    try:
+        handle.undefineFlags(everything)
+    except libvirt.libvirtError as error:
+        if not _is_code(error, libvirt.VIR_ERR_INVALID_ARG):
+            raise
+        handle.undefineFlags(0)  # a driver without such things
+
+
+_event_loop_lock = threading.Lock()
+_event_loop: threading.Thread | None = None
+
+
+def _start_event_loop() -> None:
+    """Have libvirt's events served, once per process and before any connection is opened."""
+    global _event_loop  # noqa: PLW0603 - libvirt itself has one event loop per process
+    with _event_loop_lock:
+        if _event_loop is None:
+            libvirt.registerErrorHandler(lambda *_: None, None)  # else each error is printed on stderr, from C
+            libvirt.virEventRegisterDefaultImpl()
+            _event_loop = threading.Thread(target=_run_event_loop, name="libvirt-events", daemon=True)
+            _event_loop.start()
+
+
+def _run_event_loop() -> None:
+    while True:
+        try:
+            libvirt.virEventRunDefaultImpl()
+        except Exception:
+            logger.exception("libvirt's event loop failed once; it goes on")
+
+
+class LibvirtDriver:
+    """libvirt at *uri*. Nothing is opened before the first call or ``subscribe``; safe to use from many threads.
+
+    Args:
+        uri: of a libvirt on this machine, such as ``qemu:///system``.
+        patience_seconds: how long a call waits for a connection to be opened.
+    """
+
+    def __init__(self, uri: str, *, patience_seconds: float = 10.0, backoff: Backoff | None = None) -> None:
+        self._uri = uri
+        self._on_domain: list[Callable[[UUID], None]] = []
+        self._on_reconnect: list[Callable[[], None]] = []
+        self._callback_id: int | None = None  # of the one connection; touched in its keeper's thread only
+        self._connection = KeptConnection[libvirt.virConnect](
+            f"libvirt at {uri}", self._open, self._discard, self._tell_reconnected,
+            patience_seconds=patience_seconds, backoff=backoff or Backoff(0.1, 5.0),
+        )  # fmt: skip
+
+    # -- domains -----------------------------------------------------------------------------------------------------------
+
+    def get(self, uuid: UUID) -> Domain | None:
+        with self._calling(f"read domain {uuid}") as connection:
+            handle = _lookup(connection, uuid)
+            return None if handle is None else _read(handle)
+
+    def list(self) -> list[Domain]:
+        with self._calling("list the domains") as connection:
+            found = (_read(handle) for handle in connection.listAllDomains())
+            return [domain for domain in found if domain is not None]
+
+    def define(self, xml: str) -> None:
+        with self._calling("define a domain") as connection:
+            connection.defineXML(xml)
+
+    def start(self, uuid: UUID) -> None:
+        self._change(uuid, changes.START, lambda handle: handle.create())
+
+    def shutdown(self, uuid: UUID) -> None:
+        self._change(uuid, changes.SHUTDOWN, _press_power_button)
+
+    def destroy(self, uuid: UUID) -> None:
+        self._change(uuid, changes.DESTROY, lambda handle: handle.destroy())
+
+    def reboot(self, uuid: UUID) -> None:
+        self._change(uuid, changes.RESET, lambda handle: handle.reset(0))
+
+    def suspend(self, uuid: UUID) -> None:
+        self._change(uuid, changes.SUSPEND, lambda handle: handle.suspend())
+
+    def resume(self, uuid: UUID) -> None:
+        self._change(uuid, changes.RESUME, lambda handle: handle.resume())
+
+    def undefine(self, uuid: UUID) -> None:
+        what = f"undefine domain {uuid}"
+        with self._calling(what) as connection:
+            handle = _lookup(connection, uuid)
+            if changes.may_undefine(what, _power_of(handle)):
+                with _unless_absent():
+                    _undefine(handle)
+
+    def write_stamp(self, uuid: UUID, stamp: Stamp) -> None:
+        with self._calling(f"mark domain {uuid}") as connection:
+            handle = _lookup(connection, uuid)
+            if handle is None:
+                raise Conflict(f"mark domain {uuid}: there is none")
+            try:
+                _set_stamp(handle, stamp)
+            except libvirt.libvirtError as error:
+                # It started or stopped between the look and the write: look once more.
+                if not _is_code(error, libvirt.VIR_ERR_OPERATION_INVALID):
+                    raise
+                _set_stamp(handle, stamp)
+
+    def _change(self, uuid: UUID, change: changes.PowerChange, act: Callable[[libvirt.virDomain], object]) -> None:
+        """Do *act*, unless it is so already, or is so by the time that libvirt refuses."""
+        what = f"{change.verb} domain {uuid}"
+        with self._calling(what) as connection:
+            handle = _lookup(connection, uuid)
+            if change.is_settled(what, _power_of(handle)):
+                return
+            try:
+                act(handle)
+            except libvirt.libvirtError as error:
+                if _is_unavailable(error) or not change.is_settled(what, _power_of(handle)):
+                    raise
+
+    # -- host and network --------------------------------------------------------------------------------------------------
+
+    def host(self) -> HostInfo:
+        with self._calling("read the host") as connection:
+            capabilities = capabilities_of(connection.getCapabilities())
+            info = connection.getInfo()
+            driver = connection.getType().lower()
+            return HostInfo(
+                libvirt_host_uuid=capabilities.host_uuid,
+                hostname=connection.getHostname(),
+                architecture=capabilities.architecture,
+                cpus=info[2],
+                memory_mib=_memory_mib(connection, info[1]),
+                cpu_flags=_cpu_flags() if driver == "qemu" else capabilities.cpu_features,
+                machine_types=capabilities.machine_types,
+                versions={"libvirt": _version(connection.getLibVersion()), driver: _version(connection.getVersion())},
+            )
+
+    def network(self, name: str) -> Network | None:
+        with self._calling(f"read network {name}") as connection:
+            handle = _lookup_network(connection, name)
+            return None if handle is None else network_of(handle.XMLDesc(0), is_active=bool(handle.isActive()))
+
+    def leases(self, network: str) -> tuple[Lease, ...]:
+        with self._calling(f"read the leases of network {network}") as connection:
+            handle = _lookup_network(connection, network)
+            found = () if handle is None else _optional(handle.DHCPLeases) or ()
+            return tuple(
+                Lease(mac=lease["mac"].lower(), address=lease["ipaddr"])
+                for lease in found
+                if lease["type"] == libvirt.VIR_IP_ADDR_TYPE_IPV4 and lease["mac"]
+            )
+
+    def add_dhcp_host(self, network: str, host: DhcpHost) -> None:
+        self._update_dhcp(network, host, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, should_be_there=True)
+
+    def remove_dhcp_host(self, network: str, host: DhcpHost) -> None:
+        self._update_dhcp(network, host, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, should_be_there=False)
+
+    def _update_dhcp(self, network: str, host: DhcpHost, command: int, *, should_be_there: bool) -> None:
+        what = f"{'add' if should_be_there else 'remove'} DHCP entry {host.mac} {host.address} of network {network}"
+        with self._calling(what) as connection:
+            handle = _lookup_network(connection, network)
+            if handle is None:
+                if not should_be_there:
+                    return
+                raise HypervisorRejected(f"{what}: libvirt at {self._uri} has no such network; define it, or name another")
+            # Looking first is cheap, while a refused update takes as long as one that is made: 0.3 s.
+            if parts := _parts_to_change(what, handle, host, should_be_there=should_be_there):
+                try:
+                    handle.update(command, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, -1, dhcp_host_text(host), parts)
+                except libvirt.libvirtError:
+                    if _parts_to_change(what, handle, host, should_be_there=should_be_there):
+                        raise
+
+    def ensure_filter(self, name: str) -> bool:
+        with self._calling(f"look for network filter {name}") as connection:
+            try:
+                connection.nwfilterLookupByName(name)
+            except libvirt.libvirtError as error:
+                if _is_code(error, libvirt.VIR_ERR_NO_NWFILTER, libvirt.VIR_ERR_NO_SUPPORT):
+                    return False
+                raise
+            return True
+
+    # -- connection and events ---------------------------------------------------------------------------------------------
+
+    def subscribe(self, on_domain: Callable[[UUID], None], on_reconnect: Callable[[], None]) -> None:
+        self._on_domain.append(on_domain)
+        self._on_reconnect.append(on_reconnect)
+        self._connection.open_soon()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def _calling(self, what: str) -> Iterator[libvirt.virConnect]:
+        """The connection, for one call; libvirt's errors come out as ours."""
+        connection = self._connection.get()
+        try:
+            yield connection
+        except libvirt.libvirtError as error:
+            if _is_unavailable(error) and not connection.isAlive():
+                self._connection.lost(connection)
+            raise self._translated(error, what) from error
+
+    def _translated(self, error: libvirt.libvirtError, what: str) -> EcomputeError:
+        kind = HypervisorUnavailable if _is_unavailable(error) else HypervisorRejected
+        return kind(f"{what}: libvirt at {self._uri}: {_one_line(error)}")
+
+    def _open(self) -> libvirt.virConnect:
+        _start_event_loop()
+        connection = None
+        try:
+            connection = libvirt.open(self._uri)
+            _optional(connection.setKeepAlive, KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
+            _optional(connection.registerCloseCallback, lambda broken, *_: self._connection.lost(broken), None)
+            self._callback_id = connection.domainEventRegisterAny(
+                None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
+            )
+        except libvirt.libvirtError as error:
+            if connection is not None:
+                self._discard(connection)
+            message = f"open libvirt at {self._uri}: {_one_line(error)}; is libvirtd running, and may this user use it?"
+            raise HypervisorUnavailable(message) from error
+        return connection
+
+    def _discard(self, connection: libvirt.virConnect) -> None:
+        # Callbacks hold the connection; a broken one lets them go, but says that it could not tell the other side.
+        if self._callback_id is not None:
+            with contextlib.suppress(libvirt.libvirtError):
+                connection.domainEventDeregisterAny(self._callback_id)
+            self._callback_id = None
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.unregisterCloseCallback()
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.close()
+
+    def _on_lifecycle(self, _connection: object, handle: libvirt.virDomain, *_: object) -> None:
+        try:
+            for tell in tuple(self._on_domain):
+                tell(UUID(bytes=handle.UUID()))
+        except Exception:
+            logger.exception("a bug in handling a domain's event; the next resync makes up for it")
+
+    def _tell_reconnected(self) -> None:
+        for tell in tuple(self._on_reconnect):
+            tell()
+
+
+def _optional(call: Callable[..., Any], *arguments: object) -> Any:
+    """*call*'s answer; None where this kind of hypervisor cannot do it, as libvirt's test driver."""
+    try:
+        return call(*arguments)
+    except libvirt.libvirtError as error:
+        if not _is_code(error, libvirt.VIR_ERR_NO_SUPPORT):
+            raise
+        return None
+
+
+@contextlib.contextmanager
+def _unless_absent() -> Iterator[None]:
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        if not _is_code(error, libvirt.VIR_ERR_NO_DOMAIN):
+            raise
+
+
+def _lookup(connection: libvirt.virConnect, uuid: UUID) -> libvirt.virDomain | None:
+    with _unless_absent():
+        return connection.lookupByUUID(uuid.bytes)
+    return None
+
+
+def _power_of(handle: libvirt.virDomain | None) -> PowerState | None:
+    """None where the domain is not there, or not any more."""
+    with _unless_absent():
+        return None if handle is None else _POWER_STATES[handle.state()[0]]
+    return None
+
+
+def _read(handle: libvirt.virDomain) -> Domain | None:
+    """None where the domain went away meanwhile."""
+    with _unless_absent():
+        state, reason = handle.state()
+        _, memory_kib, _, vcpus, _ = handle.info()
+        return Domain(
+            uuid=UUID(bytes=handle.UUID()),
+            name=handle.name(),
+            power_state=_POWER_STATES[state],
+            state_reason=_REASONS.get(state, {}).get(reason, "unknown"),
+            stamp=_read_stamp(handle),
+            vcpus=vcpus,
+            memory_mib=memory_kib // 1024,
+        )
+    return None
+
+
+def _read_stamp(handle: libvirt.virDomain) -> Stamp | None:
+    try:
+        text = handle.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, STAMP_NAMESPACE)
+    except libvirt.libvirtError as error:
+        if _is_code(error, libvirt.VIR_ERR_NO_DOMAIN_METADATA):
+            return None
+        raise
+    stamp = stamp_of(text)
+    if stamp is None:
+        logger.warning("domain %s carries a mark of ours that cannot be read; it is left alone: %s", handle.name(), text)
+    return stamp
+
+
+def _set_stamp(handle: libvirt.virDomain, stamp: Stamp) -> None:
+    flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if handle.isActive() else 0
+    if handle.isPersistent():  # a guest may have been undefined by hand while it ran
+        flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
+    handle.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, stamp_text(stamp), STAMP_PREFIX, STAMP_NAMESPACE, flags)
+
+
+def _lookup_network(connection: libvirt.virConnect, name: str) -> libvirt.virNetwork | None:
+    try:
+        return connection.networkLookupByName(name)
+    except libvirt.libvirtError as error:
+        if _is_code(error, libvirt.VIR_ERR_NO_NETWORK):
+            return None
+        raise
+
+
+def _parts_to_change(what: str, handle: libvirt.virNetwork, host: DhcpHost, *, should_be_there: bool) -> int:
+    """Which of a network's running state and definition still differ from what is asked, as flags of an update."""
+    parts = {}
+    if handle.isPersistent():
+        parts[libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG] = _network_definition(handle)
+    if handle.isActive():
+        parts[libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE] = handle.XMLDesc(0)
+    flags = 0
+    for affects, text in parts.items():
+        entries = network_of(text, is_active=True).dhcp_hosts
+        if changes.dhcp_entry_differs(what, entries, host, should_be_there=should_be_there):
+            flags |= affects
+    return flags
+
+
+def _network_definition(handle: libvirt.virNetwork) -> str:
+    try:
+        return handle.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE)
+    except libvirt.libvirtError as error:
+        if not _is_code(error, libvirt.VIR_ERR_INVALID_ARG):
+            raise
+        return handle.XMLDesc(0)  # a driver that keeps one state only
+
+
+def _memory_mib(connection: libvirt.virConnect, node_mib: int) -> int:
+    """All of the host's memory. ``getInfo`` may tell that of one NUMA node only, and a changing figure at that."""
+    statistics = _optional(connection.getMemoryStats, libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
+    return node_mib if statistics is None else statistics["total"] // 1024
+
+
+def _cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The kernel's names of what the CPU can: "flags" on x86, "Features" on ARM."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"

@@ -1,0 +1,259 @@
+"""A hypervisor in memory, for tests of everything above it: scripted failures, guests that do as the test says.
+
+Decides as ``libvirt_driver`` does (both use ``ecompute.changes``) and passes the same contract suite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+import xml.etree.ElementTree as ET
+from collections import defaultdict, deque
+from collections.abc import Callable
+from uuid import UUID
+
+from common.errors import Conflict, EcomputeError, HypervisorRejected
+from ecompute import changes
+from ecompute.hypervisor import DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
+from ecompute.libvirt_xml import STAMP_NAMESPACE, stamp_of
+
+DEFAULT_NETWORK = Network("default", True, "virbr0", "192.168.122.1", 24, "192.168.122.2", "192.168.122.254", ())
+HOST = HostInfo(
+    libvirt_host_uuid="11111111-2222-4333-8444-555555555555",
+    hostname="fake-host",
+    architecture="x86_64",
+    cpus=16,
+    memory_mib=32768,
+    cpu_flags=frozenset({"sse4_2", "avx", "avx2"}),
+    machine_types=("pc", "q35"),
+    versions={"libvirt": "9.0.0", "qemu": "7.2.0"},
+)
+
+
+@dataclasses.dataclass
+class _Guest:
+    domain: Domain  # as its definition has it, off
+    power_state: PowerState = PowerState.SHUTOFF
+    reason: str = "unknown"
+    live_stamp: Stamp | None = None
+
+    def seen(self) -> Domain:
+        is_active = self.power_state in changes.ACTIVE
+        stamp = self.live_stamp if is_active else self.domain.stamp
+        return dataclasses.replace(self.domain, power_state=self.power_state, state_reason=self.reason, stamp=stamp)
+
+
+def _parsed(xml: str) -> Domain:
+    try:
+        root = ET.fromstring(xml)
+    except ET.ParseError as error:
+        raise HypervisorRejected(f"define a domain: {error}") from error
+    if root.find("os/type") is None:
+        raise HypervisorRejected("define a domain: XML error: an os <type> must be specified")
+    mark = root.find(f"metadata/{{{STAMP_NAMESPACE}}}stamp")
+    return Domain(
+        uuid=UUID(root.findtext("uuid")),
+        name=root.findtext("name", ""),
+        power_state=PowerState.SHUTOFF,
+        state_reason="unknown",
+        stamp=None if mark is None else stamp_of(ET.tostring(mark, encoding="unicode")),
+        vcpus=int(root.findtext("vcpu", "1")),
+        memory_mib=int(root.findtext("memory", "0")),
+    )
+
+
+class FakeHypervisor:
+    """Keeps domains and networks in memory.
+
+    Args:
+        answers_shutdown: whether guests power off when asked to.
+        in_thread: deliver events from a thread of its own, as libvirt does; else inside the call that causes them.
+    """
+
+    def __init__(self, *, host: HostInfo = HOST, answers_shutdown: bool = True, in_thread: bool = False) -> None:
+        self.answers_shutdown = answers_shutdown
+        self.filters = {"clean-traffic"}
+        self.networks = {DEFAULT_NETWORK.name: DEFAULT_NETWORK}
+        self.live_leases: dict[str, tuple[Lease, ...]] = {}
+        self.calls: list[tuple[str, UUID | None]] = []  # every call so far, with its domain
+        self._host = host
+        self._guests: dict[UUID, _Guest] = {}
+        self._failures: dict[str, deque[EcomputeError]] = defaultdict(deque)
+        self._outage: EcomputeError | None = None
+        self._subscribers: list[tuple[Callable[[UUID], None], Callable[[], None]]] = []
+        self._lock = threading.RLock()
+        self._events: queue.SimpleQueue[UUID | None] | None = queue.SimpleQueue() if in_thread else None
+        if in_thread:
+            threading.Thread(target=self._deliver, name="fake-hypervisor-events", daemon=True).start()
+
+    # -- what a test does to it --------------------------------------------------------------------------------------------
+
+    def fail_next(self, method: str, *errors: EcomputeError) -> None:
+        """Have the next calls of *method* raise *errors*, one each, before they do anything."""
+        self._failures[method].extend(errors)
+
+    def break_off(self, error: EcomputeError) -> None:
+        """Have every call raise *error* until ``come_back``."""
+        self._outage = error
+
+    def come_back(self) -> None:
+        self._outage = None
+        for _, on_reconnect in self._subscribers:
+            on_reconnect()
+
+    def guest_powers_off(self, uuid: UUID) -> None:
+        self._turn(uuid, PowerState.SHUTOFF, "shutdown")
+
+    def guest_crashes(self, uuid: UUID) -> None:
+        self._turn(uuid, PowerState.SHUTOFF, "crashed")
+
+    def guest_meets_io_error(self, uuid: UUID) -> None:
+        self._turn(uuid, PowerState.PAUSED, "ioerror")
+
+    def host_reboots(self) -> None:
+        """Every domain is off, for no reason that is known; nobody hears of it."""
+        for guest in self._guests.values():
+            guest.power_state, guest.reason = PowerState.SHUTOFF, "unknown"
+
+    # -- domains -----------------------------------------------------------------------------------------------------------
+
+    def get(self, uuid: UUID) -> Domain | None:
+        with self._called("get", uuid):
+            guest = self._guests.get(uuid)
+            return guest.seen() if guest else None
+
+    def list(self) -> list[Domain]:
+        with self._called("list"):
+            return [guest.seen() for guest in self._guests.values()]
+
+    def define(self, xml: str) -> None:
+        domain = _parsed(xml)
+        with self._called("define", domain.uuid):
+            for other in self._guests.values():
+                if (other.domain.uuid == domain.uuid) != (other.domain.name == domain.name):
+                    raise HypervisorRejected(f"define a domain: {other.domain.name} is there with uuid {other.domain.uuid}")
+            if domain.uuid in self._guests:
+                self._guests[domain.uuid].domain = domain
+            else:
+                self._guests[domain.uuid] = _Guest(domain)
+            self._tell(domain.uuid)
+
+    def start(self, uuid: UUID) -> None:
+        self._change("start", uuid, changes.START, PowerState.RUNNING, "booted")
+
+    def shutdown(self, uuid: UUID) -> None:
+        target = (PowerState.SHUTOFF, "shutdown") if self.answers_shutdown else None
+        self._change("shutdown", uuid, changes.SHUTDOWN, *(target or (None, "")))
+
+    def destroy(self, uuid: UUID) -> None:
+        self._change("destroy", uuid, changes.DESTROY, PowerState.SHUTOFF, "destroyed")
+
+    def reboot(self, uuid: UUID) -> None:
+        self._change("reboot", uuid, changes.RESET, None, "")
+
+    def suspend(self, uuid: UUID) -> None:
+        self._change("suspend", uuid, changes.SUSPEND, PowerState.PAUSED, "user")
+
+    def resume(self, uuid: UUID) -> None:
+        self._change("resume", uuid, changes.RESUME, PowerState.RUNNING, "unpaused")
+
+    def undefine(self, uuid: UUID) -> None:
+        with self._called("undefine", uuid):
+            if changes.may_undefine(f"undefine domain {uuid}", self._power(uuid)):
+                del self._guests[uuid]
+                self._tell(uuid)
+
+    def write_stamp(self, uuid: UUID, stamp: Stamp) -> None:
+        with self._called("write_stamp", uuid):
+            guest = self._guests.get(uuid)
+            if guest is None:
+                raise Conflict(f"mark domain {uuid}: there is no such domain")
+            guest.domain = dataclasses.replace(guest.domain, stamp=stamp)
+            guest.live_stamp = stamp
+
+    # -- host and network --------------------------------------------------------------------------------------------------
+
+    def host(self) -> HostInfo:
+        with self._called("host"):
+            return self._host
+
+    def network(self, name: str) -> Network | None:
+        with self._called("network"):
+            return self.networks.get(name)
+
+    def leases(self, network: str) -> tuple[Lease, ...]:
+        with self._called("leases"):
+            return self.live_leases.get(network, ())
+
+    def add_dhcp_host(self, network: str, host: DhcpHost) -> None:
+        with self._called("add_dhcp_host"):
+            found = self.networks.get(network)
+            if found is None:
+                raise HypervisorRejected(f"add DHCP entry {host.mac} {host.address}: no network {network}; define it")
+            if changes.dhcp_entry_differs(f"add to {network}", found.dhcp_hosts, host, should_be_there=True):
+                self.networks[network] = dataclasses.replace(found, dhcp_hosts=(*found.dhcp_hosts, host))
+
+    def remove_dhcp_host(self, network: str, host: DhcpHost) -> None:
+        with self._called("remove_dhcp_host"):
+            if found := self.networks.get(network):
+                rest = tuple(entry for entry in found.dhcp_hosts if entry != host)
+                self.networks[network] = dataclasses.replace(found, dhcp_hosts=rest)
+
+    def ensure_filter(self, name: str) -> bool:
+        with self._called("ensure_filter"):
+            return name in self.filters
+
+    # -- events ------------------------------------------------------------------------------------------------------------
+
+    def subscribe(self, on_domain: Callable[[UUID], None], on_reconnect: Callable[[], None]) -> None:
+        self._subscribers.append((on_domain, on_reconnect))
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.put(None)
+
+    # -- inside ------------------------------------------------------------------------------------------------------------
+
+    def _called(self, method: str, uuid: UUID | None = None) -> threading.RLock:
+        """Note the call and fail it where the test asked for that; the lock that it runs under."""
+        with self._lock:
+            self.calls.append((method, uuid))
+            if self._outage is not None:
+                raise self._outage
+            if self._failures[method]:
+                raise self._failures[method].popleft()
+        return self._lock
+
+    def _power(self, uuid: UUID) -> PowerState | None:
+        guest = self._guests.get(uuid)
+        return guest.power_state if guest else None
+
+    def _change(
+        self, method: str, uuid: UUID, change: changes.PowerChange, power_state: PowerState | None, reason: str
+    ) -> None:
+        """Make *change*; *power_state* None leaves the state as it is."""
+        with self._called(method, uuid):
+            if not change.is_settled(f"{change.verb} domain {uuid}", self._power(uuid)) and power_state is not None:
+                self._turn(uuid, power_state, reason)
+
+    def _turn(self, uuid: UUID, power_state: PowerState, reason: str) -> None:
+        with self._lock:
+            guest = self._guests[uuid]
+            if guest.power_state not in changes.ACTIVE:
+                guest.live_stamp = guest.domain.stamp
+            guest.power_state, guest.reason = power_state, reason
+            self._tell(uuid)
+
+    def _tell(self, uuid: UUID) -> None:
+        if self._events is not None:
+            self._events.put(uuid)
+            return
+        for on_domain, _ in self._subscribers:
+            on_domain(uuid)
+
+    def _deliver(self) -> None:
+        assert self._events is not None
+        while (uuid := self._events.get()) is not None:
+            for on_domain, _ in self._subscribers:
+                on_domain(uuid)
