@@ -69,7 +69,7 @@ class LibvirtConfig:
     uri: str = "qemu:///system"
     virt_type: str = "auto"  # "auto" | "kvm" | "qemu" | "test"
     machine_type: str | None = None  # None: what libvirt takes by default
-    cpu_mode: str | None = None  # None: host-passthrough under kvm, libvirt's default else
+    cpu_mode: str | None = None  # None: host-passthrough under kvm, maximum under qemu
     kvm_probe_deadline_seconds: float = 20.0
 
 

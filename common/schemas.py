@@ -157,7 +157,7 @@ SCHEDULE: Schema = {
             ),
             "policy": _one_of("spread", "pack", "random"),
             "candidates_limit": _integer(1, 10000),
-            "wait_seconds": _seconds(0, 7 * 86400),
+            "wait_seconds": _seconds(0),
             "log": _section(_LOG),
         }
     ),
