@@ -25,11 +25,24 @@ class Transient(EcomputeError):
 
 
 class StoreUnavailable(Transient):
-    """No etcd endpoint answered within the deadline, or the answer to a write is still unknown."""
+    """No etcd endpoint answered within the deadline, or the answer to a write is still unknown.
+
+    Args:
+        may_have_happened: for a write, False where etcd certainly did not execute it; else the outcome is unknown.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None, *, may_have_happened: bool = True) -> None:
+        super().__init__(message, retry_after)
+        self.may_have_happened = may_have_happened
 
 
 class PlacementUnavailable(Transient):
-    """Placement did not answer, or answered with a server error."""
+    """Placement did not answer, or answered with a server error.
+
+    ``outcome_unknown`` is True where what was asked may have been done all the same: read back before anything else.
+    """
+
+    outcome_unknown = False
 
 
 class HypervisorUnavailable(Transient):
@@ -108,6 +121,13 @@ class NoCapacity(EcomputeError):
 
 class ConfigError(EcomputeError):
     """A configuration file, an option or an argument is wrong; nothing was touched."""
+
+
+class StoreRefused(StoreUnavailable, ConfigError):
+    """etcd does not let us in or not there: user, password, permission or certificate need a person.
+
+    Both a ``ConfigError`` for the command line and a ``StoreUnavailable`` for a daemon, which goes on once it is corrected.
+    """
 
 
 class OwnershipError(EcomputeError):

@@ -7,12 +7,16 @@ nothing without the cluster id beside it, since a restored etcd counts some revi
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from common.errors import EcomputeError
+from common.retry import Backoff
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ class Compare:
 class Transaction:
     """All or nothing: where every compare holds, all puts and deletes happen at one revision.
 
-    etcd refuses more than 128 operations in all (compares count) and a key touched twice.
+    etcd refuses more than 128 operations in all (compares count) and a key touched twice. A put without ``unchanged`` or
+    ``absent`` on its own key may overtake or be overtaken by another one whose answer was lost.
     """
 
     compares: tuple[Compare, ...] = ()
@@ -101,10 +106,12 @@ class WatchLost(EcomputeError):
 
 
 class Store(Protocol):
-    """Reads are linearizable unless *serializable*. Every call is bounded by the store's deadline.
+    """Reads are linearizable unless *serializable*. Every call is bounded by the store's deadline, a ``list`` page by page.
 
-    Every method may raise ``StoreUnavailable``. For a write that means: *unknown*, it may have happened; the method has
-    already read back and retried inside its deadline before it says so.
+    Every method may raise ``StoreUnavailable``. For a write that means: *unknown*, it may have happened (unless the error's
+    ``may_have_happened`` is False); the method has already read back and retried inside its deadline before it says so. A
+    ``StoreRefused`` among them needs a person. A write raises ``Conflict`` also where its lease is gone, and ``Permanent``
+    where the store can never take it (too large, too many operations, one key twice).
     """
 
     def get(self, key: str, *, serializable: bool = False) -> Versioned | None: ...
@@ -118,10 +125,10 @@ class Store(Protocol):
         ...
 
     def create(self, key: str, value: str, *, lease_id: int = 0) -> int:
-        """Write *key* where it is absent; the revision it was written at.
+        """Write *key* where it is absent; the revision it was written at. It is done, too, where it was created just so.
 
         Raises:
-            Conflict: it exists with another value.
+            Conflict: it exists with another value or lease, or was changed since it was created.
         """
         ...
 
@@ -142,7 +149,10 @@ class Store(Protocol):
         ...
 
     def commit(self, transaction: Transaction) -> int:
-        """Run *transaction*; its revision.
+        """Run *transaction*; the revision of its effects.
+
+        Where a compare does not hold, but every put stands with its value and lease and every deleted key is gone, it is
+        taken as done: that is how a repeat of a write whose answer was lost looks.
 
         Raises:
             Conflict: a compare did not hold, and the effects are not there already.
@@ -165,10 +175,11 @@ class Store(Protocol):
         """Yield batches of changes under *prefix* from *revision* on, until *stop*.
 
         It resumes by itself over broken connections, restarts and frozen members, from the last event's revision + 1.
-        An empty batch may be yielded as a sign of life.
+        An empty batch is a sign of life: the watch was quiet, and the store has just proved that it answers.
 
         Raises:
             WatchLost: the revision is compacted, or the store is another or an older one.
+            StoreRefused: it will not come back by itself.
         """
         ...
 
@@ -179,12 +190,104 @@ class ListWatch:
     """A cache of one prefix that follows the store, and calls *on_change* for every key that changed.
 
     ``run`` lists, then watches from the next revision, and lists again when the watch is lost; the difference to the
-    cache is reported as changes, so that the consumer never learns that there was a gap. *on_change* gets a key and its
-    new item, or None where it is gone; it runs in the watching thread and must only take note (add to a queue).
+    cache is reported as changes, so that the consumer never learns that there was a gap. Where the store turns out to be
+    another one (its cluster id changed, or its revision went back) every key is reported, since what was known of it counts
+    no more; ``cluster_id`` is then already the new one.
+
+    Args:
+        on_change: gets a key and its new item, or None where it is gone, after the cache changed; it runs in the watching
+            thread and must only take note (add to a queue).
+        on_lost: told once per outage why what is cached may be out of date.
+        backoff: the pauses between tries to list; they end at once when ``run`` is stopped.
     """
 
     def __init__(
-        self, store: Store, prefix: str, on_change: Callable[[str, Versioned | None], None],
+        self,
+        store: Store,
+        prefix: str,
+        on_change: Callable[[str, Versioned | None], None],
         on_lost: Callable[[Exception], None] | None = None,
+        *,
+        backoff: Backoff | None = None,
     ) -> None:
-        raise NotImplementedError
+        self._store, self._prefix = store, prefix
+        self._on_change, self._on_lost = on_change, on_lost
+        self._backoff = backoff or Backoff(0.1, 5.0)
+        self._lock = threading.Lock()
+        self._items: dict[str, Versioned] = {}
+        self._cluster_id = 0
+        self._revision = 0
+        self._is_lost = False
+        self.synced = threading.Event()
+        """Set once the first list is in the cache and reported; it stays set over outages."""
+
+    @property
+    def cluster_id(self) -> int:
+        """Of the store that the cache was listed from; 0 before the first list."""
+        with self._lock:
+            return self._cluster_id
+
+    @property
+    def revision(self) -> int:
+        """The newest revision that the cache has seen; 0 before the first list."""
+        with self._lock:
+            return self._revision
+
+    def get(self, key: str) -> Versioned | None:
+        with self._lock:
+            return self._items.get(key)
+
+    def snapshot(self) -> dict[str, Versioned]:
+        """A copy of the cache, by key."""
+        with self._lock:
+            return dict(self._items)
+
+    def run(self, stop: threading.Event) -> None:
+        """Follow the store in the caller's thread until *stop*; no fault of the store ends it."""
+        while not stop.is_set():
+            try:
+                self._fill(self._store.list(self._prefix))
+                self._follow(stop)
+            except EcomputeError as error:
+                self._note_loss(error)
+            stop.wait(self._backoff.next())
+
+    def _fill(self, listing: Listing) -> None:
+        fresh = {item.key: item for item in listing.items}
+        with self._lock:
+            known = self._items
+            is_other_store = self._cluster_id not in (0, listing.cluster_id) or listing.revision < self._revision
+            self._items, self._cluster_id, self._revision = fresh, listing.cluster_id, listing.revision
+        if is_other_store:
+            logger.warning("the store is another or an older one", extra={"prefix": self._prefix, "revision": listing.revision})
+        elif self._is_lost:
+            logger.info("following the store again", extra={"prefix": self._prefix, "revision": listing.revision})
+        self._is_lost = False
+        for key in sorted(known.keys() | fresh.keys()):
+            if is_other_store or known.get(key) != fresh.get(key):
+                self._on_change(key, fresh.get(key))
+        self.synced.set()
+
+    def _follow(self, stop: threading.Event) -> None:
+        batches = self._store.watch(self._prefix, revision=self.revision + 1, cluster_id=self.cluster_id, stop=stop)
+        for batch in batches:
+            self._backoff.reset()
+            for event in batch:
+                self._apply(event)
+
+    def _apply(self, event: WatchEvent) -> None:
+        with self._lock:
+            if event.item is None:
+                self._items.pop(event.key, None)
+            else:
+                self._items[event.key] = event.item
+            self._revision = event.mod_revision
+        self._on_change(event.key, event.item)
+
+    def _note_loss(self, error: EcomputeError) -> None:
+        if self._is_lost:
+            return
+        self._is_lost = True
+        logger.warning("lost the store, trying on: %s", error, extra={"prefix": self._prefix})
+        if self._on_lost is not None:
+            self._on_lost(error)

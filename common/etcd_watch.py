@@ -1,0 +1,242 @@
+"""How a watch of etcd goes on: over broken connections, restarts, frozen members and lost leaders, and when it cannot.
+
+``EtcdStore.watch`` is a ``Watch`` over connections that ``common/etcd_store.py`` makes; nothing here imports etcd3 or grpc,
+messages of etcd are only looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from common.etcd_rules import Account, Endpoint, Fault, Verdict, explain, key_of, versioned
+from common.retry import Backoff
+from common.store import WatchEvent, WatchLost
+
+logger = logging.getLogger(__name__)
+
+QUIET_SECONDS = 5.0  # a watch that heard nothing for so long has its endpoint prove that it lives
+POLL_SECONDS = 0.1  # how soon a quiet watch notices that it was stopped
+
+
+class Stream:
+    """One watch stream. A thread reads it into a queue, so that the follower can look at the clock and at *stop* meanwhile.
+
+    Args:
+        start: begins the stream with the requests that it is given; what it returns yields answers, and has ``cancel``.
+        guarded: calls its argument, and turns the errors of the client library into ``Fault``.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[Iterator[Any]], Any],
+        request: Any,
+        guarded: Callable[[Callable[[], Any]], Any],
+        endpoint: Endpoint,
+    ) -> None:
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._is_over = threading.Event()
+        self._guarded, self._endpoint = guarded, endpoint
+        self._call = guarded(lambda: start(self._requests(request)))
+        threading.Thread(target=self._read, name=f"etcd-watch {endpoint.host}:{endpoint.port}", daemon=True).start()
+
+    def next(self, timeout_seconds: float) -> Any | None:
+        """The next answer, or None when there was none for so long.
+
+        Raises:
+            Fault: the stream broke.
+        """
+        try:
+            answer = self._answers.get(timeout=timeout_seconds)
+        except queue.Empty:
+            return None
+        if isinstance(answer, Fault):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self._is_over.set()
+        self._call.cancel()
+
+    def _requests(self, request: Any) -> Iterator[Any]:
+        yield request
+        self._is_over.wait()  # when this ends, the stream is half closed
+
+    def _read(self) -> None:
+        def read_all() -> None:
+            for answer in self._call:
+                self._answers.put(answer)
+
+        try:
+            self._guarded(read_all)
+            self._answers.put(Fault("UNAVAILABLE", "the stream ended", self._endpoint))
+        except Fault as fault:
+            self._answers.put(fault)
+
+
+class Connection(Protocol):
+    """What a watch needs of its own connection to one endpoint."""
+
+    endpoint: Endpoint
+
+    def probe(self, prefix: str) -> Any:
+        """The header of a linearizable read of the key *prefix*, which whoever may watch it may read."""
+        ...
+
+    def stream(self, prefix: str, revision: int) -> Stream: ...
+
+    def close(self) -> None: ...
+
+
+class Proofs:
+    """When each endpoint last answered a linearizable request: one quiet watch asks, the others of that endpoint believe it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._asking = threading.Lock()
+        self._proven_at: dict[Endpoint, float] = {}
+
+    def note(self, endpoint: Endpoint) -> None:
+        """*endpoint* has just answered."""
+        self._proven_at[endpoint] = self.clock()
+
+    def forget(self, endpoint: Endpoint) -> None:
+        self._proven_at.pop(endpoint, None)
+
+    def renew(self, endpoint: Endpoint, ask: Callable[[], None]) -> None:
+        """Have *endpoint* answer *ask*, unless another watch or call has had an answer within the quiet time."""
+        with self._asking:
+            if self.clock() - self._proven_at.get(endpoint, float("-inf")) >= QUIET_SECONDS:
+                ask()
+
+
+class Watch:
+    """One call of ``EtcdStore.watch``.
+
+    Args:
+        connect: a new connection, to the endpoint that serves at the moment.
+        turn_from: told that a connection failed: the next one goes elsewhere.
+        is_over: whether the watch was stopped.
+        pause: sleeps so many seconds, or less when it was stopped.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        revision: int,
+        cluster_id: int,
+        *,
+        connect: Callable[[], Connection],
+        turn_from: Callable[[Endpoint], None],
+        is_over: Callable[[], bool],
+        pause: Callable[[float], object],
+        proofs: Proofs,
+        account: Account,
+    ) -> None:
+        self._prefix, self._cluster_id = prefix, cluster_id
+        self._revision = revision  # the next one that is wanted
+        self._raft_term = 0
+        self._connect, self._turn_from, self._is_over, self._pause = connect, turn_from, is_over, pause
+        self._proofs, self._account = proofs, account
+        self._backoff = Backoff(0.05, 2.0)
+        self._is_broken = False
+
+    def batches(self) -> Iterator[tuple[WatchEvent, ...]]:
+        """Yield changes until it is over; an empty batch after each quiet time that ended in a proof of life."""
+        while not self._is_over():
+            try:
+                for batch in self._follow():
+                    self._backoff.reset()
+                    yield batch
+            except Fault as fault:
+                self._bear(fault)
+                self._pause(self._backoff.next())
+
+    def _bear(self, fault: Fault) -> None:
+        """Return where the watch can resume after *fault*; raise what the consumer must know otherwise."""
+        if fault.verdict in (Verdict.COMPACTED, Verdict.ANSWER_TOO_LARGE):
+            raise WatchLost(f"watch {self._prefix} from revision {self._revision}: {fault.details}") from fault
+        is_anonymous = fault.verdict is Verdict.LOGIN and self._account.username is None
+        if is_anonymous or fault.verdict in (Verdict.REFUSED, Verdict.INVALID):
+            raise explain(fault, f"watch {self._prefix}", self._account) from fault
+        if not self._is_broken and fault.verdict is not Verdict.LOGIN:
+            logger.warning("a watch broke, resuming: %s", fault, extra={"prefix": self._prefix, "revision": self._revision})
+            self._is_broken = True
+
+    def _follow(self) -> Iterator[tuple[WatchEvent, ...]]:
+        """Yield what one stream brings, until it breaks."""
+        connection = self._connect()
+        try:
+            # A stream's own header may come from a member that lags; this one is of the whole cluster.
+            self._prove(connection)
+            stream = connection.stream(self._prefix, self._revision)
+            try:
+                yield from self._hear(stream, connection)
+            finally:
+                stream.close()
+        except Fault as fault:
+            if fault.verdict in (Verdict.RETRY, Verdict.RETRY_UNSENT):
+                self._turn_from(connection.endpoint)
+            raise
+        finally:
+            connection.close()
+
+    def _hear(self, stream: Stream, connection: Connection) -> Iterator[tuple[WatchEvent, ...]]:
+        heard_at = self._proofs.clock()
+        while not self._is_over():
+            answer = stream.next(POLL_SECONDS)
+            if answer is not None:
+                heard_at = self._proofs.clock()
+                self._check_answer(answer, connection.endpoint)
+                if answer.events:
+                    # Not from the header: while a watch catches up, that is ahead of the events.
+                    self._revision = answer.events[-1].kv.mod_revision + 1
+                    yield tuple(_event(event) for event in answer.events)
+            elif self._proofs.clock() - heard_at >= QUIET_SECONDS:
+                self._proofs.renew(connection.endpoint, lambda: self._prove(connection))
+                heard_at = self._proofs.clock()
+                yield ()
+
+    def _check_answer(self, answer: Any, endpoint: Endpoint) -> None:
+        if answer.header.cluster_id != self._cluster_id:
+            raise WatchLost(f"etcd {endpoint.url} has become another cluster: {answer.header.cluster_id:x}")
+        if answer.canceled:
+            raise _cancelled(answer, endpoint)
+        if self._is_broken:
+            logger.info("the watch goes on", extra={"prefix": self._prefix, "revision": self._revision})
+            self._is_broken = False
+
+    def _prove(self, connection: Connection) -> None:
+        """Have the endpoint answer a linearizable read, and compare the store with the one that was followed so far.
+
+        Raises:
+            WatchLost: it is another one, or an older state of it. A wiped etcd that kept its peer addresses and token has
+                its old cluster id, but its revision or its raft term went back.
+        """
+        header, url = connection.probe(self._prefix), connection.endpoint.url
+        self._proofs.note(connection.endpoint)
+        if header.cluster_id != self._cluster_id:
+            raise WatchLost(f"etcd {url} is of another cluster: {header.cluster_id:x}, not {self._cluster_id:x}")
+        if header.revision < self._revision - 1 or header.raft_term < self._raft_term:
+            raise WatchLost(
+                f"etcd {url} was restored or wiped: it is at revision {header.revision}, raft term {header.raft_term}, but "
+                f"revision {self._revision - 1}, term {self._raft_term} was seen before"
+            )
+        self._raft_term = header.raft_term
+
+
+def _event(event: Any) -> WatchEvent:
+    is_deletion = event.type == event.DELETE
+    return WatchEvent(key_of(event.kv), None if is_deletion else versioned(event.kv), event.kv.mod_revision)
+
+
+def _cancelled(answer: Any, endpoint: Endpoint) -> Fault:
+    """Why etcd ended a watch; its reason is a text only."""
+    if answer.compact_revision:
+        return Fault("OUT_OF_RANGE", f"required revision has been compacted, the oldest is {answer.compact_revision}", endpoint)
+    code = "PERMISSION_DENIED" if "permission denied" in answer.cancel_reason else "UNAVAILABLE"
+    return Fault(code, answer.cancel_reason or "the watch was cancelled", endpoint)

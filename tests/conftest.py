@@ -1,0 +1,6 @@
+"""Fixtures that every folder of tests shares come from ``tests/support``: each module brings its own, and is named here."""
+
+pytest_plugins = [
+    "tests.support.etcd",
+    "tests.support.placement",
+]
