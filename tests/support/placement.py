@@ -1,0 +1,144 @@
+"""A real openstack-placement for tests, started by ``packaging/run-placement`` as the demo does, and its fixtures.
+
+``placement_server`` is shared by the whole session: tests make providers with uuids and names of their own, and ask within
+them (``in_tree``). A test that stops, kills or freezes a server takes ``own_placement_server``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.config import PlacementConfig
+from common.placement import Inventory, Placement
+from tests.support.processes import ROOT, free_port, spawn, stop, wait_until
+
+RUN_PLACEMENT = ROOT / "packaging" / "run-placement"
+START_SECONDS = 60  # of a machine that is busy with other tests; 2 s else
+
+
+class PlacementServer:
+    """One server; stopped and started again it has the same port and the same data."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.absolute()
+        self.log = self.directory / "placement.log"
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "Placement is not running"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        assert self._process is None, "Placement is running already"
+        self._process = spawn([RUN_PLACEMENT, self.directory / "data", str(self.port)], log=self.log)
+        wait_until(self._is_up, timeout_seconds=START_SECONDS, what=f"Placement answers at {self.url}", evidence=self.evidence)
+
+    def _is_up(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, f"Placement ended with {self._process.returncode}\n{self.evidence()}"
+        try:
+            with urllib.request.urlopen(f"{self.url}/", timeout=2) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """As when the power goes: nothing is finished, nothing is told to its clients."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, with_signal: int) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGCONT)
+            stop(process, with_signal=with_signal)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def freeze(self) -> None:
+        """It takes connections and answers nothing until ``thaw``."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def wipe(self) -> None:
+        """Lose the database; only while it is stopped."""
+        assert self._process is None, "stop Placement before its database is removed"
+        for path in (self.directory / "data").glob("placement.db*"):
+            path.unlink()
+
+    def evidence(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else "(no log)"
+
+
+def client_for(url: str, *, etcd_prefix: str | None = None, session: Any = None, **config: Any) -> Placement:
+    """A client of a deployment of its own, unless *etcd_prefix* names one; bounded tighter than in production."""
+    settings = PlacementConfig(**{"url": url, "timeout_seconds": 10, "deadline_seconds": 20, **config})
+    return Placement(settings, etcd_prefix=etcd_prefix or f"/test/{uuid4()}/", session=session)
+
+
+MakeProvider = Callable[..., UUID]
+
+
+def make_provider(
+    placement: Placement, *, vcpus: int = 8, memory_mib: int = 8192, disk_gib: int = 100, traits: tuple[str, ...] = ()
+) -> UUID:
+    """A provider of its own with that much of everything."""
+    uuid = uuid4()
+    generation = placement.ensure_provider(uuid, f"host-{uuid}").generation
+    totals = {"VCPU": vcpus, "MEMORY_MB": memory_mib, "DISK_GB": disk_gib}
+    inventories = {name: Inventory(total=total, max_unit=total) for name, total in totals.items()}
+    generation = placement.put_inventories(uuid, generation, inventories)
+    if traits:
+        placement.put_traits(uuid, generation, placement.ensure_traits(traits))
+    return uuid
+
+
+@pytest.fixture(scope="session")
+def placement_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlacementServer]:
+    server = PlacementServer(tmp_path_factory.mktemp("placement"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def own_placement_server(tmp_path: Path) -> Iterator[PlacementServer]:
+    """A server of this test's own, running."""
+    server = PlacementServer(tmp_path / "placement")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def placement(placement_server: PlacementServer) -> Iterator[Placement]:
+    client = client_for(placement_server.url)
+    yield client
+    client.close()
