@@ -1,0 +1,267 @@
+"""The per-instance metadata document: the file format in which ecompute tells md_server what a guest may know of itself.
+
+``<directory>/<uuid>.json`` is the document and ``<directory>/by-address/<address>`` a relative symlink to it, one for each of
+the instance's addresses. The document decides, the links are only an index: a link to a document that is gone, or that does not
+claim the address, counts as absent. Files and links appear by rename, so that a reader never sees half of one; a crash between
+any two lines leaves what the next ``write`` or ``remove`` of the same instance puts right. ecompute writes (one thread per
+instance at a time), md_server reads, afresh for each request. Knows nothing of HTTP, etcd or libvirt.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import dataclasses
+import errno
+import ipaddress
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from common.errors import EcomputeError, InvalidSpec, NoSpace, Transient
+from common.model import SCHEMA, Address, Record
+
+LOCK_NAME = "md-server.lock"  # in the run directory; held by the one md-server of the host
+SERVER_NAME = "etcd-compute"  # the Server header of every answer; by this a health check knows md-server from others
+DIRECTORY_MODE = 0o750
+FILE_MODE = 0o640  # user data may hold secrets
+
+
+@dataclass(frozen=True)
+class MetadataDocument(Record):
+    """What one guest may know of itself."""
+
+    uuid: UUID
+    name: str
+    hostname: str = ""
+    keys: tuple[str, ...] = ()  # OpenSSH public keys, one line each
+    user_data_base64: str | None = None
+    addresses: tuple[Address, ...] = ()  # in the order of the NICs; the first is the primary one
+    image: str = ""  # as the user named it
+    resources: dict[str, int] = dataclasses.field(default_factory=dict)  # VCPU, MEMORY_MB (MiB), DISK_GB (GiB)
+    created_at: str = ""  # ISO 8601, UTC; for people
+    schema: int = SCHEMA
+
+    @property
+    def user_data(self) -> bytes | None:
+        """The user data as it was given, None where there is none.
+
+        Raises:
+            InvalidSpec: the document's text is no base64.
+        """
+        if self.user_data_base64 is None:
+            return None
+        try:
+            return base64.b64decode(self.user_data_base64, validate=True)
+        except binascii.Error as error:
+            raise InvalidSpec(f"MetadataDocument {self.uuid}: user_data_base64 is no base64: {error}") from error
+
+    @property
+    def index(self) -> frozenset[str]:
+        """The addresses under which the document is found, in their normal form; a NIC without an address has none."""
+        return frozenset(normal_address(a.address) for a in self.addresses if a.address)
+
+
+@dataclass(frozen=True)
+class ServiceNote:
+    """What a running md-server says of itself in its lock file, by which ecompute knows whether it is the one it wants."""
+
+    version: str
+    listen: str  # address:port
+    bridge: str  # "" where it manages no address
+    directory: str  # of the documents
+
+    def as_note(self) -> dict[str, str]:
+        return dataclasses.asdict(self)
+
+
+def normal_address(text: str) -> str:
+    """The one spelling of the IP address *text*: what IPv4 mapped into IPv6 stands for, else as ``ipaddress`` writes it.
+
+    Raises:
+        InvalidSpec: *text* is no IP address, or one that means something on one link only (with a scope id).
+    """
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError as error:
+        raise InvalidSpec(f"{text!r} is no IP address") from error
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id is not None:
+            raise InvalidSpec(f"{text!r} has a scope id: it does not say which guest is meant")
+        return str(address.ipv4_mapped or address)
+    return str(address)
+
+
+class MetadataStore:
+    """The documents of one host, in *directory*, which the first ``write`` makes.
+
+    Every method may raise ``Transient`` where the file system refuses (its text says which file and why), ``write`` also
+    ``NoSpace``.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._index = directory / "by-address"
+
+    def write(self, document: MetadataDocument) -> None:
+        """Put *document* in place of the instance's former one; durable, and found by its addresses alone, on return.
+
+        An address that another instance's document was found by now leads to this one.
+        """
+        target = self._path(document.uuid)
+        with _translated("written to", target):
+            self._index.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+            self._directory.chmod(DIRECTORY_MODE)  # mkdir gives parents the default mode
+            _replace_file(target, _text(document))
+            for address in sorted(document.index):
+                _replace_link(self._index / address, _link_target(document.uuid), _partial_link(document.uuid, address))
+            self._drop_links(document.uuid, keep=document.index)
+            _sync_directory(self._index)
+
+    def remove(self, uuid: UUID) -> None:
+        """Take the instance's document away, and the links that lead to it. Removing what is gone succeeds.
+
+        The document goes last, so that it is there (``exists``) while anything is left to remove.
+        """
+        target = self._path(uuid)
+        with _translated("removed from", target):
+            if not self._directory.is_dir():
+                return
+            self._drop_links(uuid, keep=frozenset())
+            _partial(target).unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+            _sync_directory(self._directory)
+
+    def exists(self, uuid: UUID) -> bool:
+        """Whether there is anything of the instance to ``remove``, be it readable or not."""
+        target = self._path(uuid)
+        return target.exists() or _partial(target).exists()
+
+    def read(self, uuid: UUID) -> MetadataDocument | None:
+        """The instance's document, None where there is none.
+
+        Raises:
+            InvalidSpec: what is there is no document.
+            UnsupportedSchema: a newer version wrote it.
+        """
+        return _read(self._path(uuid))
+
+    def by_address(self, address: str) -> MetadataDocument | None:
+        """The document of the instance that has *address*, None where no instance has it. Raises as ``read`` does."""
+        wanted = normal_address(address)
+        document = _read(self._index / wanted)
+        return document if document is not None and wanted in document.index else None
+
+    def list(self) -> tuple[UUID, ...]:
+        """The instances that have a document, be it readable or not."""
+        with _translated("listed from", self._directory), contextlib.suppress(FileNotFoundError):
+            return tuple(sorted(uuid for path in self._directory.iterdir() if (uuid := _uuid_of(path)) is not None))
+        return ()
+
+    def is_current(self, document: MetadataDocument) -> bool:
+        """Whether ``write(document)`` would change nothing."""
+        target = self._path(document.uuid)
+        with _translated("read from", target):
+            try:
+                if target.read_bytes() != _text(document):
+                    return False
+            except FileNotFoundError:
+                return False
+            return {name for name, link in self._links() if link == _link_target(document.uuid)} == document.index
+
+    def _path(self, uuid: UUID) -> Path:
+        return self._directory / f"{uuid}.json"
+
+    def _links(self) -> Iterator[tuple[str, str]]:
+        """Each link's name and where it leads."""
+        with contextlib.suppress(FileNotFoundError):
+            for path in list(self._index.iterdir()):
+                with contextlib.suppress(FileNotFoundError):  # another instance's thread removed it meanwhile
+                    if path.is_symlink():
+                        yield path.name, str(path.readlink())
+
+    def _drop_links(self, uuid: UUID, keep: frozenset[str]) -> None:
+        for name, link in self._links():
+            if link == _link_target(uuid) and name not in keep:
+                (self._index / name).unlink(missing_ok=True)
+
+
+def _text(document: MetadataDocument) -> bytes:
+    return (document.to_json() + "\n").encode()
+
+
+def _read(path: Path) -> MetadataDocument | None:
+    with _translated("read from", path):
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+    try:
+        return MetadataDocument.from_json(content.decode())
+    except UnicodeDecodeError as error:
+        raise InvalidSpec(f"MetadataDocument: {path} is not UTF-8") from error
+
+
+def _uuid_of(path: Path) -> UUID | None:
+    with contextlib.suppress(ValueError):
+        uuid = UUID(path.stem)
+        return uuid if path.name == f"{uuid}.json" else None
+    return None
+
+
+def _link_target(uuid: UUID) -> str:
+    return f"../{uuid}.json"
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _partial_link(uuid: UUID, address: str) -> str:
+    """A name that no address has, so that it is never served, and that no two instances share."""
+    return f"{address}.{uuid}.partial"
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    partial = _partial(path)
+    partial.unlink(missing_ok=True)  # of a crash
+    partial.touch(mode=0o600)  # never readable for others, however short
+    with partial.open("wb") as file:
+        os.fchmod(file.fileno(), FILE_MODE)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_directory(path.parent)
+
+
+def _replace_link(path: Path, target: str, partial_name: str) -> None:
+    partial = path.with_name(partial_name)
+    partial.unlink(missing_ok=True)  # of a crash
+    partial.symlink_to(target)
+    partial.replace(path)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _translated(done: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        text = f"metadata could not be {done} {path}: {error.strerror or error}"
+        translated: EcomputeError
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            translated = NoSpace(f"{text}: make room on that file system")
+        else:
+            translated = Transient(f"{text}: see to that file; it is tried again")
+        raise translated from error

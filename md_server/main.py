@@ -1,0 +1,204 @@
+"""``md-server``: answers the guests of this host at 169.254.169.254. Needs neither etcd nor Placement nor libvirt.
+
+Started by ecompute (``metadata.mode: managed``) or as a service of its own (``external``); it outlives ecompute either way.
+Reads the configuration, takes the lock, keeps the address on the bridge and runs the server; decides nothing about requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import logs
+from common.config import LogConfig, load_compute
+from common.errors import ConfigError, Conflict, EcomputeError
+from common.lockfile import LockFile
+from common.logs import fields
+from common.metadata import LOCK_NAME, MetadataStore, ServiceNote
+from common.retry import Backoff, Deadline, retry
+from md_server.address import AddressKeeper, BridgeAddress
+from md_server.app import Application
+from md_server.guest import Host
+from md_server.lookup import Lookup
+from md_server.netlink import IpAddress
+from md_server.server import GuestServer, allow_descriptors, listen
+
+log = logging.getLogger(__name__)
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_CONFLICT = 0, 1, 2, 5
+LOCK_SECONDS = 2.0  # a predecessor that is just ending, or somebody who looks who holds it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the configuration and the command line come to."""
+
+    address: IpAddress
+    port: int
+    bridge: str  # "" where no interface is touched
+    directory: Path
+    run_dir: Path
+    zone: str
+    log: LogConfig
+
+    @property
+    def note(self) -> ServiceNote:
+        version = importlib.metadata.version("etcd-compute")
+        return ServiceNote(version, f"{self.address}:{self.port}", self.bridge, str(self.directory))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0 done, 1 failed, 2 usage or configuration, 5 somebody else is in the way."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = settings_of(options)
+        if options.check_config:
+            print("configuration is valid")
+            return EXIT_DONE
+        if options.remove_address:
+            return remove_address(settings)
+        logs.setup(settings.log.level, settings.log.format)
+        try:
+            serve(settings)
+        finally:
+            logs.shutdown()
+    except EcomputeError as error:
+        for line in str(error).splitlines():
+            print(f"md-server: {line}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_CONFLICT if isinstance(error, Conflict) else EXIT_FAILED
+    return EXIT_DONE
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The settings of this run. ``--listen`` alone touches no interface, unless it names the configured address.
+
+    Raises:
+        ConfigError: the configuration or an option is wrong.
+    """
+    config = load_compute(options.config)
+    metadata, paths = config.metadata, config.paths
+    if metadata.mode == "off":
+        raise ConfigError(f"{config.source}: metadata.mode is off: there is nothing to serve; set it to managed or external")
+    address, port = _address(metadata.address), metadata.port
+    bridge = metadata.bridge
+    if options.listen is not None:
+        listened, port = _parse_listen(options.listen)
+        bridge = bridge if listened == address else ""
+        address = listened
+    return Settings(
+        address=address,
+        port=port,
+        bridge=options.bridge if options.bridge is not None else bridge,
+        directory=(options.state_dir or paths.state_dir).absolute() / "metadata",
+        run_dir=(options.run_dir or paths.run_dir).absolute(),
+        zone=config.name or socket.gethostname(),
+        log=config.log,
+    )
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        Conflict: another md-server runs, another server has the port, or another interface has the address.
+        EcomputeError: the kernel refused.
+    """
+    lock = _locked(settings)
+    keeper = _keeper(settings) if settings.bridge else None
+    lookup = Lookup(MetadataStore(settings.directory), Host(settings.zone, os.uname().machine))
+    allow_descriptors()
+    server = GuestServer(Application(lookup, own_address=str(settings.address)), listen(settings.address, settings.port))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
+    thread = threading.Thread(target=keeper.run, name="address", daemon=True) if keeper else None
+    if thread:
+        thread.start()
+    log.info("serving", extra=fields(**dataclasses.asdict(settings.note)))
+    server.run()
+    if keeper and thread:
+        keeper.stop()
+        thread.join(0.5)
+    log.info("stopped")
+    lock.release()
+
+
+def remove_address(settings: Settings) -> int:
+    """Take the metadata address from the bridge, for good: for when this host serves guests no longer.
+
+    Raises:
+        Conflict: an md-server runs, and would put it back at once.
+        EcomputeError: the kernel refused.
+    """
+    if not settings.bridge:
+        raise ConfigError("--remove-address needs the bridge: name it with --bridge, or leave --listen out")
+    lock = _locked(settings)
+    was_there = BridgeAddress(settings.bridge, settings.address).remove()
+    print(f"{settings.address} {'removed from' if was_there else 'was not on'} {settings.bridge}")
+    lock.release()
+    return EXIT_DONE
+
+
+def _keeper(settings: Settings) -> AddressKeeper:
+    """The keeper, after one look that makes a start fail at once where it can never work."""
+    wanted = BridgeAddress(settings.bridge, settings.address)
+    keeper = AddressKeeper(wanted)
+    presence = wanted.ensure()
+    log.info("metadata address", extra=fields(address=settings.address, bridge=settings.bridge, presence=presence))
+    return keeper
+
+
+def _locked(settings: Settings) -> LockFile:
+    lock = LockFile(settings.run_dir / LOCK_NAME)
+    try:
+        retry(
+            lambda: lock.acquire(settings.note.as_note()),
+            on=Conflict, deadline=Deadline(LOCK_SECONDS), backoff=Backoff(0.05, 0.2),
+        )  # fmt: skip
+    except Conflict as error:
+        raise Conflict(f"another md-server runs on this host: {error}; stop that one first") from error
+    return lock
+
+
+def _address(text: str) -> IpAddress:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is no IP address") from error
+
+
+def _parse_listen(text: str) -> tuple[IpAddress, int]:
+    address, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--listen {text!r}: needs to be ADDRESS:PORT, such as 127.0.0.1:8775 or [::1]:8775")
+    return _address(address.removeprefix("[").removesuffix("]")), int(port)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="md-server", description="Tell the guests of this host who they are: EC2 and OpenStack metadata."
+    )
+    add = parser.add_argument
+    add("--config", type=Path, metavar="FILE", help="compute.yaml; else it is searched where ecompute searches it")
+    add("--state-dir", type=Path, metavar="DIR", help="in place of paths.state_dir")
+    add("--run-dir", type=Path, metavar="DIR", help="in place of paths.run_dir")
+    add("--listen", metavar="ADDRESS:PORT", help="in place of metadata.address and .port; touches no interface")
+    add("--bridge", metavar="NAME", help="put the address on this bridge, in place of metadata.bridge; '' for none")
+    add("--check-config", action="store_true", help="say whether the configuration is valid, and end")
+    add("--remove-address", action="store_true", help="take the address from the bridge, and end")
+    add("--version", action="version", version=importlib.metadata.version("etcd-compute"))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,339 @@
+"""md-server as a process: several guests by their source addresses on loopback, requests that no client library would send,
+clients that are slow or greedy, its lock, its port and its end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import ipaddress
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from common.metadata import MetadataDocument, MetadataStore
+from common.model import Address
+from md_server import server as md_server
+from md_server.server import GuestServer, listen
+from tests.support.processes import free_port, spawn, stop, wait_until
+
+SERVER = "127.0.0.1"
+GUEST_1, GUEST_2, STRANGER = "127.0.0.11", "127.0.0.12", "127.0.0.99"
+MD_SERVER = [sys.executable, "-m", "md_server.main"]
+
+
+def document(number: int, address: str) -> MetadataDocument:
+    return MetadataDocument(
+        UUID(int=number), f"vm-{number}", addresses=(Address("default", f"52:54:00:00:00:{number:02x}", address),)
+    )
+
+
+def ask(port: int, source: str, path: str = "/latest/meta-data/instance-id", method: str = "GET") -> tuple[int, bytes]:
+    """Status and body of one request from *source*."""
+    connection = http.client.HTTPConnection(SERVER, port, timeout=10, source_address=(source, 0))
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def connect(port: int, source: str) -> socket.socket:
+    return socket.create_connection((SERVER, port), timeout=10, source_address=(source, 0))
+
+
+def raw(port: int, source: str, request: bytes) -> bytes:
+    """All that comes back for *request*, sent as it is."""
+    with connect(port, source) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        return everything(connection)
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the other side closes; a reset is a close."""
+    found = b""
+    try:
+        while data := connection.recv(65536):
+            found += data
+    except ConnectionResetError:
+        pass
+    return found
+
+
+@dataclasses.dataclass
+class Service:
+    """A running md-server."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    store: MetadataStore
+    arguments: list[str]
+    log: Path
+
+
+def start(folder: Path, port: int) -> Service:
+    arguments = ["--listen", f"{SERVER}:{port}", "--state-dir", str(folder / "state"), "--run-dir", str(folder / "run")]
+    (folder / "compute.yaml").write_text("name: h1\nlog: {level: debug}\n")
+    arguments = ["--config", str(folder / "compute.yaml"), *arguments]
+    log = folder / "md-server.log"
+    process = spawn([*MD_SERVER, *arguments], log=log)
+
+    def is_up() -> bool:
+        assert process.poll() is None, log.read_text()
+        try:
+            ask(port, GUEST_1)
+        except OSError:
+            return False
+        return True
+
+    wait_until(is_up, timeout_seconds=15, what="md-server answers", evidence=log.read_text)
+    return Service(process, port, MetadataStore(folder / "state" / "metadata"), arguments, log)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    found = start(tmp_path, free_port())
+    yield found
+    stop(found.process)
+
+
+def test_each_guest_gets_its_own_at_once_and_nothing_once_it_is_gone(service):
+    assert ask(service.port, GUEST_1)[0] == 404
+    service.store.write(document(1, GUEST_1))
+    service.store.write(document(2, GUEST_2))
+    assert ask(service.port, GUEST_1) == (200, str(UUID(int=1)).encode())
+    assert ask(service.port, GUEST_2) == (200, str(UUID(int=2)).encode())
+    assert ask(service.port, STRANGER)[0] == 404
+    service.store.write(dataclasses.replace(document(1, GUEST_1), hostname="renamed"))
+    assert ask(service.port, GUEST_1, "/latest/meta-data/hostname") == (200, b"renamed")
+    service.store.remove(UUID(int=1))
+    assert ask(service.port, GUEST_1)[0] == 404
+    assert ask(service.port, GUEST_2)[0] == 200
+
+
+def test_a_connection_serves_one_request_after_the_other(service):
+    service.store.write(document(1, GUEST_1))
+    connection = http.client.HTTPConnection(SERVER, service.port, timeout=10, source_address=(GUEST_1, 0))
+    for _ in range(5):
+        connection.request("GET", "/openstack/latest/meta_data.json")
+        used = connection.sock
+        assert connection.getresponse().read().startswith(b"{")
+        assert connection.sock is used
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        (b"GET /latest/meta-data%2Finstance-id HTTP/1.1", b"400"),
+        (b"GET /latest%2fmeta-data/instance-id HTTP/1.1", b"400"),
+        (b"GET //latest/meta-data/instance-id HTTP/1.1", b"400"),
+        (b"GET /latest/meta-data//instance-id HTTP/1.1", b"400"),
+        (b"GET /../latest/meta-data/instance-id HTTP/1.1", b"400"),
+        (b"GET /latest/../../../etc/passwd HTTP/1.1", b"400"),
+        (b"GET /latest/%2e%2e/%2e%2e/etc/passwd HTTP/1.1", b"400"),
+        (b"GET /latest/..%252f..%252fetc HTTP/1.1", b"400"),
+        (b"GET /\xff\xfe HTTP/1.1", b"400"),
+        (b"GET /%00 HTTP/1.1", b"400"),
+        (b"GET latest HTTP/1.1", b"400"),
+        (b"GET /" + b"a" * 4000 + b" HTTP/1.1", b"400"),
+        (b"GET /" + b"a" * 9000 + b" HTTP/1.1", b"431"),
+        (b"get / HTTP/1.1", b"400"),
+        (b"GET", b"400"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"400"),
+        (b"PUT /latest/api/token HTTP/1.1", b"405"),
+        (b"OPTIONS * HTTP/1.1", b"405"),
+        (b"TRACE / HTTP/1.1", b"405"),
+        (b"GET http://10.0.0.1/latest/meta-data/instance-id HTTP/1.1", b"200"),
+        (b"GET /latest/meta-data/instance-id HTTP/1.0", b"200"),
+    ],
+)
+def test_requests_that_no_client_library_sends(service, request_line, status):
+    service.store.write(document(1, GUEST_1))
+    answer = raw(service.port, GUEST_1, request_line + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert answer.split(b" ")[1:2] == [status], answer
+    assert ask(service.port, GUEST_1)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (b"Content-Length: 99999999\r\n", b"413"),
+        (b"Content-Length: -1\r\n", b"400"),
+        (b"Content-Length: x\r\n", b"400"),
+        (b"Transfer-Encoding: x\r\n", b"501"),
+        (b"X: " + b"a" * 9000 + b"\r\n", b"431"),
+        (b"X-Forwarded-For: 127.0.0.12\r\nForwarded: for=127.0.0.12\r\n", b"404"),
+    ],
+)
+def test_headers_that_no_client_library_sends(service, headers, status):
+    service.store.write(document(2, GUEST_2))
+    answer = raw(service.port, GUEST_1, b"GET / HTTP/1.1\r\nHost: 127.0.0.12\r\n" + headers + b"\r\n")
+    assert answer.split(b" ")[1] == status, answer
+
+
+def test_a_stranger_learns_nothing_about_who_exists(service):
+    service.store.write(document(1, GUEST_1))
+    known = raw(service.port, GUEST_1, b"GET /latest/nothing HTTP/1.1\r\nConnection: close\r\n\r\n")
+    strange = raw(service.port, STRANGER, b"GET /latest/meta-data/instance-id HTTP/1.1\r\nConnection: close\r\n\r\n")
+    lines = [[line for line in answer.split(b"\r\n") if not line.startswith(b"Date:")] for answer in (known, strange)]
+    assert lines[0] == lines[1]
+
+
+def test_pipelined_requests_are_not_piled_up(service):
+    service.store.write(document(1, GUEST_1))
+    answer = raw(service.port, GUEST_1, b"GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+    assert 1 <= answer.count(b"HTTP/1.1 200 OK") < 100  # the first of each packet
+
+
+def test_a_guest_that_takes_all_its_connections_takes_none_of_another_s(service):
+    service.store.write(document(1, GUEST_1))
+    service.store.write(document(2, GUEST_2))
+    greedy = [connect(service.port, GUEST_1) for _ in range(60)]
+    try:
+        for connection in greedy:
+            connection.sendall(b"GET /latest/meta-data/")
+        closed = [c for c in greedy[md_server.CONNECTIONS_PER_SOURCE :] if everything(c) == b""]
+        assert len(closed) == 60 - md_server.CONNECTIONS_PER_SOURCE
+        for _ in range(20):
+            assert ask(service.port, GUEST_2)[0] == 200
+        greedy[0].sendall(b"instance-id HTTP/1.1\r\n\r\n")  # and those it has go on
+        assert greedy[0].recv(65536).startswith(b"HTTP/1.1 200")
+    finally:
+        for connection in greedy:
+            connection.close()
+    wait_until(lambda: is_served(service.port, GUEST_1), timeout_seconds=5, what="a guest that let go is served again")
+
+
+def is_served(port: int, source: str) -> bool:
+    try:
+        return ask(port, source)[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def test_guests_that_do_not_read_hold_up_no_other(service):
+    big = "eHh4" * 20000  # 60 kB
+    service.store.write(dataclasses.replace(document(1, GUEST_1), user_data_base64=big))
+    service.store.write(document(2, GUEST_2))
+    deaf = []
+    for _ in range(md_server.CONNECTIONS_PER_SOURCE):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.bind((GUEST_1, 0))
+        connection.connect((SERVER, service.port))
+        connection.sendall(b"GET /latest/user-data HTTP/1.1\r\n\r\n" * 200)
+        deaf.append(connection)
+    for _ in range(20):
+        began = time.monotonic()
+        assert ask(service.port, GUEST_2)[0] == 200
+        assert time.monotonic() - began < 2
+    for connection in deaf:
+        connection.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_cleanly_and_soon_whatever_its_clients_do(service, number):
+    service.store.write(document(1, GUEST_1))
+    held = [connect(service.port, GUEST_1) for _ in range(4)]
+    held[1].sendall(b"GET / HT")
+    held[2].sendall(b"GET / HTTP/1.1\r\n\r\n")
+    began = time.monotonic()
+    assert stop(service.process, with_signal=number) == 0, service.log.read_text()
+    assert time.monotonic() - began < 2
+    assert "message=stopped" in service.log.read_text()
+    for connection in held:
+        connection.close()
+
+
+def test_killed_and_started_again_it_goes_on_as_before(service, tmp_path):
+    service.store.write(document(1, GUEST_1))
+    stop(service.process, with_signal=signal.SIGKILL)
+    again = start(tmp_path, service.port)
+    assert ask(again.port, GUEST_1)[0] == 200
+    stop(again.process)
+
+
+def test_a_second_one_says_who_is_in_the_way(service):
+    second = subprocess.run([*MD_SERVER, *service.arguments], capture_output=True, text=True, timeout=20, check=False)
+    assert second.returncode == 5
+    assert second.stderr.count("\n") == 1
+    assert f"held by process {service.process.pid}" in second.stderr
+
+
+def test_another_server_on_the_port_is_one_clear_line(tmp_path):
+    with socket.socket() as other:
+        other.bind((SERVER, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        arguments = ["--listen", f"{SERVER}:{port}", "--state-dir", tmp_path, "--run-dir", tmp_path]
+        refused = subprocess.run([*MD_SERVER, *arguments], capture_output=True, text=True, timeout=20, check=False)
+    assert refused.returncode == 5
+    assert refused.stderr.startswith(f"md-server: {SERVER} port {port} is taken by another server")
+    assert refused.stderr.count("\n") == 1
+
+
+class SlowClock:
+    """Time that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def slow_server() -> Iterator[tuple[int, SlowClock]]:
+    """The HTTP server alone, in this process, with a clock of ours."""
+    clock, port = SlowClock(), free_port()
+
+    def application(environ, start_response):
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    server = GuestServer(application, listen(ipaddress.ip_address(SERVER), port), clock)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    yield port, clock
+    clock.now += 60  # also ends the time for requests in hand
+    server.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_connection_that_completes_no_request_is_cut_however_busy_it_looks(slow_server):
+    port, clock = slow_server
+    idle, trickling, working = (connect(port, GUEST_1) for _ in range(3))
+    for _ in range(2):
+        trickling.sendall(b"G")  # a byte now and then
+        working.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert working.recv(65536).startswith(b"HTTP/1.1 200")
+        clock.now += md_server.STEP_SECONDS * 0.6
+    assert everything(idle) == b""
+    assert everything(trickling) == b""
+    working.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    assert working.recv(65536).startswith(b"HTTP/1.1 200")
+    for connection in (idle, trickling, working):
+        connection.close()
+
+
+def test_descriptors_do_not_leak(service):
+    service.store.write(document(1, GUEST_1))
+    folder = Path(f"/proc/{service.process.pid}/fd")
+    ask(service.port, GUEST_1)
+    before = len(list(folder.iterdir()))
+    for _ in range(50):
+        ask(service.port, GUEST_1, "/openstack/latest/meta_data.json")
+        raw(service.port, GUEST_1, b"GET / HT")
+    wait_until(lambda: len(list(folder.iterdir())) <= before, timeout_seconds=5, what="as many descriptors as before")
