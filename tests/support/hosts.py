@@ -85,7 +85,7 @@ def _ip(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]
     return subprocess.run(["ip", *arguments], check=check, capture_output=True, text=True, timeout=20)
 
 
-def _children(parent: int) -> list[int]:
+def children_of(parent: int) -> list[int]:
     """The processes whose parent is *parent*, as this machine counts them."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -147,7 +147,7 @@ class HostProcess:
 
     def __init__(self, entry: subprocess.Popen[bytes]) -> None:
         self._entry = entry  # nsenter, which waits for its child and ends as that did
-        self.pid = wait_until(lambda: _children(entry.pid), timeout_seconds=10, what="nsenter started its command")[0]
+        self.pid = wait_until(lambda: children_of(entry.pid), timeout_seconds=10, what="nsenter started its command")[0]
 
     def poll(self) -> int | None:
         return self._entry.poll()
@@ -292,7 +292,7 @@ class NamespacedHost:
         assert self._first is not None
         if self._first.poll() is not None:
             raise AssertionError(f"{self.name} did not start\n{self.logs()}")
-        for pid in _children(self._first.pid):
+        for pid in children_of(self._first.pid):
             if (Path(f"/proc/{pid}/ns/net")).readlink() != Path("/proc/self/ns/net").readlink():
                 return pid
         return 0

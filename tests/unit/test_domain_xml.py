@@ -1,0 +1,112 @@
+"""The domain XML of typical instances, whole, against the files beside this one.
+
+``ECOMPUTE_REGENERATE=1`` writes the files anew instead; read the difference before you commit it. Each text is also defined in
+libvirt's mock driver with validation, so that no file here can be something that libvirt refuses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+import libvirt
+import pytest
+
+from common.model import Address, InstanceSpec
+from ecompute.domain_xml import DomainContext, definition_digest, domain_name, domain_xml
+from tests.support.domains import a_context, a_spec, a_stamp
+
+GOLDEN = Path(__file__).with_name("domain_xml")
+UUID_OF_EXAMPLE = UUID("3f2a9c1e-0b7d-4c55-9e57-0a1b2c3d4e5f")
+FIRST = Address("default", "52:54:c0:a8:7a:32", "192.168.122.50", 24, "192.168.122.1")
+SECOND = Address("storage", "52:54:0a:01:00:07", "10.1.0.7", 16, "")
+
+
+def example(**context: object) -> tuple[InstanceSpec, DomainContext]:
+    spec = a_spec("web-1", uuid=UUID_OF_EXAMPLE, memory_mib=256, vcpus=2)
+    return spec, a_context(**{"addresses": (FIRST,), "filter_name": "clean-traffic", **context})
+
+
+EXAMPLES = {
+    "tcg": example(virt_type="qemu"),
+    "kvm": example(virt_type="kvm"),
+    "kvm-host-model-q35": example(virt_type="kvm", cpu_mode="host-model", machine_type="q35"),
+    "two-cards-without-filter": example(virt_type="qemu", addresses=(FIRST, SECOND), filter_name=None),
+    "no-card": example(virt_type="qemu", addresses=()),
+    "mock": example(virt_type="test"),
+    "escaped-path": example(virt_type="qemu", directory=Path("/srv/a & b/<c>\"d'")),
+}
+
+
+@pytest.fixture(scope="module")
+def mock() -> libvirt.virConnect:
+    libvirt.registerErrorHandler(lambda *_: None, None)
+    return libvirt.open("test:///default")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_domain_is_as_the_golden_file_has_it(name: str) -> None:
+    text, golden = domain_xml(*EXAMPLES[name]), GOLDEN / f"{name}.xml"
+    if os.environ.get("ECOMPUTE_REGENERATE"):
+        golden.write_text(text)
+    assert text == golden.read_text(), f"{golden} differs; ECOMPUTE_REGENERATE=1 writes it anew"
+
+
+def test_every_golden_file_has_its_example() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.xml")} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_libvirt_takes_the_golden_file_as_valid(name: str, mock: libvirt.virConnect) -> None:
+    handle = mock.defineXMLFlags((GOLDEN / f"{name}.xml").read_text(), libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+    assert handle.UUIDString() == str(UUID_OF_EXAMPLE)
+    handle.undefine()
+
+
+def test_a_hostile_name_stays_text() -> None:
+    name = "</name><devices/>&\"'"
+    root = ET.fromstring(domain_xml(a_spec(name), a_context()))
+    assert root.findtext("title") == name
+    assert len(root.findall("devices")) == 1
+
+
+def test_domain_names_of_one_instance_name_differ_by_uuid() -> None:
+    names = {domain_name("web-1", UUID_OF_EXAMPLE), domain_name("web-1", UUID(int=1))}
+    assert names == {"web-1-3f2a9c1e", "web-1-00000000"}
+
+
+def test_the_digest_does_not_see_the_stamp() -> None:
+    spec, context = example()
+    other = dataclasses.replace(context, stamp=a_stamp(spec_revision=99, booted=3))
+    assert definition_digest(spec, context) == definition_digest(spec, other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s, c: (dataclasses.replace(s, resources={**s.resources, "MEMORY_MB": 512}), c),
+        lambda s, c: (dataclasses.replace(s, resources={**s.resources, "VCPU": 1}), c),
+        lambda s, c: (dataclasses.replace(s, name="web-2"), c),
+        lambda s, c: (s, dataclasses.replace(c, virt_type="kvm")),
+        lambda s, c: (s, dataclasses.replace(c, machine_type="q35")),
+        lambda s, c: (s, dataclasses.replace(c, cpu_mode="host-model")),
+        lambda s, c: (s, dataclasses.replace(c, addresses=(SECOND,))),
+        lambda s, c: (s, dataclasses.replace(c, filter_name=None)),
+        lambda s, c: (s, dataclasses.replace(c, disk_path=Path("/elsewhere"))),
+    ],
+)
+def test_the_digest_sees_everything_else(
+    change: Callable[[InstanceSpec, DomainContext], tuple[InstanceSpec, DomainContext]],
+) -> None:
+    before = example()
+    assert definition_digest(*before) != definition_digest(*change(*before))
+
+
+def test_what_the_domain_is_not_made_from_leaves_the_digest() -> None:
+    spec, context = example()
+    other = dataclasses.replace(spec, boot_request=5, grace_seconds=1, keys=("ssh-ed25519 AAAA",), created_by="somebody")
+    assert definition_digest(spec, context) == definition_digest(other, context)
