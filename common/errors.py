@@ -57,6 +57,10 @@ class Conflict(Transient):
     """Someone else changed what we wanted to change: read again, decide again."""
 
 
+class Cancelled(Transient):
+    """The work in hand was given up because its caller no longer wants it; nothing failed."""
+
+
 class Permanent(EcomputeError):
     """It fails however often it is tried on this host.
 
