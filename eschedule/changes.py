@@ -1,0 +1,142 @@
+"""Finding an instance by name or uuid, and changing what its spec asks for. Usable as a library; prints nothing.
+
+A change is a compare-and-swap on the spec as it was read, tried again when the spec changed or moved meanwhile. Only the
+fields in question are changed in the JSON that is there, so that fields of a newer version survive.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from common.errors import Conflict, Permanent
+from common.keys import Keys
+from common.model import Desired, InstanceKey, InstanceSpec, InstanceStatus, Phase
+from common.retry import Backoff
+from common.store import Store, Versioned
+
+TRIES = 10  # of a change while others change the same spec
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An instance as its keys were read; *host* is the item of its host key, None while that has no heartbeat."""
+
+    uuid: UUID
+    name: str
+    provider: UUID
+    spec_item: Versioned
+    status_item: Versioned | None
+    host: Versioned | None
+
+    @property
+    def spec(self) -> InstanceSpec:
+        return InstanceSpec.from_json(self.spec_item.value)
+
+    @property
+    def status(self) -> InstanceStatus | None:
+        return InstanceStatus.from_json(self.status_item.value) if self.status_item else None
+
+
+Edit = Callable[[InstanceSpec, InstanceStatus | None], Mapping[str, Any] | None]
+
+
+def no_such(who: UUID | str) -> Permanent:
+    return Permanent(f"there is no instance {who}; see: eschedule list", "NotFound")
+
+
+def find(store: Store, keys: Keys, who: UUID | str) -> UUID:
+    """The uuid of the instance that has the name or uuid *who*.
+
+    Raises:
+        Permanent: there is none.
+    """
+    if isinstance(who, UUID):
+        return who
+    item = store.get(keys.name(who))
+    if item is None:
+        raise no_such(who)
+    return UUID(item.value)
+
+
+def read(store: Store, keys: Keys, instance: UUID, who: UUID | str | None = None) -> Instance:
+    """*instance* as it is now; *who* is what the user called it.
+
+    Raises:
+        Permanent: it is not there.
+        UnsupportedSchema: a newer version wrote it.
+    """
+    for _ in range(TRIES):  # a move between the two reads is seen as a spec that is not there
+        place = store.get(keys.instance(instance))
+        if place is None:
+            raise no_such(who or instance)
+        known = InstanceKey.from_json(place.value)
+        wanted = keys.spec(known.provider, instance), keys.status(known.provider, instance), keys.host(known.provider)
+        items = store.get_many(wanted)
+        if wanted[0] in items:
+            spec, status, host = (items.get(key) for key in wanted)
+            assert spec is not None  # noqa: S101 - just looked
+            return Instance(instance, known.name, known.provider, spec, status, host)
+    raise Permanent(f"{keys.instance(instance)} is there, but the spec that it points to is missing", "Damaged")
+
+
+def change(
+    store: Store, keys: Keys, instance: UUID, edit: Edit, *, who: UUID | str | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[Instance, bool]:  # fmt: skip
+    """Apply *edit* to the spec of *instance*; the instance as it was read, and whether anything had to be written.
+
+    Args:
+        edit: from the spec and the status of the moment the fields to set, None where all is as wanted.
+
+    Raises:
+        Permanent: it is not there.
+        Conflict: *edit* refuses it, or others kept changing the spec.
+        StoreUnavailable: whether the change was made is unknown; repeating it is safe.
+    """
+    backoff = Backoff(0.02, 0.5)
+    for _ in range(TRIES):
+        found = read(store, keys, instance, who)
+        fields = edit(found.spec, found.status)
+        if fields is None:
+            return found, False
+        try:
+            store.replace(found.spec_item.key, _with(found.spec_item.value, fields), seen=found.spec_item.mod_revision)
+        except Conflict:
+            sleep(backoff.next())
+        else:
+            return found, True
+    raise Conflict(f"the instance {who or instance} kept being changed by others; try again")
+
+
+def destroyed(spec: InstanceSpec, _status: InstanceStatus | None) -> Mapping[str, Any] | None:
+    """The edit that asks for the end of an instance."""
+    return None if spec.desired is Desired.DELETED else {"desired": Desired.DELETED.value}
+
+
+def stopped(spec: InstanceSpec, _status: InstanceStatus | None) -> Mapping[str, Any] | None:
+    """The edit that asks for a shut down guest."""
+    _refuse_deleted(spec)
+    return None if spec.desired is Desired.STOPPED else {"desired": Desired.STOPPED.value}
+
+
+def started(spec: InstanceSpec, status: InstanceStatus | None) -> Mapping[str, Any] | None:
+    """The edit that asks for a running guest: a new boot request, unless one is under way or the guest is up."""
+    _refuse_deleted(spec)
+    at_rest = status is not None and status.phase in (Phase.STOPPED, Phase.FAILED, Phase.REFUSED)
+    if spec.desired is Desired.RUNNING and not at_rest:
+        return None
+    return {"desired": Desired.RUNNING.value, "boot_request": spec.boot_request + 1}
+
+
+def _refuse_deleted(spec: InstanceSpec) -> None:
+    if spec.desired is Desired.DELETED:
+        raise Conflict(f"the instance {spec.name} is being destroyed; see: eschedule show {spec.name}")
+
+
+def _with(text: str, fields: Mapping[str, Any]) -> str:
+    return json.dumps({**json.loads(text), **fields}, separators=(",", ":"), sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,143 @@
+"""What each verb does: reads arguments, calls the library, hands the result to the screen. ``create`` has its own module."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Callable, Iterable
+from functools import partial
+from uuid import UUID
+
+from common.errors import ConfigError, Conflict, EcomputeError, NoCapacity, PlacementUnavailable, Transient
+from common.validate import parse_instance
+from eschedule import render
+from eschedule.changes import Edit, change, destroyed, find, started, stopped
+from eschedule.creating import create, row_of, unreached, wait, wait_seconds_of
+from eschedule.follow import Ending, Goal
+from eschedule.interruption import Interrupted
+from eschedule.listing import list_hosts, list_instances
+from eschedule.session import Session
+
+Command = Callable[[Session, argparse.Namespace], int]
+
+
+def list_(session: Session, options: argparse.Namespace) -> int:
+    rows = list_instances(session.store, session.keys)
+    json = options.json
+    session.screen.data(render.as_json(render.instance_list_json(rows)) if json else render.instance_table(rows, _now()))
+    return 0
+
+
+def show(session: Session, options: argparse.Namespace) -> int:
+    who = parse_instance(options.instance)
+    row = row_of(session, find(session.store, session.keys, who), who)
+    session.screen.data(render.as_json(render.instance_json(row)) if options.json else render.instance_block(row, _now()))
+    return 0
+
+
+def hosts(session: Session, options: argparse.Namespace) -> int:
+    """The hosts with what is used of them; without an answer of Placement the rest is printed and the exit code is 4."""
+    unavailable: PlacementUnavailable | None = None
+    try:
+        rows = list_hosts(session.store, session.keys, session.placement)
+    except PlacementUnavailable as error:
+        unavailable = error
+        rows = list_hosts(session.store, session.keys, None)
+    session.screen.data(render.as_json(render.host_list_json(rows)) if options.json else render.host_table(rows, _now()))
+    if unavailable:
+        raise unavailable
+    return 0
+
+
+def destroy(session: Session, options: argparse.Namespace) -> int:
+    return _change_all(session, options, destroyed, Goal.GONE, "destroyed")
+
+
+def stop(session: Session, options: argparse.Namespace) -> int:
+    return _change_all(session, options, stopped, Goal.STOPPED, "stopped")
+
+
+def start(session: Session, options: argparse.Namespace) -> int:
+    return _change_all(session, options, started, Goal.RUNNING, "running")
+
+
+COMMANDS: dict[str, Command] = {
+    "create": create,
+    "list": list_,
+    "show": show,
+    "destroy": destroy,
+    "stop": stop,
+    "start": start,
+    "hosts": hosts,
+}
+
+
+def exit_code(error: EcomputeError) -> int:
+    """What the program answers for *error*."""
+    for kind, code in ((Conflict, 5), (ConfigError, 2), (NoCapacity, 3), (Transient, 4)):
+        if isinstance(error, kind):
+            return code
+    return 1
+
+
+def _change_all(session: Session, options: argparse.Namespace, edit: Edit, goal: Goal, done: str) -> int:
+    """Ask for *edit* on every instance that *options* name, then wait for each; the exit code of the first that failed.
+
+    All are asked before the first is waited for, so that waiting takes as long as the slowest, not as all together.
+    """
+    wait_seconds = wait_seconds_of(session, options)
+    names = list(dict.fromkeys(parse_instance(text) for text in options.instances))
+    codes: list[int] = []
+    asked: dict[UUID, str] = {}
+    try:
+        codes += [_reporting(session, partial(_ask, session, who, edit, asked)) for who in names]
+        if options.no_wait:
+            for name in asked.values():
+                session.screen.message(f"{name}: to be {done}; look: eschedule show {name}")
+        else:
+            until = session.clock() + wait_seconds
+            for instance, name in asked.items():
+                left = max(0.0, until - session.clock())
+                codes.append(_reporting(session, partial(_await, session, instance, name, goal, wait_seconds=left, done=done)))
+    except Interrupted as interrupted:
+        session.screen.message(_going_on(asked.values(), done))
+        return interrupted.exit_code
+    return next((code for code in codes if code), 0)
+
+
+def _reporting(session: Session, action: Callable[[], None]) -> int:
+    """Do *action* for one of several instances: its failure is told and must not keep the others from being served."""
+    try:
+        action()
+    except EcomputeError as error:
+        session.screen.error(str(error))
+        return exit_code(error)
+    return 0
+
+
+def _ask(session: Session, who: UUID | str, edit: Edit, asked: dict[UUID, str]) -> None:
+    instance = find(session.store, session.keys, who)
+    session.screen.progress(f"asking for {who}")
+    found, _ = change(session.store, session.keys, instance, edit, who=who)
+    asked[instance] = found.name
+    if found.host is None:
+        session.screen.warning(f"the host of {found.name} has no heartbeat; what was asked for happens when it is back")
+
+
+def _await(session: Session, instance: UUID, name: str, goal: Goal, *, wait_seconds: float, done: str) -> None:
+    begun = session.clock()
+    outcome = wait(session, instance, goal, wait_seconds)
+    if outcome.ending is not Ending.REACHED:
+        raise unreached(name, outcome, goal, session.clock() - begun)
+    session.screen.message(f"{name} ({instance}) is {done} after {session.screen.elapsed()}")
+
+
+def _going_on(names: Iterable[str], done: str) -> str:
+    asked = ", ".join(names)
+    if not asked:
+        return "interrupted; nothing was changed"
+    return f"interrupted; it goes on that {asked} be {done}; look: eschedule list"
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

@@ -1,0 +1,140 @@
+"""Reading what there is, for people: instances and hosts by a few serializable prefix lists. Decides nothing.
+
+What a newer version wrote is shown as far as it can be read. Usable as a library; ``render`` makes text of the rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+from uuid import UUID
+
+from common.errors import EcomputeError, UnsupportedSchema
+from common.keys import Keys
+from common.model import HostRecord, InstanceKey, InstanceSpec, InstanceStatus, OwnerRecord, Phase, Reason, Record
+from common.store import Store, Versioned
+
+if TYPE_CHECKING:
+    from common.placement import Placement
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class HostName:
+    """A provider's host: its name as far as known, and whether it has a heartbeat."""
+
+    provider: UUID
+    name: str
+    is_alive: bool
+
+
+@dataclass(frozen=True)
+class InstanceRow:
+    """One instance; *spec* or *status* is None where it is not there or cannot be read, which *phase* then tells."""
+
+    uuid: UUID
+    name: str
+    host: HostName
+    phase: str
+    reason: str
+    spec: InstanceSpec | None
+    status: InstanceStatus | None
+
+
+@dataclass(frozen=True)
+class HostRow:
+    """One host; *record* is None while it has no heartbeat, *used* None where Placement did not say."""
+
+    host: HostName
+    record: HostRecord | None
+    used: Mapping[str, int] | None
+    guests: int
+
+    @property
+    def state(self) -> str:
+        return str(self.record.state) if self.record else "dead"
+
+
+def list_instances(store: Store, keys: Keys) -> list[InstanceRow]:
+    """All instances by name."""
+    specs = _by_instance(keys, store.list(keys.specs(), serializable=True).items)
+    statuses = _by_instance(keys, store.list(keys.statuses(), serializable=True).items)
+    hosts = {keys.parse_host(item.key): item for item in store.list(keys.hosts(), serializable=True).items}
+    names = host_names(store, keys, {provider for provider, _ in specs}, hosts)
+    rows = [instance_row(key[1], names[key[0]], spec, statuses.get(key)) for key, spec in specs.items()]
+    return sorted(rows, key=lambda row: (row.name, str(row.uuid)))
+
+
+def instance_row(uuid: UUID, host: HostName, spec_item: Versioned, status_item: Versioned | None) -> InstanceRow:
+    """An instance from its two items."""
+    try:
+        spec: InstanceSpec | None = InstanceSpec.from_json(spec_item.value)
+        status = InstanceStatus.from_json(status_item.value) if status_item else None
+    except EcomputeError as error:
+        reason = Reason.UNSUPPORTED_SCHEMA if isinstance(error, UnsupportedSchema) else "Unreadable"
+        return InstanceRow(uuid, _name_in(spec_item.value), host, Phase.HELD, reason, None, None)
+    assert spec is not None  # noqa: S101 - from_json answers one or raises
+    phase, reason = (status.phase, status.failure or status.reason) if status else (Phase.PENDING, "")
+    return InstanceRow(uuid, spec.name, host, phase, reason, spec, status)
+
+
+def list_hosts(store: Store, keys: Keys, placement: Placement | None) -> list[HostRow]:
+    """All hosts that ever enrolled, by name; without *placement* their use is left out.
+
+    Raises:
+        PlacementUnavailable: Placement did not answer.
+    """
+    alive = {keys.parse_host(item.key): item for item in store.list(keys.hosts(), serializable=True).items}
+    enrolled = {keys.parse_host(item.key) for item in store.list(keys.owners(), serializable=True).items}
+    guests = Counter(
+        known.provider
+        for item in store.list(keys.instances(), serializable=True).items
+        if (known := _read(InstanceKey, item)) is not None
+    )
+    names = host_names(store, keys, enrolled | set(alive), alive)
+    rows = [
+        HostRow(
+            names[provider],
+            _read(HostRecord, alive.get(provider)),
+            placement.usages(provider) if placement else None,
+            guests[provider],
+        )
+        for provider in names
+    ]
+    return sorted(rows, key=lambda row: (row.host.name, str(row.host.provider)))
+
+
+def host_names(store: Store, keys: Keys, providers: Iterable[UUID], alive: Mapping[UUID, Versioned]) -> dict[UUID, HostName]:
+    """The hosts of *providers*; the names of those without a heartbeat come from their enrolment."""
+    wanted = set(providers)
+    dead = {keys.owner(provider): provider for provider in wanted - alive.keys()}
+    owners = {dead[key]: item for key, item in store.get_many(dead).items()} if dead else {}
+    names = {}
+    for provider in wanted:
+        record = _read(HostRecord, alive.get(provider)) or _read(OwnerRecord, owners.get(provider))
+        names[provider] = HostName(provider, record.name if record else str(provider), provider in alive)
+    return names
+
+
+def _read(kind: type[R], item: Versioned | None) -> R | None:
+    try:
+        return kind.from_json(item.value) if item else None
+    except EcomputeError:
+        return None
+
+
+def _by_instance(keys: Keys, items: Iterable[Versioned]) -> dict[tuple[UUID, UUID], Versioned]:
+    return {keys.parse_provider_instance(item.key): item for item in items}
+
+
+def _name_in(text: str) -> str:
+    """The name in a record that we cannot read otherwise."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return "?"
+    return str(value.get("name", "?")) if isinstance(value, dict) else "?"

@@ -1,0 +1,92 @@
+"""The program ``eschedule``: parses the command line, runs one command, and turns errors into one line and an exit code.
+
+Imports stay few and late, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import EcomputeError
+from eschedule.arguments import parse
+from eschedule.interruption import Interrupted, Interruption
+from eschedule.screen import PROGRAM, Screen
+
+if TYPE_CHECKING:
+    from common.config import ScheduleConfig
+
+EXIT_BUG = 70  # EX_SOFTWARE
+EXIT_CLOSED_PIPE = 141  # what the shell says of a program that SIGPIPE ended
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    screen = Screen()
+    interruption = Interruption(
+        lambda: screen.message("finishing the claim in hand first; once more to leave at once, and perhaps leave a claim")
+    )
+    try:
+        interruption.listen()
+        return _run(list(sys.argv[1:] if arguments is None else arguments), screen, interruption)
+    except EcomputeError as error:
+        from eschedule.commands import exit_code  # noqa: PLC0415 - only where something failed
+
+        screen.error(str(error))
+        return exit_code(error)
+    except Interrupted as interrupted:
+        screen.message("interrupted")
+        return interrupted.exit_code
+    except BrokenPipeError:
+        # Nobody reads: say nothing more, also not when the interpreter flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CLOSED_PIPE
+    except Exception:  # noqa: BLE001 - the one place of this thread: a bug is told as one
+        screen.error("this is a bug; please report it with the lines below")
+        traceback.print_exc()
+        return EXIT_BUG
+
+
+def _run(arguments: list[str], screen: Screen, interruption: Interruption) -> int:
+    options = parse(arguments)
+    options.arguments = arguments
+    if options.version:
+        from importlib.metadata import version  # noqa: PLC0415
+
+        screen.data(f"{PROGRAM} {version('etcd-compute')}\n")
+        return 0
+    from common import logs  # noqa: PLC0415
+    from common.config import describe, load_schedule  # noqa: PLC0415 - imports jsonschema and yaml
+
+    config = load_schedule(None if options.config is None else Path(options.config))
+    if options.check_config:
+        screen.data("".join(f"{line}\n" for line in describe(config)))
+        return 0
+    logs.setup(config.log.level if options.verbose else "error", config.log.format)
+    try:
+        return _command(options, config, screen, interruption)
+    finally:
+        logs.shutdown()
+
+
+def _command(options: argparse.Namespace, config: ScheduleConfig, screen: Screen, interruption: Interruption) -> int:
+    from eschedule.commands import COMMANDS  # noqa: PLC0415
+    from eschedule.session import Session  # noqa: PLC0415
+
+    session = Session(config, screen, interruption)
+    try:
+        return COMMANDS[options.command](session, options)
+    finally:
+        session.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

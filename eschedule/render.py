@@ -1,0 +1,258 @@
+"""What people and programs see of instances and hosts: tables, blocks, one progress line, JSON. Pure: text out of records.
+
+Everything that came from outside is escaped, so that a name or a message can neither move a cursor nor start a line. The
+JSON shapes are stable: fields are added, never renamed. ``screen`` prints what is made here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.model import InstanceSpec, InstanceStatus
+from common.text import escaped, shortened
+from eschedule.follow import View
+from eschedule.listing import HostName, HostRow, InstanceRow
+
+_MIB = 1024 * 1024
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """*rows* under *columns*, each as wide as its widest cell, two spaces between; no line ends in a space."""
+    cells = [list(columns), *([escaped(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    return "".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() + "\n" for row in cells)
+
+
+def block(pairs: Sequence[tuple[str, str]]) -> str:
+    """*pairs* one a line, their values aligned; those without a value are left out."""
+    shown = [(name, value) for name, value in pairs if value]
+    width = max((len(name) for name, _ in shown), default=0)
+    return "".join(f"{name.ljust(width)}  {escaped(value)}\n" for name, value in shown)
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+# -- instances ----------------------------------------------------------------------------------------------------------
+
+
+def instance_table(rows: Sequence[InstanceRow], now: datetime.datetime) -> str:
+    columns = ("NAME", "UUID", "HOST", "PHASE", "ADDRESS", "AGE", "IMAGE")
+    return table(
+        columns,
+        [
+            (
+                row.name,
+                str(row.uuid),
+                row.host.name,
+                phase_text(row),
+                ",".join(a.address for a in row.status.addresses) if row.status else "",
+                age(row.spec.created_at, now) if row.spec else "",
+                shortened(row.spec.image.url.rpartition("/")[2], 40) if row.spec else "",
+            )
+            for row in rows
+        ],
+    )
+
+
+def phase_text(row: InstanceRow) -> str:
+    """The phase with what qualifies it: the reason, what is asked for if that is not so yet, and a dead host."""
+    notes = [row.reason] if row.reason else []
+    if row.spec and row.spec.desired.value not in ("running", row.phase.lower()):
+        notes.append(f"to be {row.spec.desired.value}")
+    if not row.host.is_alive:
+        notes.append("host dead")
+    return f"{row.phase} ({', '.join(notes)})" if notes else row.phase
+
+
+def instance_block(row: InstanceRow, now: datetime.datetime) -> str:
+    """All there is to know about one instance."""
+    spec, status = row.spec, row.status
+    pairs = [
+        ("name", row.name),
+        ("uuid", str(row.uuid)),
+        ("phase", phase_text(row)),
+        ("message", (status.message or status.failure_message) if status else ""),
+        ("progress", progress_text(status) if status else ""),
+        ("host", f"{row.host.name} (provider {row.host.provider})"),
+    ]
+    if spec:
+        pairs += _spec_pairs(spec, now)
+    if status:
+        pairs += [("address", f"{a.address} ({a.mac} on {a.network})") for a in status.addresses]
+        pairs += [("attempts", str(status.attempts) if status.attempts > 1 else ""), ("updated", status.updated_at)]
+    return block(pairs) + (_events(status) if status and status.events else "")
+
+
+def _spec_pairs(spec: InstanceSpec, now: datetime.datetime) -> list[tuple[str, str]]:
+    user_data = spec.user_data
+    return [
+        ("image", spec.image.url),
+        ("checksum", spec.image.checksum or ""),
+        ("resources", ", ".join(f"{c} {amount}" for c, amount in sorted(spec.resources.items()))),
+        ("networks", ", ".join(nic.network for nic in spec.nics)),
+        ("hostname", spec.hostname if spec.hostname != spec.name else ""),
+        ("keys", ", ".join(_key_text(key) for key in spec.keys)),
+        ("user data", f"{len(user_data)} bytes" if user_data else ""),
+        ("group", spec.group or ""),
+        ("desired", str(spec.desired)),
+        ("restart", str(spec.restart)),
+        ("alternates", str(len(spec.alternates)) if spec.alternates else ""),
+        ("created", f"{spec.created_at} ({age(spec.created_at, now)} ago) by {spec.created_by}" if spec.created_at else ""),
+    ]
+
+
+def _key_text(key: str) -> str:
+    """A key's type and comment: what tells it from another for people."""
+    kind, _, rest = key.partition(" ")
+    comment = rest.partition(" ")[2]
+    return f"{kind} {comment}" if comment else f"{kind} …{rest[-8:]}"
+
+
+def _events(status: InstanceStatus) -> str:
+    rows = [(event.at, event.step, f"{event.took_ms} ms", event.message) for event in status.events]
+    return "\n" + table(("AT", "STEP", "TOOK", "MESSAGE"), rows)
+
+
+def instance_json(row: InstanceRow, timings_ms: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """What ``show --json`` and ``create --json`` print; *timings_ms* of a request stand beside those of the steps."""
+    steps: dict[str, float] = {}
+    for event in row.status.events if row.status else ():
+        steps[event.step] = steps.get(event.step, 0) + event.took_ms
+    return {
+        "uuid": str(row.uuid),
+        "name": row.name,
+        "host": _host_json(row.host),
+        "phase": row.phase,
+        "reason": row.reason,
+        "spec": json.loads(row.spec.to_json()) if row.spec else None,
+        "status": json.loads(row.status.to_json()) if row.status else None,
+        "timings_ms": {**steps, **(timings_ms or {})},
+    }
+
+
+def instance_list_json(rows: Sequence[InstanceRow]) -> list[dict[str, Any]]:
+    return [
+        {
+            "uuid": str(row.uuid),
+            "name": row.name,
+            "host": _host_json(row.host),
+            "phase": row.phase,
+            "reason": row.reason,
+            "desired": str(row.spec.desired) if row.spec else None,
+            "addresses": [a.address for a in row.status.addresses] if row.status else [],
+            "image": row.spec.image.url if row.spec else None,
+            "created_at": row.spec.created_at if row.spec else None,
+        }
+        for row in rows
+    ]
+
+
+# -- hosts --------------------------------------------------------------------------------------------------------------
+
+
+def host_table(rows: Sequence[HostRow], now: datetime.datetime) -> str:
+    classes = ("VCPU", "MEMORY_MB", "DISK_GB")
+    return table(
+        ("NAME", "STATE", "SINCE", "USED", "GUESTS", "PROVIDER"),
+        [
+            (
+                row.host.name,
+                f"{row.state}: {row.record.message}" if row.record and row.record.message else row.state,
+                age(row.record.since, now) if row.record else "",
+                "  ".join(_share(row, c) for c in classes),
+                str(row.guests),
+                str(row.host.provider),
+            )
+            for row in rows
+        ],
+    )
+
+
+def _share(row: HostRow, resource_class: str) -> str:
+    used = row.used.get(resource_class, 0) if row.used is not None else "?"
+    total = row.record.capacity.get(resource_class, "?") if row.record else "?"
+    return f"{used}/{total} {resource_class}"
+
+
+def host_list_json(rows: Sequence[HostRow]) -> list[dict[str, Any]]:
+    return [
+        {
+            "provider": str(row.host.provider),
+            "name": row.host.name,
+            "state": row.state,
+            "message": row.record.message if row.record else "",
+            "since": row.record.since if row.record else None,
+            "capacity": row.record.capacity if row.record else None,
+            "used": dict(row.used) if row.used is not None else None,
+            "guests": row.guests,
+            "virt_type": row.record.virt_type if row.record else None,
+            "versions": row.record.versions if row.record else None,
+        }
+        for row in rows
+    ]
+
+
+def _host_json(host: HostName) -> dict[str, Any]:
+    return {"provider": str(host.provider), "name": host.name, "is_alive": host.is_alive}
+
+
+# -- progress -----------------------------------------------------------------------------------------------------------
+
+
+def progress_line(view: View) -> str:
+    """What an instance is doing now, without the time: phase, host, step and how far it has come."""
+    status = view.status
+    if status is None or not view.is_fresh:
+        doing = "waiting for the host"
+    else:
+        reason = f"({status.reason})" if status.reason else ""
+        doing = " ".join(part for part in (str(status.phase), reason, progress_text(status)) if part)
+    return escaped(f"{view.name}: {doing} on {view.where}")
+
+
+def progress_text(status: InstanceStatus) -> str:
+    """The step in hand: ``FetchImage 12.3 of 40.0 MiB (31 %)``."""
+    progress = status.progress
+    if progress is None:
+        return ""
+    if progress.total <= 0:
+        return f"{progress.step} {_amount(progress.done, progress.unit)}" if progress.done else progress.step
+    percent = min(100, 100 * progress.done // progress.total)
+    if progress.unit == "bytes":
+        return f"{progress.step} {progress.done / _MIB:.1f} of {_amount(progress.total, progress.unit)} ({percent} %)"
+    return f"{progress.step} {progress.done} of {_amount(progress.total, progress.unit)} ({percent} %)"
+
+
+def _amount(amount: int, unit: str) -> str:
+    return f"{amount / _MIB:.1f} MiB" if unit == "bytes" else f"{amount} {unit}"
+
+
+def fitted(text: str, width: int) -> str:
+    """*text* cut to *width* columns."""
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def seconds_text(seconds: float) -> str:
+    """``4.2 s`` below a minute, ``3 m 05 s`` above."""
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} m {int(seconds) % 60:02d} s"
+
+
+def age(text: str, now: datetime.datetime) -> str:
+    """How long ago *text*, an ISO 8601 time, was, in the largest fitting unit; nothing where it is no time."""
+    try:
+        then = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return ""
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=datetime.UTC)
+    # Clocks of two machines differ: a little ahead of ours is now.
+    seconds = max(0, int((now - then).total_seconds()))
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size or (unit == "d" and seconds >= size):
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"

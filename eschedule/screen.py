@@ -1,0 +1,95 @@
+"""The only place that prints: data to standard output, progress and messages to standard error.
+
+On a terminal progress is one line that is written over; elsewhere a plain line whenever something changed. A standard error
+that is closed never stops the work; a closed standard output ends the program quietly (``main``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from common.text import escaped
+from eschedule.render import fitted, seconds_text
+
+PROGRAM = "eschedule"
+
+
+class Screen:
+    """Standard output and standard error of one run.
+
+    Args:
+        is_quiet: no progress at all.
+    """
+
+    def __init__(
+        self, *, output: TextIO | None = None, errors: TextIO | None = None, clock: Callable[[], float] = time.monotonic,
+        is_quiet: bool = False,
+    ) -> None:  # fmt: skip
+        self._output = output or sys.stdout
+        self._errors = errors or sys.stderr
+        self._clock = clock
+        self._begun = clock()
+        self._is_quiet = is_quiet
+        self._is_terminal = self._errors.isatty() and os.environ.get("TERM") != "dumb"
+        self._line = ""
+        self._last = ""
+
+    def data(self, text: str) -> None:
+        """Print *text*, which is what was asked for.
+
+        Raises:
+            BrokenPipeError: nobody reads it.
+        """
+        self._clear()
+        self._output.write(text)
+        self._output.flush()
+
+    def message(self, text: str) -> None:
+        """One line about what happened."""
+        self._clear()
+        self._write(f"{PROGRAM}: {text}\n")
+
+    def warning(self, text: str) -> None:
+        self.message(f"warning: {text}")
+
+    def error(self, text: str) -> None:
+        """The line that says what failed; only a configuration with several faults has several."""
+        self.message("\n  ".join(_printable(line) for line in text.strip().splitlines()))
+
+    def progress(self, text: str) -> None:
+        """Show *text* as what is going on; the time since the start is added."""
+        if self._is_quiet:
+            return
+        if self._is_terminal:
+            width = shutil.get_terminal_size().columns
+            elapsed = f"  {seconds_text(self._clock() - self._begun)}"
+            # The last column stays free: a terminal that wraps there would leave the line behind.
+            self._line = fitted(text, width - len(elapsed) - 1) + elapsed
+            self._write(f"\r{self._line}\x1b[K")
+        elif text != self._last:
+            self._write(f"{text}\n")
+        self._last = text
+
+    def elapsed(self) -> str:
+        return seconds_text(self._clock() - self._begun)
+
+    def _clear(self) -> None:
+        if self._line:
+            self._line = ""
+            self._write("\r\x1b[K")
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._errors.write(text)
+            self._errors.flush()
+
+
+def _printable(line: str) -> str:
+    """*line* without anything that a terminal would obey; backslashes stay, since most messages are escaped already."""
+    return "".join(c if c.isprintable() else escaped(c) for c in line)

@@ -1,0 +1,60 @@
+"""What a command works with: configuration, store, Placement and screen, each opened when it is first asked for."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from common.config import ScheduleConfig
+from common.keys import Keys
+from common.store import Store
+from eschedule.interruption import Interruption
+from eschedule.screen import Screen
+
+if TYPE_CHECKING:
+    from common.placement import Placement
+
+
+class Session:
+    """One run of the program. ``close`` it."""
+
+    def __init__(
+        self, config: ScheduleConfig, screen: Screen, interruption: Interruption, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.config = config
+        self.screen = screen
+        self.interruption = interruption
+        self.clock = clock
+        self.keys = Keys(config.etcd.prefix)
+
+    @cached_property
+    def store(self) -> Store:
+        # Here, because grpc takes longer to import than most commands take to run.
+        from common.etcd_store import EtcdStore  # noqa: PLC0415
+
+        return EtcdStore(self.config.etcd)
+
+    @cached_property
+    def placement(self) -> Placement:
+        from common.placement import Placement  # noqa: PLC0415 - imports requests
+
+        return Placement(self.config.placement, etcd_prefix=self.config.etcd.prefix)
+
+    def close(self) -> None:
+        """Close what was opened."""
+        if "store" in self.__dict__:
+            self.store.close()
+
+
+def user_at_host() -> str:
+    """Who runs this program, for people."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # no such user in this container
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"

@@ -1,0 +1,396 @@
+"""What a view of an instance means, and following one over its spec, status, host and moves; changes to specs; lists."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.errors import Conflict, Permanent, StoreRefused, StoreUnavailable, UnsupportedSchema
+from common.keys import Keys
+from common.model import (
+    Desired,
+    HostRecord,
+    ImageRef,
+    InstanceKey,
+    InstanceSpec,
+    InstanceStatus,
+    OwnerRecord,
+    Phase,
+    Reason,
+)
+from common.store import Transaction
+from eschedule import changes
+from eschedule.follow import Ending, Follower, Goal, Outcome, View, judge
+from eschedule.listing import list_hosts, list_instances
+from tests.fakes.placement import FakePlacement
+from tests.fakes.store import FakeStore
+from tests.support.processes import wait_until
+
+KEYS = Keys()
+WAIT_SECONDS = 10.0
+
+
+class Stage:
+    """One instance in a store, and what its host would do to it."""
+
+    def __init__(self) -> None:
+        self.store = FakeStore()
+        self.uuid, self.provider = uuid4(), uuid4()
+        self.views: list[View] = []
+        self.has_view = threading.Event()
+        self.add_host(self.provider, "node1")
+        self.spec = InstanceSpec(self.uuid, "web-1", ImageRef("/srv/tiny.qcow2"), {"VCPU": 1})
+        instance = InstanceKey(self.provider, "web-1", "").to_json()
+        self.store.commit(
+            Transaction(
+                puts={
+                    KEYS.instance(self.uuid): instance,
+                    KEYS.spec(self.provider, self.uuid): self.spec.to_json(),
+                    KEYS.name("web-1"): str(self.uuid),
+                }
+            )
+        )
+
+    def add_host(self, provider: UUID, name: str) -> None:
+        self.store.create(KEYS.host(provider), HostRecord(name, "boot", uuid4(), "libvirt", "qemu:///system").to_json())
+        self.store.create(KEYS.owner(provider), OwnerRecord("machine", "libvirt", name).to_json())
+
+    def remove(self, *keys: str) -> None:
+        self.store.commit(Transaction(deletes=keys))
+
+    def report(self, phase: Phase, *, provider: UUID | None = None, **fields: Any) -> None:
+        """The host's status of the spec as it is now."""
+        provider = provider or self.provider
+        revision = self.revision(KEYS.spec(provider, self.uuid))
+        status = InstanceStatus(phase, **{"spec_revision": revision, **fields})
+        self.store.commit(Transaction(puts={KEYS.status(provider, self.uuid): status.to_json()}))
+
+    def ask(self, **fields: Any) -> None:
+        """Change the spec."""
+        self.spec = dataclasses.replace(self.spec, **fields)
+        self.store.commit(Transaction(puts={KEYS.spec(self.provider, self.uuid): self.spec.to_json()}))
+
+    def revision(self, key: str) -> int:
+        item = self.store.get(key)
+        assert item is not None
+        return item.mod_revision
+
+    def forget(self) -> None:
+        self.remove(
+            KEYS.spec(self.provider, self.uuid), KEYS.status(self.provider, self.uuid), KEYS.instance(self.uuid),
+            KEYS.name("web-1"),
+        )  # fmt: skip
+
+    def move(self, target: UUID) -> None:
+        self.store.commit(
+            Transaction(
+                puts={
+                    KEYS.instance(self.uuid): InstanceKey(target, "web-1", "").to_json(),
+                    KEYS.spec(target, self.uuid): self.spec.to_json(),
+                },
+                deletes=(KEYS.spec(self.provider, self.uuid), KEYS.status(self.provider, self.uuid)),
+            )
+        )
+
+    def follow(self, goal: Goal, wait_seconds: float = WAIT_SECONDS) -> Outcome:
+        return Follower(self.store, KEYS, on_view=self._note).follow(self.uuid, goal, wait_seconds)
+
+    def following(self, goal: Goal, action: Callable[[], None]) -> Outcome:
+        """The outcome where *action* happens once the follower has seen the instance."""
+
+        def act() -> None:
+            assert self.has_view.wait(WAIT_SECONDS)
+            action()
+
+        thread = threading.Thread(target=act)
+        thread.start()
+        try:
+            return self.follow(goal)
+        finally:
+            thread.join()
+
+    def _note(self, view: View) -> None:
+        self.views.append(view)
+        self.has_view.set()
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made = Stage()
+    yield made
+    made.store.close()
+
+
+class TestJudge:
+    def view(self, desired: Desired, phase: Phase | None, *, spec_revision: int = 5, **status: Any) -> View:
+        spec = InstanceSpec(uuid4(), "web-1", ImageRef("/x"), {}, desired=desired)
+        said = None if phase is None else InstanceStatus(phase, **{"spec_revision": 5, **status})
+        return View(spec.uuid, "web-1", uuid4(), "node1", spec, spec_revision, said)
+
+    @pytest.mark.parametrize(
+        ("goal", "desired", "phase", "ending"),
+        [
+            (Goal.RUNNING, Desired.RUNNING, None, None),
+            (Goal.RUNNING, Desired.RUNNING, Phase.BUILDING, None),
+            (Goal.RUNNING, Desired.RUNNING, Phase.RESCHEDULING, None),
+            (Goal.RUNNING, Desired.RUNNING, Phase.RUNNING, Ending.REACHED),
+            (Goal.RUNNING, Desired.RUNNING, Phase.FAILED, Ending.FAILED),
+            (Goal.RUNNING, Desired.RUNNING, Phase.REFUSED, Ending.FAILED),
+            (Goal.RUNNING, Desired.RUNNING, Phase.STOPPED, Ending.FAILED),
+            (Goal.RUNNING, Desired.RUNNING, Phase.HELD, Ending.FAILED),
+            (Goal.RUNNING, Desired.DELETED, Phase.RUNNING, Ending.FAILED),
+            (Goal.STOPPED, Desired.STOPPED, Phase.RUNNING, None),
+            (Goal.STOPPED, Desired.STOPPED, Phase.STOPPING, None),
+            (Goal.STOPPED, Desired.STOPPED, Phase.STOPPED, Ending.REACHED),
+            (Goal.STOPPED, Desired.RUNNING, Phase.RUNNING, Ending.FAILED),
+            (Goal.GONE, Desired.DELETED, Phase.DELETING, None),
+            (Goal.GONE, Desired.DELETED, Phase.FAILED, None),
+            (Goal.GONE, Desired.DELETED, Phase.HELD, Ending.FAILED),
+            (Goal.GONE, Desired.RUNNING, Phase.RUNNING, Ending.FAILED),
+        ],
+    )
+    def test_a_view(self, goal: Goal, desired: Desired, phase: Phase | None, ending: Ending | None) -> None:
+        outcome = judge(goal, self.view(desired, phase))
+        assert (outcome.ending if outcome else None) == ending
+
+    def test_a_status_of_an_older_spec_means_nothing(self) -> None:
+        assert judge(Goal.RUNNING, self.view(Desired.RUNNING, Phase.FAILED, spec_revision=6)) is None
+        assert judge(Goal.STOPPED, self.view(Desired.STOPPED, Phase.STOPPED, spec_revision=6)) is None
+
+    def test_a_failure_says_why(self) -> None:
+        outcome = judge(Goal.RUNNING, self.view(Desired.RUNNING, Phase.FAILED, failure="ImageNotFound", message="404 at /x"))
+        assert outcome and outcome.message == "Failed (ImageNotFound: 404 at /x)"
+
+
+class TestFollowing:
+    def test_what_is_reached_already_ends_at_once(self, stage: Stage) -> None:
+        stage.report(Phase.RUNNING)
+        outcome = stage.follow(Goal.RUNNING)
+        assert outcome.ending is Ending.REACHED
+        assert outcome.view and (outcome.view.host, outcome.view.name) == ("node1", "web-1")
+
+    def test_every_change_of_the_status_is_seen(self, stage: Stage) -> None:
+        def build() -> None:
+            stage.report(Phase.BUILDING)
+            stage.report(Phase.RUNNING)
+
+        assert stage.following(Goal.RUNNING, build).ending is Ending.REACHED
+        assert stage.views[0].status is None
+
+    def test_a_failure_ends_it(self, stage: Stage) -> None:
+        outcome = stage.following(Goal.RUNNING, lambda: stage.report(Phase.FAILED, failure="ImageNotFound"))
+        assert (outcome.ending, outcome.message) == (Ending.FAILED, "Failed (ImageNotFound)")
+
+    def test_it_follows_a_move_to_another_host(self, stage: Stage) -> None:
+        target = uuid4()
+        stage.add_host(target, "node2")
+
+        def move() -> None:
+            stage.report(Phase.RESCHEDULING)
+            stage.move(target)
+            stage.report(Phase.RUNNING, provider=target)
+
+        outcome = stage.following(Goal.RUNNING, move)
+        assert outcome.ending is Ending.REACHED
+        assert outcome.view and (outcome.view.provider, outcome.view.host) == (target, "node2")
+
+    def test_being_destroyed_meanwhile_ends_a_wait_for_running(self, stage: Stage) -> None:
+        outcome = stage.following(Goal.RUNNING, stage.forget)
+        assert (outcome.ending, outcome.message) == (Ending.FAILED, "it was destroyed meanwhile")
+
+    def test_gone_is_when_all_its_keys_are(self, stage: Stage) -> None:
+        stage.ask(desired=Desired.DELETED)
+
+        def delete() -> None:
+            stage.report(Phase.DELETING)
+            stage.forget()
+
+        assert stage.following(Goal.GONE, delete).ending is Ending.REACHED
+        assert stage.follow(Goal.GONE) == Outcome(Ending.REACHED)
+
+    def test_a_name_that_stays_behind_is_told(self, stage: Stage) -> None:
+        stage.ask(desired=Desired.DELETED)
+        keys = KEYS.spec(stage.provider, stage.uuid), KEYS.instance(stage.uuid)
+        outcome = stage.following(Goal.GONE, lambda: stage.remove(*keys))
+        assert (outcome.ending, outcome.message) == (Ending.FAILED, f"it is gone but for {KEYS.name('web-1')}")
+
+    def test_a_name_that_somebody_took_since_is_not(self, stage: Stage) -> None:
+        stage.ask(desired=Desired.DELETED)
+
+        def delete() -> None:
+            stage.store.commit(Transaction(puts={KEYS.name("web-1"): str(uuid4())}))
+            stage.remove(KEYS.spec(stage.provider, stage.uuid), KEYS.instance(stage.uuid))
+
+        assert stage.following(Goal.GONE, delete).ending is Ending.REACHED
+
+    def test_a_host_that_dies_is_seen_and_waited_for(self, stage: Stage) -> None:
+        def die_and_come_back() -> None:
+            stage.remove(KEYS.host(stage.provider))
+            wait_until(lambda: stage.views[-1].host is None, timeout_seconds=WAIT_SECONDS, what="the host is seen dead")
+            stage.store.create(KEYS.host(stage.provider), HostRecord("node1", "b", uuid4(), "", "").to_json())
+            stage.report(Phase.RUNNING)
+
+        assert stage.following(Goal.RUNNING, die_and_come_back).ending is Ending.REACHED
+        assert "has no heartbeat" in next(view.where for view in stage.views if view.host is None)
+
+    def test_the_wait_is_bounded(self, stage: Stage) -> None:
+        outcome = stage.follow(Goal.RUNNING, wait_seconds=0.2)
+        assert outcome.ending is Ending.TIMED_OUT
+        assert outcome.view and outcome.view.status is None
+
+    def test_an_outage_of_the_store_is_waited_out(self, stage: Stage) -> None:
+        def outage() -> None:
+            stage.store.break_with(StoreUnavailable("away"))
+            threading.Event().wait(0.1)
+            stage.store.break_with(None)
+            stage.report(Phase.RUNNING)
+
+        assert stage.following(Goal.RUNNING, outage).ending is Ending.REACHED
+
+    def test_a_gap_in_the_history_is_bridged(self, stage: Stage) -> None:
+        def compact() -> None:
+            stage.store.compact()
+            stage.report(Phase.RUNNING)
+
+        assert stage.following(Goal.RUNNING, compact).ending is Ending.REACHED
+
+    def test_a_store_that_refuses_us_ends_it(self, stage: Stage) -> None:
+        def refuse() -> None:
+            stage.store.break_with(StoreRefused("permission denied"))
+            stage.store.compact()  # wakes the watches, which then list
+
+        place = stage.store.get
+        stage.store.get = lambda key, **_: place(key)  # type: ignore[method-assign]
+        stage.store.watch = lambda *_args, **_options: iter(())  # type: ignore[method-assign]
+        with pytest.raises(StoreRefused):
+            stage.following(Goal.RUNNING, refuse)
+
+    def test_a_spec_that_is_missing_is_damage_and_no_endless_loop(self, stage: Stage) -> None:
+        stage.remove(KEYS.spec(stage.provider, stage.uuid))
+        with pytest.raises(Permanent, match="the spec that it points to is missing"):
+            stage.follow(Goal.RUNNING)
+
+    def test_what_a_newer_version_wrote_is_no_guess(self, stage: Stage) -> None:
+        value = json.dumps({**json.loads(stage.spec.to_json()), "schema": 99})
+        stage.store.commit(Transaction(puts={KEYS.spec(stage.provider, stage.uuid): value}))
+        with pytest.raises(UnsupportedSchema):
+            stage.follow(Goal.RUNNING)
+
+
+class TestChanges:
+    def value(self, stage: Stage) -> dict[str, Any]:
+        item = stage.store.get(KEYS.spec(stage.provider, stage.uuid))
+        assert item is not None
+        return json.loads(item.value)
+
+    def test_an_instance_is_found_by_name_and_by_uuid(self, stage: Stage) -> None:
+        assert changes.find(stage.store, KEYS, "web-1") == changes.find(stage.store, KEYS, stage.uuid) == stage.uuid
+        with pytest.raises(Permanent, match="there is no instance web-2"):
+            changes.find(stage.store, KEYS, "web-2")
+        with pytest.raises(Permanent, match="there is no instance"):
+            changes.read(stage.store, KEYS, uuid4())
+
+    def test_only_what_is_asked_for_changes_and_newer_fields_survive(self, stage: Stage) -> None:
+        before = {**json.loads(stage.spec.to_json()), "of_the_future": [1]}
+        stage.store.commit(Transaction(puts={KEYS.spec(stage.provider, stage.uuid): json.dumps(before)}))
+        _, has_changed = changes.change(stage.store, KEYS, stage.uuid, changes.destroyed)
+        assert has_changed
+        assert self.value(stage) == {**before, "desired": "deleted"}
+
+    def test_what_is_so_already_is_not_written(self, stage: Stage) -> None:
+        changes.change(stage.store, KEYS, stage.uuid, changes.destroyed)
+        revision = stage.revision(KEYS.spec(stage.provider, stage.uuid))
+        assert changes.change(stage.store, KEYS, stage.uuid, changes.destroyed)[1] is False
+        assert stage.revision(KEYS.spec(stage.provider, stage.uuid)) == revision
+
+    def test_a_change_that_lost_a_race_is_made_again(self, stage: Stage) -> None:
+        replace, interferences = stage.store.replace, iter([{"grace_seconds": 1}, {"grace_seconds": 2}])
+
+        def racing(key: str, value: str, *, seen: int, lease_id: int = 0) -> int:
+            if fields := next(interferences, None):
+                stage.ask(**fields)
+            return replace(key, value, seen=seen, lease_id=lease_id)
+
+        stage.store.replace = racing  # type: ignore[method-assign]
+        changes.change(stage.store, KEYS, stage.uuid, changes.destroyed, sleep=lambda _seconds: None)
+        assert (self.value(stage)["desired"], self.value(stage)["grace_seconds"]) == ("deleted", 2)
+
+    def test_a_change_follows_a_move(self, stage: Stage) -> None:
+        target = uuid4()
+        replace = stage.store.replace
+
+        def racing(key: str, value: str, *, seen: int, lease_id: int = 0) -> int:
+            stage.store.replace = replace  # type: ignore[method-assign]
+            stage.move(target)
+            return replace(key, value, seen=seen, lease_id=lease_id)
+
+        stage.store.replace = racing  # type: ignore[method-assign]
+        found, _ = changes.change(stage.store, KEYS, stage.uuid, changes.destroyed, sleep=lambda _seconds: None)
+        assert found.provider == target
+
+    def test_endless_changes_by_others_are_a_conflict(self, stage: Stage) -> None:
+        def refusing(*_args: Any, **_options: Any) -> int:
+            raise Conflict("changed")
+
+        stage.store.replace = refusing  # type: ignore[method-assign]
+        with pytest.raises(Conflict, match="web-1 kept being changed"):
+            changes.change(stage.store, KEYS, stage.uuid, changes.destroyed, who="web-1", sleep=lambda _seconds: None)
+
+    @pytest.mark.parametrize(
+        ("desired", "phase", "expected"),
+        [
+            (Desired.RUNNING, None, None),
+            (Desired.RUNNING, Phase.BUILDING, None),
+            (Desired.RUNNING, Phase.RUNNING, None),
+            (Desired.RUNNING, Phase.STOPPED, {"desired": "running", "boot_request": 2}),
+            (Desired.RUNNING, Phase.FAILED, {"desired": "running", "boot_request": 2}),
+            (Desired.STOPPED, Phase.STOPPED, {"desired": "running", "boot_request": 2}),
+            (Desired.STOPPED, Phase.STOPPING, {"desired": "running", "boot_request": 2}),
+        ],
+    )
+    def test_start_raises_the_boot_request_unless_a_guest_is_up_or_coming(
+        self, desired: Desired, phase: Phase | None, expected: dict[str, Any] | None
+    ) -> None:
+        spec = InstanceSpec(uuid4(), "web-1", ImageRef("/x"), {}, desired=desired)
+        assert changes.started(spec, InstanceStatus(phase) if phase else None) == expected
+
+    def test_what_is_being_destroyed_is_neither_started_nor_stopped(self) -> None:
+        spec = InstanceSpec(uuid4(), "web-1", ImageRef("/x"), {}, desired=Desired.DELETED)
+        for edit in (changes.started, changes.stopped):
+            with pytest.raises(Conflict, match="web-1 is being destroyed"):
+                edit(spec, None)
+
+
+class TestLists:
+    def test_instances_with_their_hosts_and_phases(self, stage: Stage) -> None:
+        (row,) = list_instances(stage.store, KEYS)
+        assert (row.name, row.phase, row.host.name, row.host.is_alive) == ("web-1", "Pending", "node1", True)
+        stage.report(Phase.FAILED, failure="ImageNotFound")
+        stage.remove(KEYS.host(stage.provider))
+        (row,) = list_instances(stage.store, KEYS)
+        assert (row.phase, row.reason, row.host.name, row.host.is_alive) == ("Failed", "ImageNotFound", "node1", False)
+
+    def test_what_a_newer_version_wrote_is_listed_as_held(self, stage: Stage) -> None:
+        value = json.dumps({**json.loads(stage.spec.to_json()), "schema": 99})
+        stage.store.commit(Transaction(puts={KEYS.spec(stage.provider, stage.uuid): value}))
+        (row,) = list_instances(stage.store, KEYS)
+        assert (row.name, row.phase, row.reason) == ("web-1", "Held", Reason.UNSUPPORTED_SCHEMA)
+
+    def test_hosts_with_what_is_used_of_them_and_those_that_are_dead(self, stage: Stage) -> None:
+        placement, dead = FakePlacement(), uuid4()
+        stage.add_host(dead, "node0")
+        stage.remove(KEYS.host(dead))
+        host = placement.add_host("node1")
+        placement.hosts[stage.provider] = placement.hosts.pop(host)
+        placement.hold(uuid4(), {stage.provider: {"VCPU": 3}})
+        first, second = list_hosts(stage.store, KEYS, placement)  # type: ignore[arg-type]
+        assert (first.host.name, first.state, first.record, first.guests) == ("node0", "dead", None, 0)
+        assert (second.host.name, second.state, second.guests) == ("node1", "Ready", 1)
+        assert second.used is not None and second.used["VCPU"] == 3
+        assert [row.used for row in list_hosts(stage.store, KEYS, None)] == [None, None]

@@ -1,0 +1,243 @@
+"""What is shown: tables, blocks, JSON, the progress line, and the screen that prints them."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import io
+import json
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from common.model import (
+    Address,
+    Desired,
+    Event,
+    HostRecord,
+    HostState,
+    ImageRef,
+    InstanceSpec,
+    InstanceStatus,
+    Phase,
+    Progress,
+)
+from eschedule import render
+from eschedule.follow import View
+from eschedule.listing import HostName, HostRow, InstanceRow
+from eschedule.screen import Screen
+
+NOW = datetime.datetime(2026, 5, 1, 12, 0, 0, tzinfo=datetime.UTC)
+INSTANCE = UUID("0b4fd7c1-6f5b-4c6e-9a0e-3d2c5a7e8f10")
+PROVIDER = UUID("11111111-2222-4333-8444-555555555555")
+HOST = HostName(PROVIDER, "node1", True)
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKHEChAAkDuLyCVCWMOe7SwQ7Zk1AtMpHHUkV0SxBYTp me@here"
+SPEC = InstanceSpec(
+    uuid=INSTANCE, name="web-1", image=ImageRef("https://images.example.org/debian-12.qcow2"), keys=(KEY,),
+    resources={"VCPU": 1, "MEMORY_MB": 256, "DISK_GB": 1}, user_data_base64="c2VjcmV0",
+    created_at="2026-05-01T11:57:00.000+00:00", created_by="me@here",
+)  # fmt: skip
+STATUS = InstanceStatus(
+    phase=Phase.RUNNING, spec_revision=7, addresses=(Address("default", "52:54:c0:a8:7a:32", "192.168.122.50"),),
+    events=(
+        Event("2026-05-01T11:57:01.000Z", "FetchImage", 400), Event("2026-05-01T11:57:02.000Z", "Start", 30),
+        Event("2026-05-01T11:57:03.000Z", "Start", 12, "second try"),
+    ),
+)  # fmt: skip
+ROW = InstanceRow(INSTANCE, "web-1", HOST, Phase.RUNNING, "", SPEC, STATUS)
+
+
+def row(**changes: Any) -> InstanceRow:
+    return dataclasses.replace(ROW, **changes)
+
+
+class TestTables:
+    def test_instances(self) -> None:
+        dead = HostName(PROVIDER, "node2", False)
+        pending = row(name="b", host=dead, phase=Phase.PENDING, status=None)
+        assert render.instance_table([ROW, pending], NOW).splitlines() == [
+            "NAME   UUID                                  HOST   PHASE                ADDRESS         AGE  IMAGE",
+            f"web-1  {INSTANCE}  node1  Running              192.168.122.50  3m   debian-12.qcow2",
+            f"b      {INSTANCE}  node2  Pending (host dead)                  3m   debian-12.qcow2",
+        ]
+
+    def test_without_instances_there_is_the_head_alone(self) -> None:
+        assert render.instance_table([], NOW) == "NAME  UUID  HOST  PHASE  ADDRESS  AGE  IMAGE\n"
+
+    def test_the_phase_tells_what_qualifies_it(self) -> None:
+        assert render.phase_text(row(phase=Phase.FAILED, reason="ImageNotFound")) == "Failed (ImageNotFound)"
+        stopping = dataclasses.replace(SPEC, desired=Desired.STOPPED)
+        assert render.phase_text(row(spec=stopping)) == "Running (to be stopped)"
+        assert render.phase_text(row(spec=stopping, phase=Phase.STOPPED)) == "Stopped"
+
+    def test_what_cannot_be_read_is_shown_as_far_as_it_goes(self) -> None:
+        held = row(phase=Phase.HELD, reason="UnsupportedSchema", spec=None, status=None)
+        assert "Held (UnsupportedSchema)" in render.instance_table([held], NOW)
+        assert json.loads(render.as_json(render.instance_json(held)))["spec"] is None
+
+    def test_nothing_from_outside_moves_the_cursor_or_starts_a_line(self) -> None:
+        status = dataclasses.replace(STATUS, message="a\nb\x1b[2J", phase=Phase.FAILED)
+        for text in (
+            render.instance_table([row(name="x\r\ny")], NOW),
+            render.instance_block(row(status=status), NOW),
+            render.progress_line(view(status)),
+        ):
+            assert "\x1b" not in text
+            assert "\r" not in text
+        assert len(render.instance_table([row(name="x\r\ny")], NOW).splitlines()) == 2
+
+    def test_hosts(self) -> None:
+        record = HostRecord(
+            "node1", "boot", INSTANCE, "uuid", "qemu:///system", HostState.DEGRADED, "Placement is away",
+            capacity={"VCPU": 8, "MEMORY_MB": 7000, "DISK_GB": 90}, since="2026-05-01T09:00:00Z",
+        )  # fmt: skip
+        live = HostRow(HOST, record, {"VCPU": 3, "MEMORY_MB": 768}, 2)
+        dead = HostRow(HostName(PROVIDER, "node2", False), None, None, 1)
+        lines = render.host_table([live, dead], NOW).splitlines()
+        assert lines[1].split("  ")[:2] == ["node1", "Degraded: Placement is away"]
+        assert "3/8 VCPU  768/7000 MEMORY_MB  0/90 DISK_GB" in lines[1]
+        assert " 3h " in lines[1]
+        assert lines[2].startswith("node2  dead ")
+        assert "?/? VCPU" in lines[2]
+        shown = render.host_list_json([live, dead])
+        assert (shown[0]["state"], shown[0]["used"]["VCPU"], shown[1]["state"], shown[1]["used"]) == (
+            "Degraded",
+            3,
+            "dead",
+            None,
+        )
+
+
+class TestBlock:
+    def test_all_about_an_instance(self) -> None:
+        text = render.instance_block(ROW, NOW)
+        for line in (
+            "phase      Running",
+            f"host       node1 (provider {PROVIDER})",
+            "resources  DISK_GB 1, MEMORY_MB 256, VCPU 1",
+            "keys       ssh-ed25519 me@here",
+            "user data  6 bytes",
+            "address    192.168.122.50 (52:54:c0:a8:7a:32 on default)",
+            "created    2026-05-01T11:57:00.000+00:00 (3m ago) by me@here",
+        ):
+            assert line in text.splitlines()
+        assert text.splitlines()[-1].split() == ["2026-05-01T11:57:03.000Z", "Start", "12", "ms", "second", "try"]
+
+    def test_user_data_is_not_shown_as_text(self) -> None:
+        assert "c2VjcmV0" not in render.instance_block(ROW, NOW)
+        assert "secret" not in render.instance_block(ROW, NOW)
+
+
+class TestJson:
+    def test_an_instance(self) -> None:
+        value = render.instance_json(ROW, {"total": 12.5})
+        assert value["uuid"] == str(INSTANCE)
+        assert value["host"] == {"provider": str(PROVIDER), "name": "node1", "is_alive": True}
+        assert value["timings_ms"] == {"FetchImage": 400, "Start": 42, "total": 12.5}
+        assert InstanceSpec.from_json(json.dumps(value["spec"])) == SPEC
+        assert InstanceStatus.from_json(json.dumps(value["status"])) == STATUS
+        assert set(value) == {"uuid", "name", "host", "phase", "reason", "spec", "status", "timings_ms"}
+
+    def test_a_list(self) -> None:
+        assert render.instance_list_json([ROW]) == [
+            {
+                "uuid": str(INSTANCE), "name": "web-1", "phase": "Running", "reason": "", "desired": "running",
+                "host": {"provider": str(PROVIDER), "name": "node1", "is_alive": True}, "addresses": ["192.168.122.50"],
+                "image": "https://images.example.org/debian-12.qcow2", "created_at": "2026-05-01T11:57:00.000+00:00",
+            }
+        ]  # fmt: skip
+
+
+def view(status: InstanceStatus | None, *, host: str | None = "node1", spec_revision: int = 7) -> View:
+    return View(INSTANCE, "web-1", PROVIDER, host, SPEC, spec_revision, status)
+
+
+class TestProgress:
+    def building(self, progress: Progress | None, reason: str = "") -> InstanceStatus:
+        return InstanceStatus(Phase.BUILDING, reason=reason, progress=progress, spec_revision=7)
+
+    @pytest.mark.parametrize(
+        ("progress", "said"),
+        [
+            (Progress("FetchImage", 12 * 1024 * 1024, 40 * 1024 * 1024), "Building FetchImage 12.0 of 40.0 MiB (30 %)"),
+            (Progress("FetchImage", 3 * 1024 * 1024, 0), "Building FetchImage 3.0 MiB"),
+            (Progress("FetchImage", 0, 0), "Building FetchImage"),
+            (Progress("Start", 2, 4, "guests"), "Building Start 2 of 4 guests (50 %)"),
+            (None, "Building"),
+        ],
+    )
+    def test_the_line_says_how_far_it_is(self, progress: Progress | None, said: str) -> None:
+        assert render.progress_line(view(self.building(progress))) == f"web-1: {said} on node1"
+
+    def test_a_status_of_an_older_spec_is_no_progress(self) -> None:
+        assert render.progress_line(view(self.building(None), spec_revision=8)) == "web-1: waiting for the host on node1"
+        assert render.progress_line(view(None)) == "web-1: waiting for the host on node1"
+
+    def test_a_reason_and_a_dead_host_are_told(self) -> None:
+        line = render.progress_line(view(self.building(None, "Waiting"), host=None))
+        assert line == f"web-1: Building (Waiting) on the host of provider {PROVIDER}, which has no heartbeat"
+
+    @pytest.mark.parametrize(("seconds", "said"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (185, "3 m 05 s")])
+    def test_durations(self, seconds: float, said: str) -> None:
+        assert render.seconds_text(seconds) == said
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("2026-05-01T11:59:58Z", "2s"),
+            ("2026-05-01T11:58:30+00:00", "90s"),
+            ("2026-05-01T11:00:00", "60m"),
+            ("2026-05-01T09:00:00Z", "3h"),
+            ("2026-04-28T12:00:00Z", "3d"),
+            ("2026-05-01T12:00:05Z", "0s"),
+            ("", ""),
+            ("yesterday", ""),
+        ],
+    )
+    def test_ages(self, text: str, said: str) -> None:
+        assert render.age(text, NOW) == said
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Broken(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+class TestScreen:
+    def test_off_a_terminal_progress_is_a_line_for_each_change(self) -> None:
+        output, errors = io.StringIO(), io.StringIO()
+        screen = Screen(output=output, errors=errors)
+        for text in ("one", "one", "two"):
+            screen.progress(text)
+        screen.data("data\n")
+        assert (errors.getvalue(), output.getvalue()) == ("one\ntwo\n", "data\n")
+
+    def test_on_a_terminal_it_is_one_line_that_is_taken_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "30")
+        monkeypatch.setenv("TERM", "xterm")
+        errors = Terminal()
+        screen = Screen(output=io.StringIO(), errors=errors, clock=lambda: 4.25)
+        screen.progress("a text that is longer than the terminal")
+        screen.message("done")
+        assert errors.getvalue() == "\ra text that is longer…  0.0 s\x1b[K\r\x1b[Keschedule: done\n"
+        assert len("a text that is longer…  0.0 s") < 30
+
+    def test_an_error_keeps_its_words_but_nothing_that_a_terminal_obeys(self) -> None:
+        errors = io.StringIO()
+        Screen(output=io.StringIO(), errors=errors).error('wrong: "a\\nb" \x1b[2J')
+        assert errors.getvalue() == 'eschedule: wrong: "a\\nb" \\x1b[2J\n'
+
+    def test_a_closed_standard_error_does_not_stop_the_work(self) -> None:
+        screen = Screen(output=io.StringIO(), errors=Broken())
+        screen.progress("x")
+        screen.message("y")
+
+    def test_a_closed_standard_output_does(self) -> None:
+        with pytest.raises(BrokenPipeError):
+            Screen(output=Broken(), errors=io.StringIO()).data("x")

@@ -1,0 +1,267 @@
+"""A request: its identity, its digest, the spec that it becomes; the query and the order of candidates beside it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.config import DefaultsConfig, ScheduleConfig
+from common.errors import ConfigError
+from common.model import Alternate, ImageRef, InstanceSpec, Nic, Restart
+from common.placement_types import Candidate, Candidates, ProviderSummary, Usage
+from eschedule.arguments import parse
+from eschedule.intake import request_from
+from eschedule.ordering import in_order
+from eschedule.query import Query, unmet
+from eschedule.request import Request
+
+INSTANCE = UUID("0b4fd7c1-6f5b-4c6e-9a0e-3d2c5a7e8f10")
+IMAGE = "https://images.example.org/tiny.qcow2"
+QUERY = "resources=VCPU:1,MEMORY_MB:256,DISK_GB:1"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKHEChAAkDuLyCVCWMOe7SwQ7Zk1AtMpHHUkV0SxBYTp me@here"
+REQUEST = Request(QUERY, {"VCPU": 1, "MEMORY_MB": 256, "DISK_GB": 1}, ImageRef(IMAGE))
+
+
+class TestIdentity:
+    def test_a_uuid_that_is_given_is_the_instances(self) -> None:
+        asked = dataclasses.replace(REQUEST, uuid=INSTANCE)
+        assert asked.instance_uuid("/p/", uuid4) == INSTANCE
+
+    def test_a_request_id_gives_the_same_uuid_each_time_and_another_in_another_deployment(self) -> None:
+        asked = dataclasses.replace(REQUEST, request_id="order 7")
+        first = asked.instance_uuid("/p/", uuid4)
+        assert first == asked.instance_uuid("/p/", uuid4)
+        assert first != asked.instance_uuid("/q/", uuid4)
+        assert first != dataclasses.replace(REQUEST, request_id="order 8").instance_uuid("/p/", uuid4)
+
+    def test_otherwise_a_new_one_is_made(self) -> None:
+        assert REQUEST.instance_uuid("/p/", lambda: INSTANCE) == INSTANCE
+
+    def test_the_default_name_is_computed_from_the_uuid(self) -> None:
+        assert REQUEST.instance_name(INSTANCE) == "vm-0b4fd7c1"
+        assert dataclasses.replace(REQUEST, name="web-1").instance_name(INSTANCE) == "web-1"
+
+
+class TestDigest:
+    def test_who_asks_under_which_uuid_is_no_part_of_it(self) -> None:
+        assert REQUEST.digest() == dataclasses.replace(REQUEST, uuid=INSTANCE, request_id="x").digest()
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"query": "resources=VCPU:2,MEMORY_MB:256,DISK_GB:1"},
+            {"image": ImageRef(IMAGE + "x")},
+            {"image": ImageRef(IMAGE, "sha256:" + "0" * 64)},
+            {"name": "web-1"},
+            {"keys": (KEY,)},
+            {"user_data": b""},
+            {"user_data": b"\xff\x00"},
+            {"hostname": "web"},
+            {"networks": ("default", "default")},
+            {"restart": Restart.ALWAYS},
+            {"group": "web"},
+        ],
+    )
+    def test_everything_that_is_asked_for_is_part_of_it(self, change: dict[str, Any]) -> None:
+        assert REQUEST.digest() != dataclasses.replace(REQUEST, **change).digest()
+
+
+class TestSpec:
+    def test_it_carries_the_request_and_the_claim(self) -> None:
+        asked = dataclasses.replace(
+            REQUEST, name="web-1", keys=(KEY,), user_data=b"#!\xff", networks=("default", "lan"), restart=Restart.ALWAYS
+        )
+        alternates = tuple(Alternate(uuid4(), {}) for _ in range(5))
+        spec = asked.spec(INSTANCE, {"VCPU": 1}, alternates, created_at="now", created_by="me@here")
+        assert spec == InstanceSpec(
+            uuid=INSTANCE, name="web-1", image=ImageRef(IMAGE), resources={"VCPU": 1}, nics=(Nic("default"), Nic("lan")),
+            keys=(KEY,), user_data_base64="IyH/", hostname="web-1", alternates=alternates[:3], restart=Restart.ALWAYS,
+            request_digest=asked.digest(), created_at="now", created_by="me@here",
+        )  # fmt: skip
+        assert spec.user_data == b"#!\xff"
+        assert InstanceSpec.from_json(spec.to_json()) == spec
+
+    def test_the_host_name_is_the_name_unless_one_is_given(self) -> None:
+        asked = dataclasses.replace(REQUEST, hostname="db")
+        assert asked.spec(INSTANCE, {}, (), created_at="", created_by="").hostname == "db"
+        assert REQUEST.spec(INSTANCE, {}, (), created_at="", created_by="").hostname == "vm-0b4fd7c1"
+
+
+class TestQuery:
+    def test_only_our_live_hosts_are_asked_for(self) -> None:
+        assert str(Query.parse(QUERY).on_hosts()) == (f"{QUERY}&root_required=CUSTOM_ETCD_COMPUTE,!COMPUTE_STATUS_DISABLED")
+
+    def test_a_root_required_of_the_users_own_is_kept_in_the_one_that_placement_takes(self) -> None:
+        merged = Query.parse(f"{QUERY}&root_required=CUSTOM_FAST,!COMPUTE_STATUS_DISABLED").on_hosts()
+        assert merged.pairs[-1] == ("root_required", "CUSTOM_FAST,!COMPUTE_STATUS_DISABLED,CUSTOM_ETCD_COMPUTE")
+        assert sum(key == "root_required" for key, _ in merged.pairs) == 1
+
+    def test_repeated_and_granular_parameters_survive(self) -> None:
+        text = "resources_a=VCPU:1&required=A&required=in:B,C&member_of=in:x,y&group_policy=none"
+        assert str(Query.parse(text)) == text
+        assert Query.parse(text).opaque_keys() == ("resources_a", "member_of", "group_policy")
+        assert str(Query.parse(text).without("required")) == "resources_a=VCPU:1&member_of=in:x,y&group_policy=none"
+
+    def test_traits_that_a_host_does_not_meet_in_words(self) -> None:
+        wanted = Query.parse("required=A,!B&required=in:C,D&root_required=E").required_traits()
+        assert unmet(wanted, frozenset("AE")) == ("lacks C or D",)
+        assert unmet(wanted, frozenset("BCE")) == ("lacks A", "has B")
+        assert unmet(wanted, frozenset("ADE")) == ()
+
+
+class TestOrder:
+    def candidates(self, *used: int) -> Candidates:
+        hosts = [uuid4() for _ in used]
+        return Candidates(
+            tuple(Candidate({host: {"VCPU": 1}}) for host in hosts),
+            {h: ProviderSummary(h, h, {"VCPU": Usage(10, u)}, frozenset()) for h, u in zip(hosts, used, strict=True)},
+        )
+
+    def used(self, candidates: Candidates, policy: str, seed: int = 1) -> list[int]:
+        ordered = in_order(candidates, policy, random.Random(seed))
+        return [candidates.summaries[host].resources["VCPU"].used for c in ordered for host in c.allocations]
+
+    def test_spread_begins_with_the_emptiest_and_pack_with_the_fullest(self) -> None:
+        candidates = self.candidates(3, 0, 8)
+        assert self.used(candidates, "spread") == [0, 3, 8]
+        assert self.used(candidates, "pack") == [8, 3, 0]
+
+    def test_equals_are_shuffled(self) -> None:
+        candidates = self.candidates(*[2] * 8)
+        orders = {tuple(in_order(candidates, "spread", random.Random(seed))[0].allocations) for seed in range(40)}
+        assert len(orders) > 4
+
+    def test_random_is_any_order_of_all(self) -> None:
+        candidates = self.candidates(*range(6))
+        orders = {tuple(self.used(candidates, "random", seed)) for seed in range(20)}
+        assert len(orders) > 5
+        assert all(sorted(order) == list(range(6)) for order in orders)
+
+    def test_the_fullest_of_the_resources_decides(self) -> None:
+        cpu, memory = uuid4(), uuid4()
+        asked = {"VCPU": 1, "MEMORY_MB": 1}
+        summaries = {
+            cpu: ProviderSummary(cpu, cpu, {"VCPU": Usage(10, 8), "MEMORY_MB": Usage(10, 0)}, frozenset()),
+            memory: ProviderSummary(memory, memory, {"VCPU": Usage(10, 5), "MEMORY_MB": Usage(10, 5)}, frozenset()),
+        }
+        answer = Candidates((Candidate({cpu: asked}), Candidate({memory: asked})), summaries)
+        assert next(iter(in_order(answer, "spread", random.Random(1))[0].allocations)) == memory
+
+
+class TestIntake:
+    @pytest.fixture
+    def key_file(self, tmp_path: Path) -> Path:
+        path = tmp_path / "key.pub"
+        path.write_text(KEY + "\n")
+        return path
+
+    def request(self, *arguments: str, config: ScheduleConfig | None = None) -> Request:
+        return request_from(parse(["create", QUERY, *arguments]), config or ScheduleConfig())
+
+    def test_everything_that_can_be_asked_for(self, key_file: Path, tmp_path: Path) -> None:
+        (tmp_path / "user-data").write_bytes(b"#cloud-config\n")
+        made = self.request(
+            IMAGE, "--checksum", "sha256:" + "A" * 64, "--name", "web-1", "--hostname", "web", "--key", str(key_file),
+            "--key", str(key_file), "--user-data", str(tmp_path / "user-data"), "--network", "lan", "--network", "wan",
+            "--restart", "always", "--uuid", str(INSTANCE).upper(),
+        )  # fmt: skip
+        assert made == Request(
+            query="resources=DISK_GB:1,MEMORY_MB:256,VCPU:1", resources={"DISK_GB": 1, "MEMORY_MB": 256, "VCPU": 1},
+            image=ImageRef(IMAGE, "sha256:" + "a" * 64), name="web-1", keys=(KEY,), user_data=b"#cloud-config\n", hostname="web",
+            networks=("lan", "wan"), restart=Restart.ALWAYS, uuid=INSTANCE,
+        )  # fmt: skip
+
+    def test_the_configuration_fills_in_what_is_not_said(self, key_file: Path) -> None:
+        defaults = DefaultsConfig(image="/srv/tiny.qcow2", key_files=(key_file,), network="lan", restart="on-failure")
+        made = self.request(config=ScheduleConfig(defaults=defaults))
+        assert (made.image.url, made.keys, made.networks) == ("/srv/tiny.qcow2", (KEY,), ("lan",))
+        assert made.restart is Restart.ON_FAILURE
+        assert self.request(IMAGE, config=ScheduleConfig(defaults=defaults)).image.url == IMAGE
+
+    def test_requests_that_mean_the_same_are_the_same(self) -> None:
+        one = request_from(parse(["create", "resources=VCPU:1,MEMORY_MB:256,DISK_GB:1", IMAGE]), ScheduleConfig())
+        two = request_from(parse(["resources=DISK_GB:1,VCPU:01,MEMORY_MB:256", "--image", IMAGE]), ScheduleConfig())
+        assert one.digest() == two.digest()
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ((), "no image is given"),
+            ((IMAGE, "--image", IMAGE), "given twice"),
+            ((IMAGE, "--uuid", str(INSTANCE), "--request-id", "x"), "give one of them"),
+            ((IMAGE, "--key", "/nowhere/key.pub"), "--key /nowhere/key.pub cannot be read: No such file"),
+            ((IMAGE, "--user-data", "/"), "--user-data / cannot be read: Is a directory"),
+            ((IMAGE, "--user-data", "a\0b"), "cannot be read"),
+            ((IMAGE, "--name", "two words"), "has a space"),
+            ((IMAGE, *["--network", "lan"] * 17), "at most 16"),
+        ],
+    )
+    def test_what_is_wrong_is_said_in_one_line(self, arguments: tuple[str, ...], said: str) -> None:
+        with pytest.raises(ConfigError, match=said) as caught:
+            self.request(*arguments)
+        assert "\n" not in str(caught.value)
+
+    def test_a_default_key_file_that_is_missing_names_the_configuration(self) -> None:
+        config = ScheduleConfig(defaults=DefaultsConfig(key_files=(Path("/nowhere.pub"),)))
+        with pytest.raises(ConfigError, match=r"defaults\.key_files /nowhere\.pub cannot be read"):
+            self.request(IMAGE, config=config)
+
+    def test_of_a_file_that_never_ends_little_is_read(self) -> None:
+        with pytest.raises(ConfigError, match="at most 65536"):
+            self.request(IMAGE, "--user-data", "/dev/zero")
+
+
+class TestArguments:
+    def parsed(self, *arguments: str) -> argparse.Namespace:
+        return parse(arguments)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            (QUERY, IMAGE),
+            ("create", QUERY, IMAGE),
+            ("--config", "f.yaml", QUERY, IMAGE),
+            ("--name", "web", QUERY, IMAGE),
+            ("-v", "create", QUERY, IMAGE, "--json"),
+        ],
+    )
+    def test_a_request_is_create(self, arguments: tuple[str, ...]) -> None:
+        options = self.parsed(*arguments)
+        assert (options.command, options.query, options.image_argument) == ("create", QUERY, IMAGE)
+
+    def test_common_options_stand_before_or_behind_the_verb(self) -> None:
+        for arguments in (["--config", "f", "-v", "list"], ["list", "--config", "f", "-v"]):
+            options = self.parsed(*arguments)
+            assert (options.config, options.verbose, options.command) == ("f", True, "list")
+        assert (self.parsed("list").config, self.parsed("list").verbose) == (None, False)
+
+    def test_a_uuid_is_show(self) -> None:
+        options = self.parsed(str(INSTANCE), "--json")
+        assert (options.command, options.instance, options.json) == ("show", str(INSTANCE), True)
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ((), "nothing was asked for"),
+            (("-v",), "nothing was asked for"),
+            (("lst",), "did you mean list?"),
+            (("VCPU:1",), "requests, which look like resources="),
+            (("destroy",), "the following arguments are required: NAME|UUID; see: eschedule destroy --help"),
+            (("create",), "required: 'resources=…'"),
+            (("list", "--frob"), "unrecognized arguments: --frob"),
+            (("create", QUERY, IMAGE, "more"), "unrecognized arguments: more"),
+            (("--config",), "expected one argument"),
+            (("create", QUERY, IMAGE, "--wait", "3"), "unrecognized arguments: --wait 3"),
+        ],
+    )
+    def test_what_is_no_command_line_is_said_in_one_line(self, arguments: tuple[str, ...], said: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            self.parsed(*arguments)
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
