@@ -7,6 +7,7 @@ test process. What it logged is in ``EtcdServer.evidence()``.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import ssl
@@ -14,12 +15,16 @@ import subprocess
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import etcd3
 import pytest
+from etcd3 import etcdrpc
 
 from common.config import EtcdConfig
+from common.etcd_rules import key_range
 from common.etcd_store import EtcdStore
 from tests.support.processes import ROOT, free_port, spawn, stop, wait_until
 
@@ -93,6 +98,13 @@ class EtcdServer:
 
     def is_leader(self) -> bool:
         return "\netcd_server_is_leader 1" in self._http("/metrics")
+
+    def handled(self, method: str) -> int:
+        """How many calls of the gRPC *method* it has finished so far."""
+        found = re.findall(
+            rf'^grpc_server_handled_total{{[^}}]*grpc_method="{method}"[^}}]*}} (\S+)', self._http("/metrics"), re.M
+        )
+        return sum(int(float(count)) for count in found)
 
     def stop(self, *, with_signal: int = signal.SIGTERM) -> None:
         if self._process is not None:
@@ -197,6 +209,65 @@ class EtcdCluster:
     def stop(self) -> None:
         for member in self.members:
             member.kill()
+
+
+class EtcdAdmin:
+    """What an operator does to an etcd with ``etcdctl``; as root with a password once authentication is on."""
+
+    def __init__(self, server: EtcdServer, *, password: str | None = None) -> None:
+        certificates = server.certificates
+        certificate, key = certificates.server if certificates else (None, None)
+        self._client = etcd3.client(
+            host="127.0.0.1", port=server.client_port, timeout=10,
+            ca_cert=certificates and certificates.ca, cert_cert=certificate, cert_key=key,
+            user="root" if password else None, password=password,
+        )  # fmt: skip
+        channel = self._client.channel
+        self._auth, self._kv = etcdrpc.AuthStub(channel), etcdrpc.KVStub(channel)
+        self._maintenance = etcdrpc.MaintenanceStub(channel)
+
+    def __enter__(self) -> EtcdAdmin:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def compact(self, revision: int) -> None:
+        self._call(self._kv.Compact, etcdrpc.CompactionRequest(revision=revision))
+
+    def put_bytes(self, key: bytes, value: bytes) -> None:
+        self._call(self._kv.Put, etcdrpc.PutRequest(key=key, value=value))
+
+    def alarm_no_space(self, *, raised: bool) -> None:
+        action = etcdrpc.AlarmRequest.ACTIVATE if raised else etcdrpc.AlarmRequest.DEACTIVATE
+        self._call(self._maintenance.Alarm, etcdrpc.AlarmRequest(action=action, alarm=etcdrpc.NOSPACE))
+
+    def enable_auth(self, password: str) -> None:
+        """Make the user root with *password* and switch authentication on."""
+        self._call(self._auth.UserAdd, etcdrpc.AuthUserAddRequest(name="root", password=password))
+        self._call(self._auth.RoleAdd, etcdrpc.AuthRoleAddRequest(name="root"))
+        self._call(self._auth.UserGrantRole, etcdrpc.AuthUserGrantRoleRequest(user="root", role="root"))
+        self._call(self._auth.AuthEnable, etcdrpc.AuthEnableRequest())
+
+    def add_user(self, name: str, password: str) -> None:
+        """Make a user with a role of the same name, which may do nothing yet."""
+        self._call(self._auth.UserAdd, etcdrpc.AuthUserAddRequest(name=name, password=password))
+        self._call(self._auth.RoleAdd, etcdrpc.AuthRoleAddRequest(name=name))
+        self._call(self._auth.UserGrantRole, etcdrpc.AuthUserGrantRoleRequest(user=name, role=name))
+
+    def grant(self, name: str, prefix: str) -> None:
+        """Let the role *name* read and write under *prefix*."""
+        start, end = key_range(prefix)
+        request = etcdrpc.AuthRoleGrantPermissionRequest(name=name)
+        request.perm.key, request.perm.range_end = start, end
+        request.perm.permType = request.perm.READWRITE
+        self._call(self._auth.RoleGrantPermission, request)
+
+    def change_password(self, name: str, password: str) -> None:
+        self._call(self._auth.UserChangePassword, etcdrpc.AuthUserChangePasswordRequest(name=name, password=password))
+
+    def _call(self, method: Callable[..., Any], request: Any) -> None:
+        method(request, timeout=10, metadata=self._client.metadata)
 
 
 def unique_prefix() -> str:
