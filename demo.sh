@@ -46,7 +46,6 @@ if [ "$command" = up ]; then
     enough_space /usr 2000 "Debian packages"
     enough_space "$here" 1000 ".venv and .cache"
   fi
-  echo "== Installing what is missing"
   "$here/packaging/setup-host.sh" --extra placement run demo 8>&-
 elif [ ! -x "$here/.venv/bin/python" ]; then
   [ -d /var/lib/etcd-compute-demo ] && die ".venv is missing; ./demo.sh makes it, then ./demo.sh $command works"

@@ -105,6 +105,7 @@ setup() {
   first=$(missing_packages python)
   rest=$(missing_packages "$@")
   [ -z "$first$rest" ] && venv_is_current && has_etcd && return
+  echo "== Installing what is missing" >&2
   mkdir -p "$logs"
   exec 9>"$cache/setup.lock"
   flock -n 9 || { say "waiting for another installation in this checkout"; flock -w 900 9 || die "it has not ended in 15 minutes"; }

@@ -29,6 +29,7 @@ def down(settings: Settings) -> None:
     leftovers = settings.state_dir.with_name(settings.state_dir.name + ".removing")
     if not any(path.exists() for path in (settings.state_dir, settings.run_dir, leftovers)) and not processes.marked():
         print("nothing of the demo is here")
+        LOCK.unlink(missing_ok=True)
         return
     say.title("Taking the demo away")
     domains = _take_guests(settings, processes)
