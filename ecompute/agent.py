@@ -34,7 +34,7 @@ from ecompute.facts import FactFinder, Patience
 from ecompute.heartbeat import Heartbeat, enroll
 from ecompute.hypervisor import Domain, HostInfo
 from ecompute.images import ImageCache
-from ecompute.inventory import InventoryKeeper
+from ecompute.inventory import InventoryKeeper, foreign_use
 from ecompute.kvm_probe import choose_virt_type
 from ecompute.libvirt_driver import LibvirtDriver
 from ecompute.metadata_service import MetadataServiceSupervisor
@@ -42,7 +42,7 @@ from ecompute.network import AddressPools
 from ecompute.reconciler import Reconciler
 from ecompute.resync import Resync
 from ecompute.statuses import Statuses
-from ecompute.watcher import SpecWatcher
+from ecompute.watcher import HostAdminWatcher, SpecWatcher
 from ecompute.workers import Workers
 from ecompute.workqueue import WorkQueue
 
@@ -82,7 +82,9 @@ def lock_provider(config: ComputeConfig, provider: UUID) -> LockFile:
     try:
         lock.acquire({"program": "ecompute"})
     except Conflict as error:
-        raise OwnershipError(f"provider {provider} is already served by another ecompute on this machine: {error}; stop that one first") from error
+        raise OwnershipError(
+            f"provider {provider} is already served by another ecompute on this machine: {error}; stop that one first"
+        ) from error
     return lock
 
 
@@ -192,16 +194,18 @@ class Agent:
             provider=host.provider, max_attempts=config.builder.max_attempts, is_live=lambda: heartbeat.is_live,
             look_again=self._queue.add_after, now=wall_time, stopping=self._stop,
         )  # fmt: skip
+        admin = HostAdminWatcher(store, self._keys, host.provider, self._ask_resync)
         keeper = InventoryKeeper(placement, host.provider, host.name, config)
         self._resync = Resync(
             hypervisor=hypervisor, placement=placement, provider=host.provider, specs=specs, statuses=statuses,
             reconciler=reconciler, wake=self._queue.add, every_seconds=config.builder.resync_every_seconds,
-            keep_inventory=lambda domains: self._keep_inventory(keeper, host, domains, heartbeat),
+            keep_inventory=lambda domains: self._keep_inventory(keeper, host, admin, heartbeat, domains),
             on_outcome=lambda problem: self._on_outcome(heartbeat, problem),
         )  # fmt: skip
         hypervisor.subscribe(self._queue.add, self._resync.ask)
         self._thread("networks", networks.run)
         self._thread("watch", specs.run)
+        self._thread("watch-host-admin", admin.run)
         self._wait_for_first_list(specs)
         workers = Workers(self._queue, reconciler.reconcile, config.builder.workers or max(4, os.cpu_count() or 1))
         workers.start()
@@ -234,13 +238,11 @@ class Agent:
 
     # -- while it runs -----------------------------------------------------------------------------------------------------
 
-    def _keep_inventory(self, keeper: InventoryKeeper, host: Host, domains: list[Domain], heartbeat: Heartbeat) -> None:
-        foreign = [domain for domain in domains if domain.is_active and domain.stamp is None]
-        capacity = keeper.sync(
-            host.info,
-            foreign_vcpus=sum(domain.vcpus for domain in foreign),
-            foreign_memory_mib=sum(domain.memory_mib for domain in foreign),
-        )
+    def _keep_inventory(
+        self, keeper: InventoryKeeper, host: Host, admin: HostAdminWatcher, domains: list[Domain], heartbeat: Heartbeat
+    ) -> None:
+        vcpus, memory_mib = foreign_use(domains, host.provider)
+        capacity = keeper.sync(host.info, host_admin=admin.current, foreign_vcpus=vcpus, foreign_memory_mib=memory_mib)
         heartbeat.update(capacity=capacity)
 
     def _on_outcome(self, heartbeat: Heartbeat, problem: str) -> None:
@@ -260,6 +262,9 @@ class Agent:
 
     def _on_regained(self) -> None:
         logger.info("the host lease was made anew; looking at everything")
+        self._ask_resync()
+
+    def _ask_resync(self) -> None:
         if self._resync:
             self._resync.ask()
 
@@ -268,8 +273,8 @@ class Agent:
     def _put_down(self, workers: Workers) -> None:
         logger.info("stopping; guests go on")
         self._queue.close()
-        if self._resync:
-            self._resync.ask()
+        self._threads_stop.set()
+        self._ask_resync()
         if not workers.join(self._config.builder.shutdown_deadline_seconds):
             logger.warning("a step is still in hand; it is picked up by the next start")
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 from uuid import UUID
 
-from common.errors import Conflict, HypervisorRejected, Transient
+from common.errors import Conflict, HypervisorRejected
 from common.keys import Keys
 from common.metadata import MetadataStore
 from common.model import InstanceSpec
@@ -27,10 +27,6 @@ from ecompute.hypervisor import Domain, Hypervisor, PowerState, Stamp
 from ecompute.images import ImageCache
 from ecompute.machine import Allocation, Facts, Step
 from ecompute.network import AddressPools
-
-
-class Cancelled(Transient):
-    """The work in hand is no longer wanted: a newer spec came, or the daemon stops."""
 
 
 class Hand(Protocol):

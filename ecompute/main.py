@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 import threading
@@ -11,7 +12,9 @@ from pathlib import Path
 from common import logs
 from common.config import ComputeConfig, describe, load_compute
 from common.errors import ConfigError, EcomputeError, OwnershipError, Transient
+from ecompute import identity
 
+logger = logging.getLogger(__name__)
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_CONFLICT = 0, 1, 2, 4, 5
 
 
@@ -50,13 +53,16 @@ def main(argv: list[str] | None = None) -> int:
         if options.check_config:
             print("\n".join(describe(config)))
             return EXIT_OK
-        logs.setup(config.log.level, config.log.format)
+        logs.setup(config.log.level, config.log.format, host=config.name or identity.host_name())
+        if config.source is None:
+            logger.info("no compute.yaml found; every key has its default")
         try:
             return _run(config, options)
         finally:
             logs.shutdown()
     except EcomputeError as error:
-        print(f"ecompute: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"ecompute: {line}", file=sys.stderr)
         return exit_code(error)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from common.errors import (
+    Cancelled,
     Conflict,
     HypervisorUnavailable,
     NoCapacity,
@@ -27,7 +28,7 @@ from common.keys import Keys
 from common.logs import fields
 from common.model import Desired, Event, InstanceSpec, InstanceStatus, Phase, Progress, Reason
 from common.store import Store
-from ecompute.builder import Builder, Cancelled
+from ecompute.builder import Builder
 from ecompute.facts import FactFinder, Glimpse, Patience
 from ecompute.machine import Decision, Facts, History, Step, decide
 from ecompute.statuses import Statuses, with_event
@@ -176,7 +177,8 @@ class Reconciler:
             self._look_again(uuid, 0.0)
             return False
         except NoCapacity as error:
-            self._report(spec, hand.facts, decision, str(error))
+            if spec is not None:
+                self._report(spec, hand.facts, decision, str(error))
             self._look_again(uuid, 12 * LOOK_AGAIN_SECONDS)
             return False
         except Transient as error:

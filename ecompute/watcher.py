@@ -14,7 +14,7 @@ from uuid import UUID
 from common.errors import InvalidSpec, UnsupportedSchema
 from common.keys import Keys
 from common.logs import fields
-from common.model import InstanceSpec
+from common.model import HostAdmin, InstanceSpec
 from common.store import ListWatch, Store, Versioned
 
 logger = logging.getLogger(__name__)
@@ -84,3 +84,26 @@ class SpecWatcher:
             else:
                 self._entries[uuid] = read_entry(item)
         self._wake(uuid)
+
+
+class HostAdminWatcher:
+    """What operators set for this host: ``current`` is None while nothing is set. Calls *wake* when it changes."""
+
+    def __init__(self, store: Store, keys: Keys, provider: UUID, wake: Callable[[], None]) -> None:
+        self.current: HostAdmin | None = None
+        self._key, self._wake = keys.host_admin(provider), wake
+        self._list_watch = ListWatch(store, self._key, self._changed)
+
+    def run(self, stop: threading.Event) -> None:
+        """Follow until *stop*, over every fault of the store."""
+        self._list_watch.run(stop)
+
+    def _changed(self, key: str, item: Versioned | None) -> None:
+        if key != self._key:
+            return
+        try:
+            self.current = HostAdmin.from_json(item.value) if item else None
+        except (UnsupportedSchema, InvalidSpec) as error:
+            logger.error("kept the host settings as they were: %s", error, extra=fields(key=key))
+            return
+        self._wake()

@@ -1,0 +1,69 @@
+"""Takes this host out of the cluster: ``ecompute --leave``. Undoes what ecompute made on the host and in the services.
+
+It refuses while anything of an instance is here, takes away in an order in which a crash leaves the rest for the next call, and
+succeeds when there is nothing to take.
+"""
+
+from __future__ import annotations
+
+import logging
+from uuid import UUID
+
+from common.config import ComputeConfig
+from common.errors import OwnershipError
+from common.etcd_store import EtcdStore
+from common.keys import Keys
+from common.placement import Placement
+from common.store import Store
+from ecompute import identity
+from ecompute.agent import lock_provider
+from ecompute.hypervisor import Hypervisor
+from ecompute.inventory import remove_provider
+from ecompute.libvirt_driver import LibvirtDriver
+from ecompute.metadata_service import MetadataServiceSupervisor
+from ecompute.network import AddressPools
+from ecompute.watcher import read_entry
+
+logger = logging.getLogger(__name__)
+
+
+def leave(config: ComputeConfig) -> None:
+    """Remove this host's provider, keys, reserved addresses, metadata service and its address.
+
+    Raises:
+        OwnershipError: an ecompute still serves it, or instances are here; nothing was removed.
+        Transient: a service is away; call it again.
+    """
+    hypervisor = LibvirtDriver(config.libvirt.uri)
+    store = EtcdStore(config.etcd)
+    placement = Placement(config.placement, etcd_prefix=config.etcd.prefix)
+    keys = Keys(config.etcd.prefix)
+    try:
+        provider = identity.provider_uuid(config.uuid, identity.machine_id(), hypervisor.host().libvirt_host_uuid)
+        lock_provider(config, provider)
+        _refuse_with_instances(hypervisor, store, keys, provider)
+        remove_provider(placement, provider)
+        for key in (keys.host(provider), keys.host_admin(provider), keys.owner(provider)):
+            found = store.get(key)
+            if found is not None:
+                store.delete(key, seen=found.mod_revision)
+        networks = AddressPools(hypervisor, config.paths.state_dir / "network", reserve_ahead=0)
+        networks.remove_all_unassigned()
+        if config.metadata.mode == "managed":
+            MetadataServiceSupervisor(config).stop_service(remove_address=True)
+    finally:
+        placement.close()
+        store.close()
+        hypervisor.close()
+    logger.info("this host has left: provider %s, its keys and its reserved addresses are gone", provider)
+
+
+def _refuse_with_instances(hypervisor: Hypervisor, store: Store, keys: Keys, provider: UUID) -> None:
+    names = []
+    for item in store.list(keys.specs(provider)).items:
+        spec = read_entry(item).spec
+        names.append(spec.name if spec else item.key)
+    names += [d.name for d in hypervisor.list() if d.stamp and d.stamp.provider == provider and d.name not in names]
+    if names:
+        shown = ", ".join(sorted(names)[:10])
+        raise OwnershipError(f"this host still has {len(names)} instances ({shown}): eschedule destroy them first")

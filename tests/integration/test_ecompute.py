@@ -1,0 +1,203 @@
+"""The real programs together: create, list, stop, start, destroy; what is refused; what a crash leaves to the next start."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from common.config import EtcdConfig
+from common.etcd_store import EtcdStore
+from tests.support.deployment import Deployment, make_raw_image
+from tests.support.processes import VENV_BIN, wait_until
+
+REQUEST = "resources=VCPU:1,DISK_GB:1,MEMORY_MB:256"
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return make_raw_image(tmp_path / "image.raw")
+
+
+def test_an_instance_lives_from_create_to_destroy_and_leaves_nothing(local_deployment: Deployment, image: Path) -> None:
+    deployment = local_deployment
+    created = json.loads(deployment.eschedule(REQUEST, image, "--name", "web", "--json").stdout)
+
+    shown = deployment.show("web")
+    assert shown["uuid"] == created["uuid"]
+    assert shown["status"]["phase"] == "Running"
+    assert shown["status"]["addresses"][0]["mac"].startswith("52:54:")
+    steps = [event["step"] for event in shown["status"]["events"]]
+    assert steps == ["FetchImage", "BuildDisk", "ReserveNetwork", "WriteMetadata", "Define", "Start", "MarkBooted"]
+    assert deployment.allocations() == {created["uuid"]: {"resources": {"VCPU": 1, "DISK_GB": 1, "MEMORY_MB": 256}}}
+
+    deployment.eschedule("stop", "web")
+    assert deployment.phase("web") == "Stopped"
+    deployment.eschedule("start", "web")
+    assert deployment.phase("web") == "Running"
+
+    deployment.eschedule("destroy", "web")
+    deployment.assert_nothing_is_left()
+
+
+def test_the_second_instance_of_an_image_fetches_nothing(local_deployment: Deployment, image: Path) -> None:
+    local_deployment.eschedule(REQUEST, image, "--name", "one")
+    local_deployment.eschedule(REQUEST, image, "--name", "two")
+    steps = [event["step"] for event in local_deployment.show("two")["status"]["events"]]
+    assert "FetchImage" not in steps
+    addresses = {local_deployment.show(name)["status"]["addresses"][0]["address"] for name in ("one", "two")}
+    assert len(addresses) == 2
+
+
+def test_a_missing_image_ends_failed_with_the_reason_and_keeps_nothing(local_deployment: Deployment, tmp_path: Path) -> None:
+    answer = local_deployment.eschedule(REQUEST, tmp_path / "no-such-image", "--name", "lost", check=False)
+    assert answer.returncode == 1
+    assert "no-such-image" in answer.stderr
+    shown = local_deployment.show("lost")
+    assert (shown["status"]["phase"], shown["status"]["reason"]) == ("Failed", "ImageNotFound")
+    assert local_deployment.allocations() == {}
+    assert local_deployment.files() == []
+    local_deployment.eschedule("destroy", "lost")
+    local_deployment.assert_nothing_is_left()
+
+
+def test_what_does_not_fit_exits_3_and_leaves_nothing(local_deployment: Deployment, image: Path) -> None:
+    answer = local_deployment.eschedule("resources=VCPU:1,DISK_GB:1,MEMORY_MB:60000000", image, check=False)
+    assert answer.returncode == 3, answer.stderr
+    assert "MEMORY_MB" in answer.stderr
+    local_deployment.assert_nothing_is_left()
+
+
+def test_two_creates_at_once_give_two_instances(local_deployment: Deployment, image: Path) -> None:
+    processes = [
+        local_deployment.spawn_eschedule(REQUEST, str(image), "--name", name, log=local_deployment.directory / f"{name}.log")
+        for name in ("left", "right")
+    ]
+    for process in processes:
+        wait_until(
+            lambda p=process: p.poll() is not None,
+            timeout_seconds=90,
+            what="eschedule ended",
+            evidence=local_deployment.evidence,
+        )
+        assert process.poll() == 0, local_deployment.evidence()
+    assert {local_deployment.phase(name) for name in ("left", "right")} == {"Running"}
+    assert len(local_deployment.allocations()) == 2
+
+
+def test_a_second_ecompute_of_one_provider_is_refused(local_deployment: Deployment) -> None:
+    second = subprocess.run(
+        [VENV_BIN / "ecompute", "--config", local_deployment.compute_file],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert second.returncode == 5
+    assert "already served" in second.stderr
+    assert local_deployment.ecompute is not None
+    assert local_deployment.ecompute.poll() is None
+
+
+def test_a_copied_configuration_on_another_machine_builds_nothing(local_deployment: Deployment) -> None:
+    """Another libvirt host uuid under the same provider is another machine, however alive the first one is."""
+    local_deployment.stop_ecompute()
+    owner_key = next(key for key in local_deployment.etcd_keys() if "/owners/" in key)
+    other = json.loads(local_deployment.etcd_keys()[owner_key])
+    other["libvirt_host_uuid"], other["name"] = "00000000-0000-4000-8000-000000000001", "the-first-one"
+    store = EtcdStore(EtcdConfig(endpoints=(f"http://127.0.0.1:{local_deployment.etcd_port}",)))
+    found = store.get(owner_key)
+    assert found is not None
+    store.replace(owner_key, json.dumps(other), seen=found.mod_revision)
+    store.close()
+    refused = subprocess.run(
+        [VENV_BIN / "ecompute", "--config", local_deployment.compute_file],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert refused.returncode == 5
+    assert "belongs to the-first-one" in refused.stderr
+    assert "--take-provider" in refused.stderr
+
+
+def test_ecompute_is_replaced_at_once_after_a_crash_and_tells_so(local_deployment: Deployment) -> None:
+    before = json.loads(local_deployment.eschedule("hosts", "--json").stdout)
+    local_deployment.kill_ecompute()
+    local_deployment.start_ecompute()
+    log = local_deployment.directory / "ecompute.log"
+    wait_until(
+        lambda: log.read_text().count("message=serving") >= 2,
+        timeout_seconds=10,
+        what="it serves again",
+        evidence=local_deployment.evidence,
+    )
+    after = json.loads(local_deployment.eschedule("hosts", "--json").stdout)
+    assert len(before) == len(after) == 1
+
+
+def test_orderly_stop_gives_the_lease_back(local_deployment: Deployment) -> None:
+    assert local_deployment.stop_ecompute() == 0
+    assert not [key for key in local_deployment.etcd_keys() if "/hosts/" in key]
+
+
+def test_placement_away_means_waiting_not_failing(local_deployment: Deployment, image: Path) -> None:
+    """A deletion waits for Placement in Deleting, and ends when it is back."""
+    local_deployment.eschedule(REQUEST, image, "--name", "web")
+    local_deployment.kill_placement()
+    local_deployment.eschedule("destroy", "web", "--no-wait")
+    local_deployment.wait_phase("web", "Deleting")
+    assert local_deployment.show("web")["status"]["message"]
+    local_deployment.start_placement()
+    wait_until(
+        lambda: local_deployment.instance_keys() == [],
+        timeout_seconds=90,
+        what="the deletion ends",
+        evidence=local_deployment.evidence,
+    )
+    local_deployment.assert_nothing_is_left()
+
+
+def test_etcd_away_keeps_ecompute_and_its_instances(local_deployment: Deployment, image: Path) -> None:
+    local_deployment.eschedule(REQUEST, image, "--name", "web")
+    local_deployment.kill_etcd()
+    assert local_deployment.eschedule("list", check=False).returncode == 4
+    local_deployment.start_etcd()
+    local_deployment.wait_ready()
+    assert local_deployment.phase("web") == "Running"
+    local_deployment.eschedule("destroy", "web")
+    local_deployment.assert_nothing_is_left()
+
+
+def test_leave_refuses_while_there_are_instances_and_then_leaves_nothing(local_deployment: Deployment, image: Path) -> None:
+    local_deployment.eschedule(REQUEST, image, "--name", "web")
+    leave = [VENV_BIN / "ecompute", "--config", local_deployment.compute_file, "--leave"]
+    while_serving = subprocess.run(leave, capture_output=True, text=True, timeout=60, check=False)
+    assert while_serving.returncode == 5
+    local_deployment.stop_ecompute()
+    with_instances = subprocess.run(leave, capture_output=True, text=True, timeout=60, check=False)
+    assert with_instances.returncode == 5
+    assert "web" in with_instances.stderr
+    local_deployment.start_ecompute()
+    local_deployment.wait_ready()
+    local_deployment.eschedule("destroy", "web")
+    local_deployment.stop_ecompute()
+    subprocess.run(leave, check=True, timeout=60)
+    assert local_deployment.etcd_keys() == {}
+    assert local_deployment.placement("/resource_providers")["resource_providers"] == []
+
+
+def test_ecompute_ends_by_a_second_signal_even_while_it_waits_for_etcd(local_deployment: Deployment) -> None:
+    local_deployment.stop_ecompute()
+    local_deployment.kill_etcd()
+    process = local_deployment.start_ecompute()
+    log = local_deployment.directory / "ecompute.log"
+    wait_until(
+        lambda: "waiting for etcd" in log.read_text(), timeout_seconds=20, what="it waits", evidence=local_deployment.evidence
+    )
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: process.poll() is not None, timeout_seconds=20, what="it ends", evidence=local_deployment.evidence)
