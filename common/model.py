@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import enum
+import functools
 import json
 import types
 import typing
@@ -83,6 +84,12 @@ class HostState(enum.StrEnum):
     DEGRADED = "Degraded"
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The field types of the dataclass *kind*; working them out takes longer than all the rest of reading a record."""
+    return typing.get_type_hints(kind)
+
+
 def _plain(value: Any) -> Any:
     """*value* as JSON types: enums and uuids as text, tuples as lists, dataclasses as objects."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -130,7 +137,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
 def _build(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{where} is no object")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known = {
         f.name: _typed(hints[f.name], value[f.name], f"{where}.{f.name}") for f in dataclasses.fields(kind) if f.name in value
     }
