@@ -5,6 +5,7 @@ All pure; ``common/etcd_store.py`` is the caller. It must not import etcd3 or gr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -75,10 +76,10 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class _Rule:
-    """An error of this *code* (None: any) whose text has *fragment* means *verdict*; *advice* is for people."""
+    """An error of this *code* (None: any) whose text has a match of *pattern* means *verdict*; *advice* is for people."""
 
     code: str | None
-    fragment: str
+    pattern: str
     verdict: Verdict
     advice: str = ""
 
@@ -124,8 +125,15 @@ _RULES = (
     _Rule("INVALID_ARGUMENT", "", Verdict.INVALID),
     _Rule("UNIMPLEMENTED", "", Verdict.RETRY_UNSENT, "is this address etcd's client port, and etcd 3.4 or newer?"),
     # gRPC core: it had no connection to send anything on.
-    _Rule("UNAVAILABLE", "failed to connect to all addresses", Verdict.RETRY_UNSENT),
-    _Rule("UNAVAILABLE", "resolution failed", Verdict.RETRY_UNSENT),
+    _Rule(
+        "UNAVAILABLE", "failed to connect to all addresses.*CERTIFICATE_VERIFY_FAILED", Verdict.RETRY_UNSENT,
+        "the certificate that etcd shows is not of the CA in etcd.ca_file, has ended, or is for another host name",
+    ),
+    _Rule(
+        "UNAVAILABLE", "failed to connect to all addresses.*TSI_", Verdict.RETRY_UNSENT,
+        "TLS failed: does etcd accept etcd.certificate_file, and is it https?",
+    ),
+    _Rule("UNAVAILABLE", "failed to connect to all addresses|resolution failed|errors resolving", Verdict.RETRY_UNSENT),
     # The rest is for another try: UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, CANCELLED, UNKNOWN (such as "not a primary
     # lessor", which a new leader says for a moment: etcd-io/etcd#21671), and whatever a proxy makes up.
     _Rule(None, "", Verdict.RETRY),
@@ -137,7 +145,7 @@ class Fault(Exception):
 
     def __init__(self, code: str, details: str, endpoint: Endpoint | None = None) -> None:
         super().__init__(f"{code}: {details}")
-        self.rule = next(rule for rule in _RULES if rule.code in (None, code) and rule.fragment in details)
+        self.rule = next(rule for rule in _RULES if rule.code in (None, code) and re.search(rule.pattern, details))
         self.code, self.details, self.endpoint = code, details, endpoint
         self.is_doubtful = False
         """Whether this or an earlier try of the same write may have been executed."""
@@ -175,7 +183,7 @@ def explain(fault: Fault, what: str, account: Account) -> EcomputeError:
 
 def unanswered(fault: Fault, what: str, endpoints: tuple[Endpoint, ...], seconds: float, account: Account) -> StoreUnavailable:
     """The error for *what* when no endpoint answered in *seconds*; *fault* is the last of them."""
-    advice = account.advise(fault.rule.advice) or "check that etcd runs there and that etcd.endpoints is right"
+    advice = account.advise(fault.rule.advice) or "check that etcd runs there, and etcd.endpoints (http or https?)"
     return StoreUnavailable(
         f"etcd {', '.join(endpoint.url for endpoint in endpoints)}: {what}: no answer within {seconds:g} s, the last try said "
         f"{fault.code}: {fault.details}; {advice}",

@@ -161,14 +161,23 @@ def _client(endpoint: Endpoint, config: EtcdConfig) -> Any:
         ca_file = config.ca_file or ssl.get_default_verify_paths().cafile
         if ca_file is None:
             raise StoreRefused(f"etcd.ca_file: {endpoint.url} needs one, this system has no default", may_have_happened=False)
+        _check_certificates(endpoint, config, str(ca_file))
         certificates = {"ca_cert": ca_file, "cert_cert": config.certificate_file, "cert_key": config.key_file}
+    return etcd3.client(host=endpoint.host, port=endpoint.port, grpc_options=CHANNEL_OPTIONS, **certificates)
+
+
+def _check_certificates(endpoint: Endpoint, config: EtcdConfig, ca_file: str) -> None:
+    """Read the files once as Python's ssl does: gRPC would say nothing but that there is no connection."""
+    what = f"etcd.ca_file {ca_file}"
     try:
-        return etcd3.client(host=endpoint.host, port=endpoint.port, grpc_options=CHANNEL_OPTIONS, **certificates)
+        context = ssl.create_default_context(cafile=ca_file)
+        if config.certificate_file or config.key_file:
+            what = f"etcd.certificate_file {config.certificate_file} with etcd.key_file {config.key_file}"
+            if not (config.certificate_file and config.key_file):
+                raise ValueError("each needs the other")
+            context.load_cert_chain(config.certificate_file, config.key_file, password="")  # never ask a terminal
     except (OSError, ValueError) as error:
-        raise StoreRefused(
-            f"etcd {endpoint.url}: etcd.ca_file, etcd.certificate_file and etcd.key_file cannot be used: {error}",
-            may_have_happened=False,
-        ) from error
+        raise StoreRefused(f"etcd {endpoint.url}: cannot use {what}: {error}", may_have_happened=False) from error
 
 
 @dataclass(frozen=True)

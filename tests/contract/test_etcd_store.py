@@ -281,14 +281,21 @@ def test_with_its_certificate_a_store_reads_writes_and_watches_over_tls(tls_conf
         watch.wait_for(1)
 
 
-@pytest.mark.parametrize("lacks", ["client certificate", "ca", "tls"])
-def test_without_what_tls_asks_for_nothing_is_read(tls_config, tls_etcd, certificates, tmp_path, lacks):
-    wrong = {
-        "client certificate": lambda: replace(tls_config, certificate_file=None, key_file=None),
-        "ca": lambda: replace(tls_config, ca_file=Certificates(tmp_path / "another").ca),
-        "tls": lambda: replace(tls_config, endpoints=(tls_etcd.endpoint.replace("https", "http"),)),
-    }[lacks]()
-    with closing(EtcdStore(wrong)) as store, pytest.raises(StoreUnavailable):
+def test_without_a_client_certificate_nothing_is_read(tls_config):
+    config = replace(tls_config, certificate_file=None, key_file=None)
+    with closing(EtcdStore(config)) as store, pytest.raises(StoreUnavailable, match=r"etcd\.certificate_file"):
+        store.get("a")
+
+
+def test_a_server_that_another_ca_vouches_for_is_not_trusted(tls_config, tmp_path):
+    config = replace(tls_config, ca_file=Certificates(tmp_path / "another").ca)
+    with closing(EtcdStore(config)) as store, pytest.raises(StoreUnavailable, match=r"not of the CA in etcd\.ca_file"):
+        store.get("a")
+
+
+def test_plaintext_to_a_tls_port_says_that_the_address_may_be_wrong(tls_config, tls_etcd):
+    config = replace(tls_config, endpoints=(tls_etcd.endpoint.replace("https", "http"),))
+    with closing(EtcdStore(config)) as store, pytest.raises(StoreUnavailable, match=r"http or https"):
         store.get("a")
 
 
@@ -300,9 +307,20 @@ def test_https_without_a_ca_file_trusts_the_system_and_never_falls_back_to_plain
         store.get("a")
 
 
-def test_a_certificate_file_that_is_missing_is_named(tls_config):
-    config = replace(tls_config, key_file=Path("/no/such.key"))
-    with closing(EtcdStore(config)) as store, pytest.raises(ConfigError, match=r"/no/such\.key"):
+BROKEN_FILES = [
+    *((field, content) for field in ("ca_file", "certificate_file", "key_file") for content in ("missing", "junk")),
+    ("certificate_file", "not configured"),
+    ("key_file", "not configured"),
+]
+
+
+@pytest.mark.parametrize(("field", "content"), BROKEN_FILES)
+def test_a_certificate_file_that_cannot_be_used_is_named(tls_config, tmp_path, field, content):
+    path = None if content == "not configured" else tmp_path / "broken.pem"
+    if content == "junk":
+        path.write_text("junk")
+    config = replace(tls_config, **{field: path})
+    with closing(EtcdStore(config)) as store, pytest.raises(StoreRefused, match=f"etcd.{field} {path}"):
         store.get("a")
 
 

@@ -9,6 +9,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from common.errors import Conflict, Permanent, StoreUnavailable
@@ -49,6 +50,12 @@ class FakeStore:
         with self._changed:
             self._outage = error
             self._changed.notify_all()
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """What happens inside is one moment to all other threads."""
+        with self._changed:
+            yield
 
     def lose_answers(self, count: int) -> None:
         """Execute the next *count* writes, and raise ``StoreUnavailable`` all the same."""
@@ -148,15 +155,15 @@ class FakeStore:
             with self._changed:
                 if self._is_closed:
                     return
-                if self._outage is not None:
-                    self._changed.wait(0.02)
-                    continue
-                self._expire()
                 if cluster_id != self._cluster_id or revision - 1 > self._revision or epoch not in (None, self._epoch):
                     raise WatchLost("the store is another or an older one")
                 epoch = self._epoch
                 if revision <= self._compacted:
                     raise WatchLost(f"revision {revision} is compacted")
+                if self._outage is not None:
+                    self._changed.wait(0.02)
+                    continue
+                self._expire()
                 batch = tuple(
                     event
                     for change in self._history
