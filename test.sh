@@ -1,7 +1,7 @@
 #!/bin/bash
 # test.sh                    everything: lint, then every folder of tests
 # test.sh FOLDER [ARG...]    one folder (unit contract integration gabbits system faults), ARGs go to pytest
-# test.sh lint               ruff, mypy, import-linter, shellcheck where it is there
+# test.sh lint               ruff, mypy, import-linter, shellcheck
 #
 # Installs what is missing (Debian packages, .venv and .cache in this folder). Tests start their own servers on free ports of
 # loopback; system and faults start real guests and need root. With CI=true a skipped test is a failed one.
@@ -17,9 +17,9 @@ lint() {
   .venv/bin/ruff check || bad=1
   .venv/bin/ruff format --check || bad=1
   .venv/bin/mypy || bad=1
-  MYPYPATH=packaging .venv/bin/mypy --strict -p demo || bad=1
+  MYPYPATH=packaging .venv/bin/mypy --config-file= --strict -p demo || bad=1
   .venv/bin/lint-imports || bad=1
-  if command -v shellcheck >/dev/null; then shellcheck -x ./*.sh .ci/run packaging/*.sh packaging/run-* || bad=1; fi
+  shellcheck -x ./*.sh .ci/run packaging/*.sh packaging/run-* || bad=1
   return $bad
 }
 
