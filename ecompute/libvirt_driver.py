@@ -24,10 +24,13 @@ from ecompute import changes
 from ecompute.connection import KeptConnection
 from ecompute.hypervisor import DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
 from ecompute.libvirt_xml import (
+    FILTER_NAME,
+    FILTER_XML,
     STAMP_NAMESPACE,
     STAMP_PREFIX,
     capabilities_of,
     dhcp_host_text,
+    filter_rules,
     network_of,
     stamp_of,
     stamp_text,
@@ -285,11 +288,16 @@ class LibvirtDriver:
     def ensure_filter(self, name: str) -> bool:
         with self._calling(f"look for network filter {name}") as connection:
             try:
-                connection.nwfilterLookupByName(name)
+                found = connection.nwfilterLookupByName(name)
             except libvirt.libvirtError as error:
-                if _is_code(error, libvirt.VIR_ERR_NO_NWFILTER, libvirt.VIR_ERR_NO_SUPPORT):
+                if not _is_code(error, libvirt.VIR_ERR_NO_NWFILTER, libvirt.VIR_ERR_NO_SUPPORT):
+                    raise
+                if name != FILTER_NAME or _is_code(error, libvirt.VIR_ERR_NO_SUPPORT):
                     return False
-                raise
+                found = None
+            # Defining a filter anew rebuilds it for every running guest: only where it really changed.
+            if name == FILTER_NAME and (found is None or filter_rules(found.XMLDesc(0)) != filter_rules(FILTER_XML)):
+                connection.nwfilterDefineXML(FILTER_XML)
             return True
 
     # -- connection and events ---------------------------------------------------------------------------------------------
@@ -452,11 +460,12 @@ def _parts_to_change(what: str, handle: libvirt.virNetwork, host: DhcpHost, *, s
 
 def _network_definition(handle: libvirt.virNetwork) -> str:
     try:
-        return handle.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE)
+        text: str = handle.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE)
     except libvirt.libvirtError as error:
         if not _is_code(error, libvirt.VIR_ERR_INVALID_ARG):
             raise
-        return handle.XMLDesc(0)  # a driver that keeps one state only
+        text = handle.XMLDesc(0)  # a driver that keeps one state only
+    return text
 
 
 def _memory_mib(connection: libvirt.virConnect, node_mib: int) -> int:

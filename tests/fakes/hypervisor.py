@@ -16,7 +16,7 @@ from uuid import UUID
 from common.errors import Conflict, EcomputeError, HypervisorRejected
 from ecompute import changes
 from ecompute.hypervisor import DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
-from ecompute.libvirt_xml import STAMP_NAMESPACE, stamp_of
+from ecompute.libvirt_xml import FILTER_NAME, STAMP_NAMESPACE, stamp_of
 
 DEFAULT_NETWORK = Network("default", True, "virbr0", "192.168.122.1", 24, "192.168.122.2", "192.168.122.254", ())
 HOST = HostInfo(
@@ -73,7 +73,7 @@ class FakeHypervisor:
 
     def __init__(self, *, host: HostInfo = HOST, answers_shutdown: bool = True, in_thread: bool = False) -> None:
         self.answers_shutdown = answers_shutdown
-        self.filters = {"clean-traffic"}
+        self.filters = {"clean-traffic", FILTER_NAME}
         self.networks = {DEFAULT_NETWORK.name: DEFAULT_NETWORK}
         self.live_leases: dict[str, tuple[Lease, ...]] = {}
         self.calls: list[tuple[str, UUID | None]] = []  # every call so far, with its domain

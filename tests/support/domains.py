@@ -8,6 +8,8 @@ from uuid import UUID, uuid4
 from common.model import Address, ImageRef, InstanceSpec
 from ecompute.domain_xml import DomainContext
 from ecompute.hypervisor import Stamp
+from ecompute.kvm_probe import newest_kernel
+from tests.support.processes import ROOT
 
 PROVIDER = UUID("7b0a1c52-9d0e-4f6e-8a3b-2f1f5c1d0e01")
 # The highest number that etcd can give: no reader may take it for a smaller one.
@@ -49,3 +51,11 @@ def a_context(
         cpu_mode=cpu_mode,
         filter_name=filter_name,
     )
+
+
+def a_kernel() -> Path:
+    """A kernel to boot: the machine's own, or the one that was unpacked for the guest image of the demo."""
+    unpacked = sorted((ROOT / ".cache").glob("**/boot/vmlinuz-*"))
+    found = newest_kernel(Path("/boot")) or (unpacked[-1] if unpacked else None)
+    assert found is not None, "no kernel in /boot or .cache: apt-get install linux-image-cloud-amd64, or ./demo.sh once"
+    return found

@@ -1,7 +1,7 @@
 """Whole libvirt hosts for tests, several on one machine: each in its own net, mount, UTS, PID and IPC namespaces.
 
 A host has its own ``/run``, libvirt folders, machine id, boot id, ``/var/lib/etcd-compute`` and ``virbr0``; its libvirtd runs
-real QEMU. The hosts of one ``HostNetwork`` reach each other and this machine over a bridge. Needs root, tini and the packages of
+real QEMU. The hosts of one ``HostNetwork`` reach each other and this machine over a bridge. Needs root and the packages of
 libvirt and QEMU. Everything is gone when the test process ends, however it ends: the kernel kills the first process of a host
 with its test, and a bridge that a killed run left behind goes at the next run's start. What stays are empty folders on the
 machine that a host's own ones are mounted over (``MOUNTED_FOLDERS``).
@@ -63,7 +63,8 @@ DEFAULT_NETWORK = """\
 </network>
 """
 
-# Runs as the child of tini, the host's process 1. The network card comes from outside, when the namespace is there.
+# The host's process 1; bash also reaps what daemons leave behind, so that a QEMU that was told to end is seen to be gone.
+# The network card comes from outside, when the namespace is there.
 INIT = """\
 #!/bin/bash
 set -eu
@@ -77,7 +78,7 @@ ip addr add {address}/24 dev eth0
 ip link set eth0 up
 ip route add default via {gateway}
 touch /run/host-is-up
-exec sleep infinity
+while :; do sleep infinity & wait; done
 """
 
 
@@ -183,6 +184,7 @@ class NamespacedHost:
         self.address = f"10.98.{network.number}.{10 + index}"
         self.directory = directory
         self.boot_id = ""
+        self.libvirt_uuid = str(uuid.uuid4())
         self._interface = f"ectest{network.number}-{index}"
         self._first: subprocess.Popen[bytes] | None = None  # unshare, whose child is process 1
         self._pid = 0
@@ -213,7 +215,7 @@ class NamespacedHost:
         (self.directory / "boot-id").write_text(self.boot_id + "\n")
         self._first = spawn(
             ["unshare", "--net", "--mount", "--uts", "--pid", "--ipc", "--fork", "--mount-proc", "--kill-child",
-             "tini", "--", self.directory / "init"],
+             self.directory / "init"],
             log=self.directory / "init.log",
         )  # fmt: skip
         self._pid = wait_until(
@@ -318,10 +320,9 @@ class NamespacedHost:
         init.write_text(INIT.format(mounts=mounts, name=self.name, address=self.address, gateway=self.network.gateway))
         init.chmod(0o755)
 
-    @staticmethod
-    def _configure_libvirt(own: Path) -> None:
+    def _configure_libvirt(self, own: Path) -> None:
         shutil.copytree("/etc/libvirt/nwfilter", own / "nwfilter", dirs_exist_ok=True)
-        (own / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(host_uuid=uuid.uuid4()))
+        (own / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(host_uuid=self.libvirt_uuid))
         (own / "qemu.conf").write_text(QEMU_CONF)
         networks = own / "qemu" / "networks"
         (networks / "autostart").mkdir(parents=True, exist_ok=True)

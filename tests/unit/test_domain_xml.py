@@ -11,6 +11,7 @@ import os
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import libvirt
@@ -26,7 +27,7 @@ FIRST = Address("default", "52:54:c0:a8:7a:32", "192.168.122.50", 24, "192.168.1
 SECOND = Address("storage", "52:54:0a:01:00:07", "10.1.0.7", 16, "")
 
 
-def example(**context: object) -> tuple[InstanceSpec, DomainContext]:
+def example(**context: Any) -> tuple[InstanceSpec, DomainContext]:
     spec = a_spec("web-1", uuid=UUID_OF_EXAMPLE, memory_mib=256, vcpus=2)
     return spec, a_context(**{"addresses": (FIRST,), "filter_name": "clean-traffic", **context})
 

@@ -15,8 +15,8 @@ import pytest
 from ecompute import kvm_probe
 from ecompute.kvm_probe import Boot, boot, choose_virt_type, newest_kernel
 from ecompute.probe_initramfs import TOKEN, probe_init
+from tests.support.domains import a_kernel
 from tests.support.hosts import children_of
-from tests.support.processes import ROOT
 
 PROVEN = Boot(True, 0.6, "reboot: Power down")
 HUNG = Boot(False, 20.0, "Probing EDD (edd=off to disable)... ok")
@@ -25,11 +25,7 @@ REFUSED = Boot(False, 0.1, "qemu-system-x86_64: error: failed to set MSR 0x10a")
 
 @pytest.fixture(scope="module")
 def kernel() -> Path:
-    """A kernel to boot: the machine's own, or the one that was unpacked for the guest image of the demo."""
-    unpacked = sorted((ROOT / ".cache").glob("**/boot/vmlinuz-*"))
-    found = newest_kernel(Path("/boot")) or (unpacked[-1] if unpacked else None)
-    assert found is not None, "no kernel in /boot or .cache: apt-get install linux-image-cloud-amd64"
-    return found
+    return a_kernel()
 
 
 class Probe:

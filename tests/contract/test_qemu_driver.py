@@ -1,0 +1,446 @@
+"""What only a real libvirtd with a real QEMU shows of the libvirt driver: processes, firewall, dnsmasq, broken connections."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import libvirt
+import pytest
+
+from common.errors import Conflict, HypervisorRejected, HypervisorUnavailable
+from common.model import Address, InstanceSpec
+from ecompute import libvirt_driver
+from ecompute.domain_xml import domain_xml
+from ecompute.hypervisor import DhcpHost, Domain, Lease, PowerState
+from ecompute.libvirt_driver import LibvirtDriver
+from ecompute.libvirt_xml import FILTER_NAME
+from ecompute.probe_initramfs import probe_initramfs
+from tests.support.domains import a_context, a_kernel, a_spec, a_stamp
+from tests.support.hosts import NamespacedHost, children_of
+from tests.support.processes import wait_until
+
+INSTANCES = "/var/lib/etcd-compute/instances"
+ADDRESS = Address("default", "52:54:c0:a8:7a:32", "192.168.122.50", 24, "192.168.122.1")
+
+
+@pytest.fixture
+def driver(libvirt_host: NamespacedHost) -> Iterator[LibvirtDriver]:
+    driver = LibvirtDriver(libvirt_host.uri)
+    yield driver
+    driver.close()
+
+
+class Guests:
+    """Makes small domains whose disk holds nothing: QEMU runs, the BIOS finds no system and waits."""
+
+    def __init__(self, host: NamespacedHost, driver: LibvirtDriver) -> None:
+        self._host, self._driver = host, driver
+        self._made: list[UUID] = []
+
+    def define(
+        self, name: str = "guest", *, edit: Callable[[ET.Element], None] | None = None, **context: Any
+    ) -> InstanceSpec:
+        spec = a_spec(name)
+        self._made.append(spec.uuid)
+        directory = Path(INSTANCES) / str(spec.uuid)
+        outside = self._host.path(str(directory))
+        outside.mkdir(parents=True)
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", outside / "disk.qcow2", "1M"], check=True, timeout=20)
+        root = ET.fromstring(domain_xml(spec, a_context(virt_type="qemu", directory=directory, **context)))
+        if edit:
+            edit(root)
+        self._driver.define(ET.tostring(root, encoding="unicode"))
+        return spec
+
+    def start(self, name: str = "guest", **context: Any) -> InstanceSpec:
+        spec = self.define(name, **context)
+        self._driver.start(spec.uuid)
+        return spec
+
+    def remove_all(self) -> None:
+        for uuid in self._made:
+            self._driver.destroy(uuid)
+            self._driver.undefine(uuid)
+
+
+@pytest.fixture
+def guests(libvirt_host: NamespacedHost, driver: LibvirtDriver) -> Iterator[Guests]:
+    guests = Guests(libvirt_host, driver)
+    yield guests
+    guests.remove_all()
+
+
+def seen(driver: LibvirtDriver, spec: InstanceSpec) -> Domain:
+    domain = driver.get(spec.uuid)
+    assert domain is not None
+    return domain
+
+
+def qemu_pid(host: NamespacedHost, spec: InstanceSpec) -> int:
+    """QEMU's process as this machine counts it."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if command[0].endswith(b"qemu-system-x86_64") and str(spec.uuid).encode() in command:
+            return int(folder.name)
+    raise AssertionError(f"no QEMU of {spec.uuid}\n{host.logs()}")
+
+
+# -- host ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_host_is_described_as_it_is(libvirt_host: NamespacedHost, driver: LibvirtDriver) -> None:
+    host = driver.host()
+    total_kib = next(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
+    flags = next(line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    assert (host.libvirt_host_uuid, host.hostname) == (libvirt_host.libvirt_uuid, libvirt_host.name)
+    assert (host.cpus, host.memory_mib, host.cpu_flags) == (os.cpu_count(), total_kib // 1024, frozenset(flags.split()))
+    assert host.architecture == "x86_64"
+    assert {"pc", "q35"} <= set(host.machine_types)
+    assert set(host.versions) == {"libvirt", "qemu"}
+
+
+# -- domains ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_guest_starts_stops_and_goes_however_often_it_is_told(
+    libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    spec = guests.define(addresses=(ADDRESS,), filter_name=FILTER_NAME if driver.ensure_filter(FILTER_NAME) else None)
+    for _ in range(2):
+        driver.start(spec.uuid)
+        domain = seen(driver, spec)
+        assert (domain.power_state, domain.state_reason) == (PowerState.RUNNING, "booted")
+    assert (domain.vcpus, domain.memory_mib, domain.stamp) == (1, 64, a_stamp())
+    assert domain in driver.list()
+
+    # The definition meant what it said: the console is kept in a file, and cloud-init will know where it is.
+    assert libvirt_host.path(f"{INSTANCES}/{spec.uuid}/console.log").exists()
+    command = Path(f"/proc/{qemu_pid(libvirt_host, spec)}/cmdline").read_text()
+    assert "product=OpenStack Compute" in command
+    assert "tb-size=32" in command
+
+    for _ in range(2):
+        driver.destroy(spec.uuid)
+        domain = seen(driver, spec)
+        assert (domain.power_state, domain.state_reason) == (PowerState.SHUTOFF, "destroyed")
+    driver.undefine(spec.uuid)
+    assert driver.get(spec.uuid) is None
+
+
+def test_pausing_resuming_and_resetting_keep_the_process(
+    libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    spec = guests.start()
+    before = qemu_pid(libvirt_host, spec)
+    for act, expected in (
+        (driver.suspend, (PowerState.PAUSED, "user")),
+        (driver.reboot, (PowerState.PAUSED, "user")),
+        (driver.shutdown, (PowerState.PAUSED, "user")),
+        (driver.resume, (PowerState.RUNNING, "unpaused")),
+        (driver.reboot, (PowerState.RUNNING, "unpaused")),
+        (driver.shutdown, (PowerState.RUNNING, "unpaused")),  # the BIOS does not listen, and nobody waits for it
+    ):
+        for _ in range(2):
+            act(spec.uuid)
+            domain = seen(driver, spec)
+            assert (domain.power_state, domain.state_reason) == expected
+    assert qemu_pid(libvirt_host, spec) == before
+    with pytest.raises(Conflict):
+        driver.undefine(spec.uuid)
+
+
+def test_a_guest_that_powers_itself_off_has_shut_down(
+    libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    initramfs = libvirt_host.path("/var/lib/libvirt/images/probe")
+    initramfs.write_bytes(probe_initramfs())
+
+    def boot_probe(root: ET.Element) -> None:
+        system = root.find("os")
+        assert system is not None
+        for tag, text in (
+            ("kernel", a_kernel()),
+            ("initrd", "/var/lib/libvirt/images/probe"),
+            ("cmdline", "console=ttyS0 quiet"),
+        ):
+            ET.SubElement(system, tag).text = str(text)
+        memory = root.find("memory")
+        assert memory is not None
+        memory.text = "128"
+
+    spec = guests.start(edit=boot_probe)
+    console = libvirt_host.path(f"{INSTANCES}/{spec.uuid}/console.log")
+    wait_until(lambda: not seen(driver, spec).is_active, timeout_seconds=60, what="guest is off", evidence=console.read_text)
+    assert seen(driver, spec).state_reason == "shutdown"
+
+
+def test_a_guest_whose_process_died_has_crashed(libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests) -> None:
+    spec = guests.start()
+    told: list[UUID] = []
+    driver.subscribe(told.append, lambda: None)
+    os.kill(qemu_pid(libvirt_host, spec), signal.SIGKILL)
+    wait_until(lambda: spec.uuid in told, timeout_seconds=10, what="the crash is told")
+    wait_until(lambda: not seen(driver, spec).is_active, timeout_seconds=10, what="guest is off")
+    assert seen(driver, spec).state_reason == "crashed"
+
+
+def test_a_start_that_qemu_refuses_says_why_in_one_line(
+    libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    spec = guests.define()
+    disk = libvirt_host.path(f"{INSTANCES}/{spec.uuid}/disk.qcow2")
+    disk.write_bytes(b"no qcow2 at all" * 100)
+    with pytest.raises(HypervisorRejected, match="not in qcow2 format") as caught:
+        driver.start(spec.uuid)
+    assert "\n" not in str(caught.value)
+    disk.unlink()
+    with pytest.raises(HypervisorRejected, match=r"disk\.qcow2"):
+        driver.start(spec.uuid)
+    assert seen(driver, spec).state_reason == "failed"
+
+
+def test_a_guest_on_a_network_that_is_not_there_is_refused(driver: LibvirtDriver, guests: Guests) -> None:
+    spec = guests.define(addresses=(Address("no-such-network", ADDRESS.mac, ADDRESS.address),))
+    with pytest.raises(HypervisorRejected, match="no-such-network"):
+        driver.start(spec.uuid)
+
+
+def test_a_stamp_reaches_the_running_guest_and_its_definition(driver: LibvirtDriver, guests: Guests) -> None:
+    spec = guests.start()
+    driver.write_stamp(spec.uuid, a_stamp(booted=1))
+    assert seen(driver, spec).stamp == a_stamp(booted=1)
+    driver.destroy(spec.uuid)
+    assert seen(driver, spec).stamp == a_stamp(booted=1)
+
+
+# -- network ---------------------------------------------------------------------------------------------------------------
+
+
+def test_dhcp_entries_are_there_now_and_after_the_network_restarts(libvirt_host: NamespacedHost, driver: LibvirtDriver) -> None:
+    host = DhcpHost("52:54:c0:a8:7a:3c", "192.168.122.60")
+    driver.add_dhcp_host("default", host)
+    began = time.monotonic()
+    driver.add_dhcp_host("default", host)
+    assert time.monotonic() - began < 0.15, "an entry that is there cost a network update"
+    assert host in entries(driver)
+    assert "192.168.122.60" in libvirt_host.path("/var/lib/libvirt/dnsmasq/default.hostsfile").read_text()
+    with pytest.raises(Conflict):
+        driver.add_dhcp_host("default", DhcpHost("52:54:00:00:00:01", "192.168.122.60"))
+
+    virsh(libvirt_host, "net-destroy", "default")
+    try:
+        network = driver.network("default")
+        assert network is not None
+        assert not network.is_active
+        assert host in network.dhcp_hosts
+        other = DhcpHost("52:54:c0:a8:7a:3d", "192.168.122.61")
+        driver.add_dhcp_host("default", other)  # into the definition, which is all there is
+        driver.remove_dhcp_host("default", host)
+    finally:
+        virsh(libvirt_host, "net-start", "default")
+    assert entries(driver) == (other,)
+    driver.remove_dhcp_host("default", other)
+    assert entries(driver) == ()
+
+
+def entries(driver: LibvirtDriver) -> tuple[DhcpHost, ...]:
+    network = driver.network("default")
+    assert network is not None
+    return network.dhcp_hosts
+
+
+def virsh(host: NamespacedHost, *arguments: str) -> None:
+    subprocess.run(["virsh", "-q", "-c", host.uri, *arguments], check=True, capture_output=True, timeout=30)
+
+
+def test_leases_are_what_dnsmasq_gave(libvirt_host: NamespacedHost, driver: LibvirtDriver) -> None:
+    # The file that libvirt's helper writes for dnsmasq.
+    file = libvirt_host.path("/var/lib/libvirt/dnsmasq/virbr0.status")
+    lease = {"mac-address": ADDRESS.mac, "ip-address": ADDRESS.address, "expiry-time": int(time.time()) + 600}
+    ended = {"mac-address": "52:54:00:00:00:09", "ip-address": "192.168.122.9", "expiry-time": int(time.time()) - 600}
+    file.write_text(json.dumps([lease, ended]))
+    try:
+        assert driver.leases("default") == (Lease(ADDRESS.mac, ADDRESS.address),)
+    finally:
+        file.unlink()
+
+
+def test_libvirts_own_filter_is_found(driver: LibvirtDriver) -> None:
+    assert driver.ensure_filter("clean-traffic")
+    assert not driver.ensure_filter("no-such-filter")
+
+
+def test_our_filter_is_defined_once(libvirt_host: NamespacedHost, driver: LibvirtDriver) -> None:
+    assert driver.ensure_filter(FILTER_NAME)
+    file = libvirt_host.path(f"/etc/libvirt/nwfilter/{FILTER_NAME}.xml")
+    before = file.stat().st_ino, file.stat().st_mtime_ns
+    assert driver.ensure_filter(FILTER_NAME)
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == before
+
+
+# Asks the gateway's DNS server over TCP; prints whether it answered.
+ASK_DNS = "import socket; s = socket.socket(); s.settimeout(0.7); print(s.connect_ex(('192.168.122.1', 53)))"
+# Sends what a DHCP client sends that has no address yet.
+ASK_DHCP = """
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"card")
+s.bind(("0.0.0.0", 68))
+s.sendto(bytes(300), ("255.255.255.255", 67))
+"""
+
+
+def test_our_filter_lets_a_guest_speak_as_itself_only(libvirt_host: NamespacedHost, driver: LibvirtDriver) -> None:
+    assert driver.ensure_filter(FILTER_NAME)
+
+    def inside(*command: str) -> str:
+        return libvirt_host.run(["ip", "netns", "exec", "sender", *command]).stdout.strip()
+
+    def gets_through() -> bool:
+        inside("ip", "neigh", "flush", "dev", "card")
+        return inside("python3", "-c", ASK_DNS) == "0"
+
+    def use_address(address: str | None) -> None:
+        inside("ip", "addr", "flush", "dev", "card")
+        if address:
+            inside("ip", "addr", "add", f"{address}/24", "dev", "card")
+
+    connection = libvirt.open(libvirt_host.uri)
+    for command in (
+        "ip netns add sender",
+        "ip link add port type veth peer name card netns sender",
+        "ip link set port master virbr0 up",
+        f"ip -n sender link set card address {ADDRESS.mac} up",
+        f"ip -n sender addr add {ADDRESS.address}/24 dev card",
+    ):
+        libvirt_host.run(command.split())
+    binding = connection.nwfilterBindingCreateXML(
+        f"<filterbinding><owner><name>sender</name><uuid>{a_spec().uuid}</uuid></owner><portdev name='port'/>"
+        f"<mac address='{ADDRESS.mac}'/><filterref filter='{FILTER_NAME}'><parameter name='IP' value='{ADDRESS.address}'/>"
+        "</filterref></filterbinding>"
+    )
+    try:
+        wait_until(gets_through, timeout_seconds=20, what="its own address gets through")  # the bridge learns its new port
+        use_address("192.168.122.77")
+        assert not gets_through(), "another address got through"
+        use_address(None)
+        inside("python3", "-c", ASK_DHCP)
+        counted = libvirt_host.run(["ebtables", "--concurrent", "-t", "nat", "-L", "libvirt-I-port", "--Lc"]).stdout
+        assert re.search(r"--ip-dport 67 -j ACCEPT , pcnt = 1 ", counted), counted
+        use_address(ADDRESS.address)
+        assert gets_through()
+        inside("ip", "link", "set", "card", "address", "52:54:00:00:00:99")
+        assert not gets_through(), "another MAC got through"
+    finally:
+        binding.delete()
+        connection.close()
+        libvirt_host.run(["ip", "link", "del", "port"])
+        libvirt_host.run(["ip", "netns", "del", "sender"])
+
+
+# -- the connection --------------------------------------------------------------------------------------------------------
+
+
+def test_guests_survive_libvirtd_and_whoever_listens_hears_that_it_is_back(
+    libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    spec = guests.start()
+    driver.write_stamp(spec.uuid, a_stamp(booted=1))
+    told: list[UUID] = []
+    reconnects: list[float] = []
+    driver.subscribe(told.append, lambda: reconnects.append(time.monotonic()))
+    descriptors = open_descriptors()
+    for restart, with_signal in enumerate((signal.SIGTERM, signal.SIGKILL), start=1):
+        before = seen(driver, spec)
+        libvirt_host.stop_libvirtd(with_signal)
+        with pytest.raises(HypervisorUnavailable, match="is libvirtd running"):
+            wait_until(lambda: driver.get(spec.uuid) is None, timeout_seconds=5, what="libvirtd is gone")
+        libvirt_host.start_libvirtd()
+        wait_until(lambda count=restart: len(reconnects) == count, timeout_seconds=10, what=f"reconnected {restart} times")
+        assert seen(driver, spec) == before
+        told.clear()
+        driver.suspend(spec.uuid)
+        wait_until(lambda: spec.uuid in told, timeout_seconds=5, what="events arrive again")
+        driver.resume(spec.uuid)
+    assert open_descriptors() <= descriptors, "a broken connection keeps its descriptors"
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_domain_that_was_off_before_libvirtd_started_has_no_known_reason(
+    libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    spec = guests.define()
+    libvirt_host.stop_libvirtd()
+    libvirt_host.start_libvirtd()
+    domain = wait_until(lambda: driver.get(spec.uuid), timeout_seconds=10, what="libvirtd answers")
+    assert domain is not None
+    assert (domain.power_state, domain.state_reason, domain.stamp) == (PowerState.SHUTOFF, "unknown", a_stamp())
+
+
+def test_a_hung_libvirtd_holds_nobody_for_ever(
+    libvirt_host: NamespacedHost, guests: Guests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libvirt_driver, "KEEPALIVE_SECONDS", 1)
+    monkeypatch.setattr(libvirt_driver, "KEEPALIVE_COUNT", 2)
+    spec = guests.define()
+    impatient = LibvirtDriver(libvirt_host.uri, patience_seconds=1)
+    assert impatient.get(spec.uuid)
+    libvirt_host.libvirtd.send_signal(signal.SIGSTOP)
+    try:
+        for _ in range(2):  # in the middle of a call, then while a new connection is opened
+            began = time.monotonic()
+            with pytest.raises(HypervisorUnavailable):
+                impatient.get(spec.uuid)
+            assert time.monotonic() - began < 8
+    finally:
+        libvirt_host.libvirtd.send_signal(signal.SIGCONT)
+    wait_until(lambda: answers(impatient, spec), timeout_seconds=10, what="it answers again")
+    impatient.close()
+
+
+def answers(driver: LibvirtDriver, spec: InstanceSpec) -> bool:
+    try:
+        return driver.get(spec.uuid) is not None
+    except HypervisorUnavailable:
+        return False
+
+
+def test_no_libvirtd_is_said_with_where_and_what_to_do(tmp_path: Path) -> None:
+    nowhere = LibvirtDriver(f"qemu+unix:///system?socket={tmp_path}/no-socket")
+    with pytest.raises(HypervisorUnavailable, match=r"no-socket.*is libvirtd running"):
+        nowhere.list()
+    nowhere.close()
+    with pytest.raises(HypervisorUnavailable, match="closed"):
+        nowhere.list()
+
+
+def test_nothing_of_a_guest_is_left_but_its_files(libvirt_host: NamespacedHost, driver: LibvirtDriver) -> None:
+    guests = Guests(libvirt_host, driver)
+    spec = guests.start(addresses=(ADDRESS,), filter_name=FILTER_NAME if driver.ensure_filter(FILTER_NAME) else None)
+    pid = qemu_pid(libvirt_host, spec)
+    guests.remove_all()
+    assert not Path(f"/proc/{pid}").exists()
+    assert "vnet" not in libvirt_host.run(["ip", "-br", "link"]).stdout
+    assert "vnet" not in libvirt_host.run(["ebtables", "--concurrent", "-t", "nat", "-L"]).stdout
+    assert sorted(path.name for path in libvirt_host.path(f"{INSTANCES}/{spec.uuid}").iterdir()) == [
+        "console.log",
+        "disk.qcow2",
+    ]
+    assert children_of(pid) == []
