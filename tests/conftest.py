@@ -2,5 +2,6 @@
 
 pytest_plugins = [
     "tests.support.etcd",
+    "tests.support.hosts",
     "tests.support.placement",
 ]
