@@ -37,6 +37,7 @@ from common.placement_types import (
     read_allocations,
     read_candidates,
     read_consumer,
+    read_generation,
     read_inventories,
     read_provider,
 )
@@ -300,6 +301,15 @@ class Placement:
         """
         return self._get_or(f"/resource_providers/{provider}/inventories", read_inventories, {})
 
+    def inventories_to_change(self, provider: UUID) -> tuple[int, dict[str, Inventory]]:
+        """The generation for ``put_inventories`` with what *provider* has at that very generation.
+
+        Raises:
+            Conflict: there is no such provider (any more).
+            PlacementUnavailable: no answer.
+        """
+        return self._get_part(provider, "inventories", read_inventories)
+
     def put_inventories(self, provider: UUID, generation: int, inventories: Mapping[str, Inventory]) -> int:
         """Replace what *provider* has, where its generation is still *generation*; the new generation.
 
@@ -318,6 +328,10 @@ class Placement:
             PlacementUnavailable: no answer.
         """
         return self._get_or(f"/resource_providers/{provider}/traits", lambda body: frozenset(body["traits"]), frozenset())
+
+    def traits_to_change(self, provider: UUID) -> tuple[int, frozenset[str]]:
+        """The generation for ``put_traits`` with the traits at that very generation; errors as ``inventories_to_change``."""
+        return self._get_part(provider, "traits", lambda body: frozenset(body["traits"]))
 
     def put_traits(self, provider: UUID, generation: int, traits: Collection[str]) -> int:
         """Replace the traits of *provider*, where its generation is still *generation*; the new generation.
@@ -377,12 +391,18 @@ class Placement:
         if not answer.is_success:
             raise _refusal(answer, f"claims of {', '.join(bodies)}")
 
+    def _get_part(self, provider: UUID, part: str, read: Callable[[Any], T]) -> tuple[int, T]:
+        answer = self._http.get(f"/resource_providers/{provider}/{part}", self._http.deadline())
+        if answer.status == 404:
+            raise Conflict(f"provider {provider} is not in Placement: {answer.detail}")
+        return _read(_successful(answer), lambda body: (read_generation(body), read(body)))
+
     def _put_part(self, provider: UUID, part: str, generation: int, body: dict[str, Any]) -> int:
         path = f"/resource_providers/{provider}/{part}"
         body = {**body, "resource_provider_generation": generation}
         answer = self._http.write("PUT", path, body, self._http.deadline())
         if answer.is_success:
-            return _read(answer, lambda new: int(new["resource_provider_generation"]))
+            return _read(answer, read_generation)
         if answer.status == 404 or answer.code in (CONCURRENT_UPDATE, INVENTORY_IN_USE):
             raise Conflict(f"the {part} of provider {provider} were not written: {answer.detail}")
         raise InvalidSpec(f"Placement refuses the {part} of provider {provider}: {answer.detail}")

@@ -190,6 +190,11 @@ def read_provider(body: Any) -> Provider:
     )  # fmt: skip
 
 
+def read_generation(body: Any) -> int:
+    """The provider's generation, from an answer about one of its parts."""
+    return int(body["resource_provider_generation"])
+
+
 def read_inventories(body: Any) -> dict[str, Inventory]:
     return {name: _read_inventory(values) for name, values in body["inventories"].items()}
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
 
+from common.config import ComputeConfig, PathsConfig
 from common.errors import Conflict, PlacementUnavailable
+from common.model import HostAdmin
 from common.placement import Claim, Inventory, Placement
+from ecompute.hypervisor import HostInfo
+from ecompute.inventory import InventoryKeeper, wanted_traits
 from tests.support.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from tests.support.placement import PlacementServer, client_for, make_provider
 from tests.support.processes import free_port, wait_until
@@ -242,7 +247,9 @@ class TestServerGoesAway:
     def test_killed_in_the_middle_of_claims_each_is_there_or_can_be_made(self, own_placement_server: PlacementServer) -> None:
         client = client_for(own_placement_server.url, deadline_seconds=60)
         host = make_provider(client, vcpus=100, memory_mib=100_000, disk_gib=200)
-        claimed, doubtful, killed = [], [], threading.Event()
+        claimed: list[UUID] = []
+        doubtful: list[UUID] = []
+        killed = threading.Event()
 
         def claim_all() -> None:
             while not killed.is_set() or not doubtful:
@@ -295,3 +302,49 @@ class TestServerGoesAway:
         held = wait_until(lambda: client.consumer(consumer), timeout_seconds=20, what="the claim sent before the freeze")
         client.release(consumer, held.generation)
         assert client.provider_allocations(host) == {}
+
+
+class TestInventory:
+    MACHINE = HostInfo("", "h1", "x86_64", 4, 8000, frozenset({"avx2"}), (), {})
+
+    def _keeper(self, client: Placement, tmp_path: Path) -> tuple[UUID, InventoryKeeper]:
+        provider, config = uuid4(), ComputeConfig(paths=PathsConfig(state_dir=tmp_path / "state"))
+        return provider, InventoryKeeper(client, provider, f"host-{provider}", config, measure_disk=lambda _: 100)
+
+    @pytest.mark.parametrize("fault", [Fault.LOSE_ANSWER, Fault.LOSE_REQUEST, Fault.GARBAGE])
+    @pytest.mark.parametrize("method", ["POST", "PUT", "GET"])
+    def test_whatever_gets_lost_the_next_sync_ends_with_everything_in_place(
+        self, *, proxy: FaultyProxy, shaky: Placement, placement: Placement, tmp_path: Path, fault: Fault, method: str
+    ) -> None:
+        provider, keeper = self._keeper(shaky, tmp_path)
+        proxy.inject(fault, method, times=3)
+        admin = HostAdmin(traits=("CUSTOM_GOLD",))
+        for _ in range(4):
+            try:
+                keeper.sync(self.MACHINE, host_admin=admin)
+                break
+            except PlacementUnavailable:
+                continue
+        assert placement.traits(provider) == wanted_traits(self.MACHINE, admin)
+        assert {name: offer.total for name, offer in placement.inventories(provider).items()} == {
+            "VCPU": 4, "MEMORY_MB": 8000, "DISK_GB": 100
+        }  # fmt: skip
+
+    def test_after_placement_lost_its_database_host_and_guests_are_written_again(
+        self, own_placement_server: PlacementServer, tmp_path: Path
+    ) -> None:
+        client = client_for(own_placement_server.url)
+        provider, keeper = self._keeper(client, tmp_path)
+        admin = HostAdmin(traits=("CUSTOM_GOLD",))
+        keeper.sync(self.MACHINE, host_admin=admin)
+        guests = {uuid4(): SMALL, uuid4(): SMALL}
+        for guest in guests:
+            client.claim(guest, {provider: SMALL})
+        own_placement_server.stop()
+        own_placement_server.wipe()
+        own_placement_server.start()
+        keeper.sync(self.MACHINE, host_admin=admin)
+        for guest in guests:
+            client.assert_allocation(guest, {provider: SMALL})
+        assert client.traits(provider) == wanted_traits(self.MACHINE, admin)
+        assert client.provider_allocations(provider) == guests

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -97,9 +97,6 @@ def client_for(url: str, *, etcd_prefix: str | None = None, session: Any = None,
     """A client of a deployment of its own, unless *etcd_prefix* names one; bounded tighter than in production."""
     settings = PlacementConfig(**{"url": url, "timeout_seconds": 10, "deadline_seconds": 20, **config})
     return Placement(settings, etcd_prefix=etcd_prefix or f"/test/{uuid4()}/", session=session)
-
-
-MakeProvider = Callable[..., UUID]
 
 
 def make_provider(
