@@ -23,7 +23,7 @@ from pathlib import Path
 
 from common.config import ComputeConfig, MetadataConfig
 from common.errors import EcomputeError, Transient
-from common.lockfile import LockFile
+from common.lockfile import Holder, LockFile
 from common.logs import fields, is_journal
 from common.metadata import LOCK_NAME, SERVER_NAME, ServiceNote, normal_address
 from common.retry import Backoff
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.5  # how soon a stop is noticed; the end of md-server is noticed at once
 SETTLED_SECONDS = 60.0  # one that ran so long is started again without delay
 STOP_SECONDS = 5.0
+REMOVE_SECONDS = 30.0
 HEALTH_SECONDS = 2.0
 MOST_LOG_BYTES = 1024 * 1024
 
@@ -102,10 +103,9 @@ class MetadataServiceSupervisor:
             self._end(self._child.pid)
         self._reap()
         if remove_address:
-            self._remove_address()
+            self._remove_address(self.wanted.listen, self.wanted.bridge)
 
-    def command(self, *more: str) -> list[str]:
-        """The command line of the md-server that is wanted."""
+    def _command(self, listen: str, bridge: str, *more: str) -> list[str]:
         source = self._config.source
         return [
             # -P: whatever lies in the working directory is not imported.
@@ -113,7 +113,7 @@ class MetadataServiceSupervisor:
             *(("--config", str(source.absolute())) if source else ()),
             "--state-dir", str(self._config.paths.state_dir.absolute()),
             "--run-dir", str(self._config.paths.run_dir.absolute()),
-            "--listen", self.wanted.listen, "--bridge", self.wanted.bridge, *more,
+            "--listen", listen, "--bridge", bridge, *more,
         ]  # fmt: skip
 
     def _is_over(self, stop_event: threading.Event) -> bool:
@@ -123,9 +123,7 @@ class MetadataServiceSupervisor:
         """Adopt or start one md-server and stay with it; how it ended, once it has."""
         holder = self._lock.holder()
         if holder is not None and dict(holder.note) != self.wanted.as_note() and holder.pid:
-            log.info("md-server of another version or configuration found; replacing it", extra=fields(pid=holder.pid))
-            self._end(holder.pid)
-            self._reap()
+            self._end_former(holder)
             holder = None
         if holder is None:
             return self._start_and_watch(stop_event)
@@ -135,13 +133,22 @@ class MetadataServiceSupervisor:
         self._watch(holder.pid, stop_event)
         return "md-server, which was running already, has ended"
 
+    def _end_former(self, holder: Holder) -> None:
+        log.info("md-server of another version or configuration found; replacing it", extra=fields(pid=holder.pid))
+        self._end(holder.pid)
+        self._reap()
+        listen, bridge = str(holder.note.get("listen", "")), str(holder.note.get("bridge", ""))
+        if listen and bridge and (listen, bridge) != (self.wanted.listen, self.wanted.bridge):
+            self._remove_address(listen, bridge)  # else it is in the way of the new one on another bridge
+
     def _start_and_watch(self, stop_event: threading.Event) -> str:
         with self._start_lock, _output(self._log_path) as output:
             if self._retired.is_set():
                 return ""
             self._child = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", start_new_session=True
-            )
+                self._command(self.wanted.listen, self.wanted.bridge),
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", start_new_session=True,
+            )  # fmt: skip
         log.info("md-server started", extra=fields(pid=self._child.pid, listen=self.wanted.listen))
         self._watch(self._child.pid, stop_event)
         if self._is_over(stop_event):
@@ -175,11 +182,10 @@ class MetadataServiceSupervisor:
             return self._child.wait(STOP_SECONDS)
         return None
 
-    def _remove_address(self) -> None:
+    def _remove_address(self, listen: str, bridge: str) -> None:
+        command = self._command(listen, bridge, "--remove-address")
         try:
-            subprocess.run(
-                self.command("--remove-address"), stdin=subprocess.DEVNULL, capture_output=True, check=True, cwd="/", timeout=30
-            )
+            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, cwd="/", timeout=REMOVE_SECONDS)
         except subprocess.CalledProcessError as error:
             raise EcomputeError(error.stderr.decode(errors="replace").strip()) from error
         except (OSError, subprocess.TimeoutExpired) as error:

@@ -34,7 +34,7 @@ from md_server.lookup import Lookup
 from md_server.netlink import IpAddress
 from md_server.server import GuestServer, allow_descriptors, listen
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("md_server.main")  # also when run as __main__
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_CONFLICT = 0, 1, 2, 5
 LOCK_SECONDS = 2.0  # a predecessor that is just ending, or somebody who looks who holds it
@@ -115,22 +115,50 @@ def serve(settings: Settings) -> None:
         EcomputeError: the kernel refused.
     """
     lock = _locked(settings)
-    keeper = _keeper(settings) if settings.bridge else None
     lookup = Lookup(MetadataStore(settings.directory), Host(settings.zone, os.uname().machine))
     allow_descriptors()
     server = GuestServer(Application(lookup, own_address=str(settings.address)), listen(settings.address, settings.port))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
-    thread = threading.Thread(target=keeper.run, name="address", daemon=True) if keeper else None
-    if thread:
-        thread.start()
+    watch = AddressWatch(settings, server) if settings.bridge else None
     log.info("serving", extra=fields(**dataclasses.asdict(settings.note)))
     server.run()
-    if keeper and thread:
-        keeper.stop()
-        thread.join(0.5)
+    if watch:
+        watch.end()
     log.info("stopped")
     lock.release()
+
+
+class AddressWatch:
+    """The keeper in its thread, after one look of ours that makes a start fail at once where it can never work."""
+
+    def __init__(self, settings: Settings, server: GuestServer) -> None:
+        self._server, self._failed = server, False
+        wanted = BridgeAddress(settings.bridge, settings.address)
+        self._keeper = AddressKeeper(wanted)
+        presence = wanted.ensure()
+        log.info("metadata address", extra=fields(address=settings.address, bridge=settings.bridge, presence=presence))
+        self._thread = threading.Thread(target=self._run, name="address", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """End the thread.
+
+        Raises:
+            EcomputeError: it had ended by itself, and took the server with it.
+        """
+        self._keeper.stop()
+        self._thread.join(0.5)
+        if self._failed:
+            raise EcomputeError("the metadata address is no longer looked after: see the log; start md-server again")
+
+    def _run(self) -> None:
+        try:
+            self._keeper.run()
+        except Exception:
+            log.exception("bug: nobody looks after the metadata address any more; ending, to be started again")
+            self._failed = True
+            self._server.stop()
 
 
 def remove_address(settings: Settings) -> int:
@@ -147,15 +175,6 @@ def remove_address(settings: Settings) -> int:
     print(f"{settings.address} {'removed from' if was_there else 'was not on'} {settings.bridge}")
     lock.release()
     return EXIT_DONE
-
-
-def _keeper(settings: Settings) -> AddressKeeper:
-    """The keeper, after one look that makes a start fail at once where it can never work."""
-    wanted = BridgeAddress(settings.bridge, settings.address)
-    keeper = AddressKeeper(wanted)
-    presence = wanted.ensure()
-    log.info("metadata address", extra=fields(address=settings.address, bridge=settings.bridge, presence=presence))
-    return keeper
 
 
 def _locked(settings: Settings) -> LockFile:

@@ -7,15 +7,16 @@ a socket (slow clients, broken requests, escapes that a client library would cle
 from __future__ import annotations
 
 import base64
-import tempfile
+import unittest
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gabbi import driver, fixture
-from gabbi.driver import test_pytest  # noqa: F401 - what pytest collects
+import pytest
+from gabbi import driver
 from gabbi.handlers.base import ResponseHandler
+from gabbi.reporter import PyTestResult
 
 from common.metadata import MetadataDocument, MetadataStore
 from common.model import Address
@@ -44,25 +45,23 @@ BARE = MetadataDocument(
 )
 
 
-class Documents(fixture.GabbiFixture):
-    """Two guests, a third whose document is broken, and a fourth that is gone."""
+_application: list[Application] = []  # the one that the requests of this module go to
 
-    application: Application | None = None
 
-    def start_fixture(self) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        directory = Path(self._folder.name) / "metadata"
-        store = MetadataStore(directory)
-        gone = MetadataDocument(uuid.UUID(int=4), "gone", addresses=(Address("default", "m", "192.168.122.53"),))
-        broken = MetadataDocument(uuid.UUID(int=3), "broken", addresses=(Address("default", "m", "192.168.122.52"),))
-        for document in (FULL, BARE, broken, gone):
-            store.write(document)
-        (directory / f"{broken.uuid}.json").write_text('{"schema": 99}')
-        (directory / f"{gone.uuid}.json").unlink()  # and its link by address stays, as after a crash
-        Documents.application = Application(Lookup(store, Host("host-7", "x86_64")), random_bytes=lambda count: b"r" * count)
-
-    def stop_fixture(self) -> None:
-        self._folder.cleanup()
+@pytest.fixture(scope="module", autouse=True)
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Two guests, a third whose document is of a version to come, and a fourth that is gone."""
+    directory = tmp_path_factory.mktemp("state") / "metadata"
+    store = MetadataStore(directory)
+    later = MetadataDocument(uuid.UUID(int=3), "later", addresses=(Address("default", "m", "192.168.122.52"),))
+    gone = MetadataDocument(uuid.UUID(int=4), "gone", addresses=(Address("default", "m", "192.168.122.53"),))
+    for document in (FULL, BARE, later, gone):
+        store.write(document)
+    (directory / f"{later.uuid}.json").write_text('{"schema": 99}')
+    (directory / f"{gone.uuid}.json").unlink()  # and its link by address stays, as after a crash
+    _application.append(Application(Lookup(store, Host("host-7", "x86_64")), random_bytes=lambda count: b"r" * count))
+    yield
+    _application.clear()
 
 
 class BodyHandler(ResponseHandler):
@@ -80,15 +79,26 @@ class BodyHandler(ResponseHandler):
 
 def _wrapped() -> Callable[..., Iterable[bytes]]:
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        assert Documents.application is not None
         source = environ.pop("HTTP_TEST_SOURCE", "192.168.122.50")
-        return Documents.application({**environ, "REMOTE_ADDR": source}, start_response)
+        return _application[0]({**environ, "REMOTE_ADDR": source}, start_response)
 
     return application
 
 
-def pytest_generate_tests(metafunc: Any) -> None:
-    driver.py_test_generator(
-        str(Path(__file__).parent), intercept=_wrapped, fixture_module=__import__(__name__, fromlist=["Documents"]),
-        response_handlers=[BodyHandler], test_loader_name=__name__.rpartition(".")[2].replace("_", "-"), metafunc=metafunc,
-    )  # fmt: skip
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each request. Not by gabbi's own pytest plugin: that takes every test of the session with a colon in its name
+    for one of its own.
+    """
+    suites = driver.build_tests(
+        str(Path(__file__).parent),
+        unittest.TestLoader(),
+        intercept=_wrapped,
+        response_handlers=[BodyHandler],
+        test_loader_name="md",
+    )
+    requests = [request for suite in suites for request in suite]
+    metafunc.parametrize("request_of_yaml", requests, ids=[type(request).__name__ for request in requests])
+
+
+def test_gabbi(request_of_yaml: Any) -> None:
+    request_of_yaml(PyTestResult())
