@@ -9,6 +9,7 @@ it between their threads.
 
 from __future__ import annotations
 
+import os
 import random as random_module
 import ssl
 import threading
@@ -17,10 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
-
-import etcd3
-import grpc
-from etcd3 import etcdrpc
 
 from common.config import EtcdConfig
 from common.errors import Conflict, StoreRefused, StoreUnavailable
@@ -43,6 +40,13 @@ from common.etcd_rules import (
 from common.etcd_watch import Proofs, Stream, Watch
 from common.retry import Backoff, Deadline
 from common.store import Compare, Lease, Listing, Transaction, Versioned, WatchEvent
+
+# gRPC's fork handlers make a child that only wanted to exec abort now and then ("epoll_wait error: Bad file descriptor").
+# libguestfs and others fork in this process; no child of ours uses gRPC. It is read when grpc is first imported.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+import etcd3
+import grpc
+from etcd3 import etcdrpc
 
 T = TypeVar("T")
 Metadata = tuple[tuple[str, str], ...]

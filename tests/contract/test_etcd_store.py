@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -236,6 +237,28 @@ def test_a_backlog_larger_than_a_channel_takes_loses_the_watch_instead_of_stalli
     watch = Watching(etcd_store, etcd_prefix, revision=since.revision + 1, cluster_id=since.cluster_id)
     assert isinstance(watch.wait_for_end(), WatchLost)
     assert len(etcd_store.list(etcd_prefix).items) == 20
+
+
+def test_programs_that_are_forked_while_calls_run_start_as_ever(etcd_store, etcd_prefix):
+    """gRPC's own preparation for forks has them abort or hang before they get to exec."""
+    done = threading.Event()
+
+    def call() -> None:
+        while not done.is_set():
+            etcd_store.get(f"{etcd_prefix}a")
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    try:
+        with watching(etcd_store, etcd_prefix):
+            # With a preexec_fn subprocess forks as libraries in C do; else it would use vfork.
+            codes = {subprocess.run(["true"], preexec_fn=int, check=False, timeout=10).returncode for _ in range(100)}
+    finally:
+        done.set()
+        for caller in callers:
+            caller.join(10)
+    assert codes == {0}
 
 
 # -- alarms -------------------------------------------------------------------------------------------------------------

@@ -19,13 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import etcd3
 import pytest
-from etcd3 import etcdrpc
 
 from common.config import EtcdConfig
 from common.etcd_rules import key_range
-from common.etcd_store import EtcdStore
+from common.etcd_store import EtcdStore, etcd3, etcdrpc  # not by itself: see there what has to come before
 from tests.support.processes import ROOT, free_port, spawn, stop, wait_until
 
 START_SECONDS = 30.0
