@@ -23,6 +23,7 @@ from eschedule.interruption import Interrupted
 from eschedule.listing import InstanceRow, host_names, instance_row
 from eschedule.request import Request
 from eschedule.scheduler import Placed, Scheduler
+from eschedule.screen import seconds_text
 from eschedule.session import Session, user_at_host
 
 
@@ -125,7 +126,7 @@ def _report(
             host = row.host.name if row else placed.host
             addresses = [("address", a.address) for a in row.status.addresses] if row and row.status else []
             phase = "asked for; see: eschedule show " + placed.name if outcome is None else "Running"
-            elapsed = render.seconds_text(timings_ms["total"] / 1000)
+            elapsed = seconds_text(timings_ms["total"] / 1000)
             pairs = [("name", placed.name), ("uuid", str(placed.uuid)), ("host", host), ("phase", phase), *addresses]
             session.screen.data(render.block([*pairs, ("elapsed", elapsed)]))
         return 0
@@ -138,7 +139,7 @@ def unreached(name: str, outcome: Outcome, goal: Goal, seconds: float) -> Ecompu
     where = f" on {view.where}" if view else ""
     if outcome.ending is Ending.TIMED_OUT:
         doing = render.progress_line(view) if view else name
-        return Transient(f"not {goal} after {render.seconds_text(seconds)}: {doing}; it goes on; look: eschedule show {name}")
+        return Transient(f"not {goal} after {seconds_text(seconds)}: {doing}; it goes on; look: eschedule show {name}")
     return Permanent(f"{name}{where}: {outcome.message}; details: eschedule show {name}; remove it: eschedule destroy {name}")
 
 

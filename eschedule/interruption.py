@@ -40,7 +40,9 @@ class Interruption:
     def listen(self) -> None:
         """Take SIGINT and SIGTERM. Call it from the main thread."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._heard)
+            # Whoever started this program with a signal ignored, as nohup and shells do, wants it so.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._heard)
 
     @contextmanager
     def shield(self) -> Iterator[None]:

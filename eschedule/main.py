@@ -27,9 +27,7 @@ EXIT_CLOSED_PIPE = 141  # what the shell says of a program that SIGPIPE ended
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    _open_streams()
     screen = Screen()
     interruption = Interruption(
         lambda: screen.message("finishing the claim in hand first; once more to leave at once, and perhaps leave a claim")
@@ -53,6 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         screen.error("this is a bug; please report it with the lines below")
         traceback.print_exc()
         return EXIT_BUG
+
+
+def _open_streams() -> None:
+    """Have both streams open and able to print any name; one that was closed must not become some connection's number."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for the life of the process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str], screen: Screen, interruption: Interruption) -> int:

@@ -158,13 +158,13 @@ def instance_list_json(rows: Sequence[InstanceRow]) -> list[dict[str, Any]]:
 def host_table(rows: Sequence[HostRow], now: datetime.datetime) -> str:
     classes = ("VCPU", "MEMORY_MB", "DISK_GB")
     return table(
-        ("NAME", "STATE", "SINCE", "USED", "GUESTS", "PROVIDER"),
+        ("NAME", "STATE", "SINCE", *classes, "GUESTS", "PROVIDER"),
         [
             (
                 row.host.name,
                 f"{row.state}: {row.record.message}" if row.record and row.record.message else row.state,
                 age(row.record.since, now) if row.record else "",
-                "  ".join(_share(row, c) for c in classes),
+                *(_share(row, c) for c in classes),
                 str(row.guests),
                 str(row.host.provider),
             )
@@ -176,7 +176,7 @@ def host_table(rows: Sequence[HostRow], now: datetime.datetime) -> str:
 def _share(row: HostRow, resource_class: str) -> str:
     used = row.used.get(resource_class, 0) if row.used is not None else "?"
     total = row.record.capacity.get(resource_class, "?") if row.record else "?"
-    return f"{used}/{total} {resource_class}"
+    return f"{used}/{total}"
 
 
 def host_list_json(rows: Sequence[HostRow]) -> list[dict[str, Any]]:
@@ -230,16 +230,6 @@ def progress_text(status: InstanceStatus) -> str:
 
 def _amount(amount: int, unit: str) -> str:
     return f"{amount / _MIB:.1f} MiB" if unit == "bytes" else f"{amount} {unit}"
-
-
-def fitted(text: str, width: int) -> str:
-    """*text* cut to *width* columns."""
-    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
-
-
-def seconds_text(seconds: float) -> str:
-    """``4.2 s`` below a minute, ``3 m 05 s`` above."""
-    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} m {int(seconds) % 60:02d} s"
 
 
 def age(text: str, now: datetime.datetime) -> str:

@@ -233,7 +233,7 @@ class Scheduler:
     def _record(self, request: Request, instance: UUID, claim: Holding, option: _Option, search: _Search) -> Placed | None:
         spec = request.spec(
             instance, claim.resources, option.alternates,
-            created_at=self._now().isoformat(timespec="milliseconds"), created_by=self._created_by,
+            created_at=self._now().isoformat(timespec="milliseconds").replace("+00:00", "Z"), created_by=self._created_by,
         )  # fmt: skip
         transaction = self._transaction(spec, option.provider, needs_live_host=claim.made_here)
         for _ in range(STORE_TRIES):

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import TextIO
 
 from common.text import escaped
-from eschedule.render import fitted, seconds_text
 
 PROGRAM = "eschedule"
 
@@ -88,6 +87,16 @@ class Screen:
         with contextlib.suppress(OSError, ValueError):
             self._errors.write(text)
             self._errors.flush()
+
+
+def fitted(text: str, width: int) -> str:
+    """*text* cut to *width* columns."""
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def seconds_text(seconds: float) -> str:
+    """``4.2 s`` below a minute, ``3 m 05 s`` above."""
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} m {int(seconds) % 60:02d} s"
 
 
 def _printable(line: str) -> str:

@@ -47,8 +47,9 @@ class Session:
 
     def close(self) -> None:
         """Close what was opened."""
-        if "store" in self.__dict__:
-            self.store.close()
+        for name in ("store", "placement"):
+            if name in self.__dict__:
+                getattr(self, name).close()
 
 
 def user_at_host() -> str:

@@ -4,4 +4,5 @@ pytest_plugins = [
     "tests.support.etcd",
     "tests.support.hosts",
     "tests.support.placement",
+    "tests.support.eschedule",
 ]

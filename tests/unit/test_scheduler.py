@@ -120,7 +120,7 @@ class TestTheStraightWay:
         assert asked.uuid
         stage.scheduler.create(asked)
         spec = stage.spec(host, asked.uuid)
-        assert (spec.resources, spec.created_by, spec.created_at) == (SMALL, "me@here", "2026-05-01T12:00:00.000+00:00")
+        assert (spec.resources, spec.created_by, spec.created_at) == (SMALL, "me@here", "2026-05-01T12:00:00.000Z")
         assert spec.name == f"vm-{asked.uuid.hex[:8]}"
         assert (spec.alternates, spec.boot_request) == ((), 1)
 
