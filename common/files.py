@@ -11,6 +11,7 @@ import contextlib
 import errno
 import itertools
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,8 +88,12 @@ def remove_partials(directory: Path) -> list[Path]:
 
 
 def make_directory(path: Path, mode: int) -> None:
-    """Make *path* a directory with exactly *mode*, its parents too where they are missing."""
+    """Make *path* a directory with exactly *mode*; parents that are missing let everybody pass (0711), whatever the umask."""
     with file_errors("cannot make the directory", path):
-        path.mkdir(mode=mode, parents=True, exist_ok=True)
-        if path.stat().st_mode & 0o7777 != mode:
+        for parent in reversed(path.parents):
+            if not parent.is_dir():
+                parent.mkdir(exist_ok=True)
+                parent.chmod(0o711)
+        path.mkdir(exist_ok=True)
+        if stat.S_IMODE(path.stat().st_mode) != mode:
             path.chmod(mode)

@@ -62,6 +62,17 @@ def test_partial_names_never_meet(tmp_path: Path) -> None:
     assert len({files.partial_path(tmp_path / "a") for _ in range(100)}) == 100
 
 
-def test_a_directory_gets_exactly_its_mode(tmp_path: Path) -> None:
-    files.make_directory(tmp_path / "a" / "b", 0o711)
-    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o711
+def test_a_directory_gets_exactly_its_mode_and_its_new_parents_let_pass(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        files.make_directory(tmp_path / "a" / "b", 0o750)
+        files.make_directory(tmp_path / "a" / "b", 0o700)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "a", tmp_path / "a" / "b")] == [0o711, 0o700]
+
+
+def test_a_directory_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Permanent, match="cannot make the directory"):
+        files.make_directory(tmp_path / "file" / "below", 0o700)
