@@ -30,7 +30,7 @@ from ecompute import identity
 from ecompute.blueprint import Blueprint
 from ecompute.builder import Builder
 from ecompute.disks import Disks
-from ecompute.facts import FactFinder, Patience
+from ecompute.facts import FactFinder
 from ecompute.heartbeat import Heartbeat, enroll
 from ecompute.hypervisor import Domain, HostInfo
 from ecompute.images import ImageCache
@@ -39,12 +39,14 @@ from ecompute.kvm_probe import choose_virt_type
 from ecompute.libvirt_driver import LibvirtDriver
 from ecompute.metadata_service import MetadataServiceSupervisor
 from ecompute.network import AddressPools
+from ecompute.patience import Patience
 from ecompute.reconciler import Reconciler
 from ecompute.resync import Resync
 from ecompute.statuses import Statuses
 from ecompute.watcher import HostAdminWatcher, SpecWatcher
 from ecompute.workers import Workers
 from ecompute.workqueue import WorkQueue
+from ecompute.world import World
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -100,7 +102,7 @@ class Agent:
         self._keys = Keys(config.etcd.prefix)
         self._queue: WorkQueue[UUID] = WorkQueue()
         self._threads: list[threading.Thread] = []
-        self._threads_stop = threading.Event()
+        self._heartbeat_stop = threading.Event()  # the lease is kept until the last step in hand is finished
         self._usurped: OwnershipError | None = None
         self._resync: Resync | None = None
 
@@ -123,7 +125,8 @@ class Agent:
         except Stopped:
             logger.info("stopped before it was up")
         finally:
-            self._threads_stop.set()
+            self._stop.set()
+            self._heartbeat_stop.set()
             for thread in self._threads:
                 thread.join(5.0)
             hypervisor.close()
@@ -155,7 +158,7 @@ class Agent:
             every_seconds=etcd.heartbeat_every_seconds, on_usurped=self._on_usurped, on_regained=self._on_regained,
         )  # fmt: skip
         self._until_it_answers("etcd", lambda: heartbeat.claim(self._stop))
-        self._thread("heartbeat", heartbeat.run)
+        self._thread("heartbeat", heartbeat.run, self._heartbeat_stop)
         try:
             self._work(host, hypervisor, store, placement, heartbeat)
         finally:
@@ -165,54 +168,64 @@ class Agent:
         self, host: Host, hypervisor: LibvirtDriver, store: EtcdStore, placement: Placement, heartbeat: Heartbeat
     ) -> None:
         """Put the loop together, run it until told to stop, take it apart again."""
-        config, state = self._config, self._config.paths.state_dir
+        config = self._config
         statuses = Statuses(
             store, self._keys, host.provider, fence=heartbeat.fence, now=wall_time, on_conflict=heartbeat.suspect
         )  # fmt: skip
         self._until_it_answers("etcd", statuses.load)
         specs = SpecWatcher(store, self._keys, host.provider, self._queue.add)
-        patience = Patience()
-        networks = AddressPools(hypervisor, state / "network", reserve_ahead=config.network.reserve_ahead)
-        blueprint = Blueprint(
-            provider=host.provider, boot_id=host.boot_id, virt_type=host.virt_type, architecture=host.info.architecture,
-            machine_type=config.libvirt.machine_type, cpu_mode=config.libvirt.cpu_mode,
-            filter_name=self._filter(hypervisor), instances_directory=state / "instances",
-        )  # fmt: skip
-        shared = {
-            "hypervisor": hypervisor, "placement": placement, "images": ImageCache(state / "images", config.images),
-            "disks": Disks(state / "instances"), "networks": networks, "metadata": MetadataStore(state / "metadata"),
-            "blueprint": blueprint, "patience": patience,
-        }  # fmt: skip
+        world = self._world(host, hypervisor, placement)
+        builder_config = config.builder
         finder = FactFinder(
-            **shared, cluster_id=lambda: specs.cluster_id, orphan_after_seconds=config.builder.orphan_claim_after_seconds
+            world, cluster_id=lambda: specs.cluster_id, orphan_after_seconds=builder_config.orphan_claim_after_seconds
         )
         builder = Builder(
-            **shared, store=store, keys=self._keys, fence=heartbeat.fence, starts_at_once=config.builder.starts_at_once
+            world, store=store, keys=self._keys, fence=heartbeat.fence, starts_at_once=builder_config.starts_at_once
         )
         reconciler = Reconciler(
-            specs=specs, statuses=statuses, finder=finder, builder=builder, patience=patience, store=store, keys=self._keys,
-            provider=host.provider, max_attempts=config.builder.max_attempts, is_live=lambda: heartbeat.is_live,
-            look_again=self._queue.add_after, now=wall_time, stopping=self._stop,
+            specs=specs, statuses=statuses, finder=finder, builder=builder, patience=world.patience, store=store,
+            keys=self._keys, provider=host.provider, max_attempts=builder_config.max_attempts,
+            is_live=lambda: heartbeat.is_live, look_again=self._queue.add_after, now=wall_time, stopping=self._stop,
         )  # fmt: skip
         admin = HostAdminWatcher(store, self._keys, host.provider, self._ask_resync)
         keeper = InventoryKeeper(placement, host.provider, host.name, config)
         self._resync = Resync(
             hypervisor=hypervisor, placement=placement, provider=host.provider, specs=specs, statuses=statuses,
-            reconciler=reconciler, wake=self._queue.add, every_seconds=config.builder.resync_every_seconds,
+            reconciler=reconciler, wake=self._queue.add, every_seconds=builder_config.resync_every_seconds,
             keep_inventory=lambda domains: self._keep_inventory(keeper, host, admin, heartbeat, domains),
             on_outcome=lambda problem: self._on_outcome(heartbeat, problem),
         )  # fmt: skip
         hypervisor.subscribe(self._queue.add, self._resync.ask)
-        self._thread("networks", networks.run)
+        self._thread("networks", world.networks.run)
         self._thread("watch", specs.run)
         self._thread("watch-host-admin", admin.run)
         self._wait_for_first_list(specs)
-        workers = Workers(self._queue, reconciler.reconcile, config.builder.workers or max(4, os.cpu_count() or 1))
+        workers = Workers(self._queue, reconciler.reconcile, builder_config.workers or max(4, os.cpu_count() or 1))
         workers.start()
         self._thread("resync", self._resync.run)
         logger.info("serving", extra=fields(provider=host.provider, instances=len(specs.uuids())))
         self._stop.wait()
         self._put_down(workers)
+
+    def _world(self, host: Host, hypervisor: LibvirtDriver, placement: Placement) -> World:
+        config, state = self._config, self._config.paths.state_dir
+        blueprint = Blueprint(
+            provider=host.provider, boot_id=host.boot_id, virt_type=host.virt_type, architecture=host.info.architecture,
+            machine_type=config.libvirt.machine_type, cpu_mode=config.libvirt.cpu_mode,
+            filter_name=self._filter(hypervisor), instances_directory=state / "instances",
+        )  # fmt: skip
+        return World(
+            hypervisor=hypervisor,
+            placement=placement,
+            images=ImageCache(state / "images", config.images),
+            disks=Disks(state / "instances"),
+            networks=AddressPools(
+                hypervisor, state / "network", reserve_ahead=config.network.reserve_ahead, network=config.network.name
+            ),
+            metadata=MetadataStore(state / "metadata"),
+            blueprint=blueprint,
+            patience=Patience(),
+        )
 
     def _host_record(self, host: Host) -> HostRecord:
         return HostRecord(
@@ -239,8 +252,9 @@ class Agent:
     # -- while it runs -----------------------------------------------------------------------------------------------------
 
     def _keep_inventory(
-        self, keeper: InventoryKeeper, host: Host, admin: HostAdminWatcher, domains: list[Domain], heartbeat: Heartbeat
+        self, keeper: InventoryKeeper, host: Host, admin: HostAdminWatcher, heartbeat: Heartbeat, domains: list[Domain]
     ) -> None:
+        """Make Placement's view of the host equal to the host, and the host record's capacity with it."""
         vcpus, memory_mib = foreign_use(domains, host.provider)
         capacity = keeper.sync(host.info, host_admin=admin.current, foreign_vcpus=vcpus, foreign_memory_mib=memory_mib)
         heartbeat.update(capacity=capacity)
@@ -273,13 +287,12 @@ class Agent:
     def _put_down(self, workers: Workers) -> None:
         logger.info("stopping; guests go on")
         self._queue.close()
-        self._threads_stop.set()
         self._ask_resync()
         if not workers.join(self._config.builder.shutdown_deadline_seconds):
             logger.warning("a step is still in hand; it is picked up by the next start")
 
-    def _thread(self, name: str, run: Callable[[threading.Event], None]) -> None:
-        thread = threading.Thread(target=run, args=(self._threads_stop,), name=name, daemon=True)
+    def _thread(self, name: str, run: Callable[[threading.Event], None], stop: threading.Event | None = None) -> None:
+        thread = threading.Thread(target=run, args=(stop or self._stop,), name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 

@@ -16,17 +16,11 @@ from uuid import UUID
 
 from common.errors import Conflict, HypervisorRejected
 from common.keys import Keys
-from common.metadata import MetadataStore
 from common.model import InstanceSpec
-from common.placement import Placement
 from common.store import Compare, Store, Transaction
-from ecompute.blueprint import Blueprint
-from ecompute.disks import Disks
-from ecompute.facts import Patience
-from ecompute.hypervisor import Domain, Hypervisor, PowerState, Stamp
-from ecompute.images import ImageCache
+from ecompute.hypervisor import Domain, PowerState, Stamp
 from ecompute.machine import Allocation, Facts, Step
-from ecompute.network import AddressPools
+from ecompute.world import World
 
 
 class Hand(Protocol):
@@ -45,14 +39,8 @@ class Builder:
         starts_at_once: how many guests may be in their start at one time; more only slow each other down.
     """
 
-    def __init__(
-        self, *, store: Store, keys: Keys, placement: Placement, hypervisor: Hypervisor, images: ImageCache, disks: Disks,
-        networks: AddressPools, metadata: MetadataStore, blueprint: Blueprint, patience: Patience,
-        fence: Callable[[], Compare], starts_at_once: int,
-    ) -> None:  # fmt: skip
-        self._store, self._keys, self._placement, self._hypervisor = store, keys, placement, hypervisor
-        self._images, self._disks, self._networks, self._metadata = images, disks, networks, metadata
-        self._blueprint, self._patience, self._fence = blueprint, patience, fence
+    def __init__(self, world: World, *, store: Store, keys: Keys, fence: Callable[[], Compare], starts_at_once: int) -> None:
+        self._world, self._store, self._keys, self._fence = world, store, keys, fence
         self._starts = threading.Semaphore(starts_at_once)
         self._spec_steps: dict[Step, Callable[[InstanceSpec, Facts, Hand], Facts]] = {
             Step.ASSERT_ALLOCATION: self._assert_allocation,
@@ -87,36 +75,36 @@ class Builder:
         return self._spec_steps[step](spec, facts, hand)
 
     def _assert_allocation(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
-        self._placement.assert_allocation(spec.uuid, {self._blueprint.provider: dict(spec.resources)})
+        self._world.placement.assert_allocation(spec.uuid, {self._world.blueprint.provider: dict(spec.resources)})
         return dataclasses.replace(facts, allocation=Allocation.PRESENT)
 
     def _fetch_image(self, spec: InstanceSpec, facts: Facts, hand: Hand) -> Facts:
-        self._images.fetch(spec.image, progress=hand.progress, is_cancelled=hand.is_cancelled)
+        self._world.images.fetch(spec.image, progress=hand.progress, is_cancelled=hand.is_cancelled)
         return dataclasses.replace(facts, image_is_cached=True)
 
     def _build_disk(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
-        image = self._images.is_cached(spec.image)
+        image = self._world.images.is_cached(spec.image)
         if image is None:
             raise Conflict(f"the image {spec.image.url} left the cache again")
-        self._disks.build(spec.uuid, image, spec.disk_gib)
+        self._world.disks.build(spec.uuid, image, spec.disk_gib)
         return dataclasses.replace(facts, disk_is_there=True, files_are_there=True)
 
     def _reserve_network(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
-        addresses = self._networks.reserve(spec.uuid, spec.nics)
-        current = self._metadata.is_current(self._blueprint.document(spec, addresses))
+        addresses = self._world.networks.reserve(spec.uuid, spec.nics)
+        current = self._world.metadata.is_current(self._world.blueprint.document(spec, addresses))
         return dataclasses.replace(facts, addresses=addresses, metadata_is_current=current, definition_is_current=False)
 
     def _write_metadata(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
-        self._metadata.write(self._blueprint.document(spec, facts.addresses or ()))
+        self._world.metadata.write(self._world.blueprint.document(spec, facts.addresses or ()))
         return dataclasses.replace(facts, metadata_is_there=True, metadata_is_current=True)
 
     def _define(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         known = facts.domain.stamp if facts.domain else None
-        stamp = self._blueprint.stamp(
+        stamp = self._world.blueprint.stamp(
             spec, facts.addresses or (), cluster_id=facts.cluster_id, revision=facts.spec_revision,
             booted=known.booted if known else 0,
         )  # fmt: skip
-        self._hypervisor.define(self._blueprint.xml(spec, facts.addresses or (), stamp))
+        self._world.hypervisor.define(self._world.blueprint.xml(spec, facts.addresses or (), stamp))
         domain = Domain(spec.uuid, spec.name, PowerState.SHUTOFF, "", stamp, spec.vcpus, spec.memory_mib)
         return dataclasses.replace(facts, domain=domain, definition_is_current=True)
 
@@ -124,7 +112,7 @@ class Builder:
         if facts.domain is None:
             raise Conflict(f"the domain of {spec.name} is not there to start")
         with self._starts:
-            self._hypervisor.start(spec.uuid)
+            self._world.hypervisor.start(spec.uuid)
         return _with_power(facts, PowerState.RUNNING, "booted")
 
     def _mark_booted(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
@@ -135,56 +123,56 @@ class Builder:
         stamp = dataclasses.replace(
             known,
             booted=spec.boot_request,
-            boot_id=self._blueprint.boot_id,
+            boot_id=self._world.blueprint.boot_id,
             spec_revision=facts.spec_revision,
             cluster_id=facts.cluster_id,
         )
-        self._hypervisor.write_stamp(spec.uuid, stamp)
+        self._world.hypervisor.write_stamp(spec.uuid, stamp)
         return _with_stamp(facts, stamp)
 
     def _shutdown(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         facts = self._acknowledge(spec, facts)
         # Some guests and states take no button; the grace time ends it all the same.
         with contextlib.suppress(HypervisorRejected):
-            self._hypervisor.shutdown(spec.uuid)
-        self._patience.pressed(spec.uuid)
+            self._world.hypervisor.shutdown(spec.uuid)
+        self._world.patience.pressed(spec.uuid)
         return dataclasses.replace(facts, shutdown_is_due=False)
 
     def _destroy(self, uuid: UUID, facts: Facts) -> Facts:
-        self._hypervisor.destroy(uuid)
-        self._patience.at_rest(uuid)
+        self._world.hypervisor.destroy(uuid)
+        self._world.patience.at_rest(uuid)
         return _with_power(facts, PowerState.SHUTOFF, "destroyed")
 
     def _undefine(self, uuid: UUID, facts: Facts) -> Facts:
-        self._hypervisor.undefine(uuid)
+        self._world.hypervisor.undefine(uuid)
         return dataclasses.replace(facts, domain=None)
 
     def _remove_files(self, uuid: UUID, facts: Facts) -> Facts:
-        self._metadata.remove(uuid)
-        self._disks.remove(uuid)
+        self._world.metadata.remove(uuid)
+        self._world.disks.remove(uuid)
         return dataclasses.replace(
             facts, metadata_is_there=False, metadata_is_current=False, files_are_there=False, disk_is_there=False
         )
 
     def _release_network(self, uuid: UUID, facts: Facts) -> Facts:
-        self._networks.release(uuid)
+        self._world.networks.release(uuid)
         return dataclasses.replace(facts, addresses=None)
 
     def _release(self, uuid: UUID, facts: Facts) -> Facts:
-        consumer = self._placement.consumer(uuid)
-        if consumer is not None and self._blueprint.provider in consumer.allocations:
+        consumer = self._world.placement.consumer(uuid)
+        if consumer is not None and self._world.blueprint.provider in consumer.allocations:
             is_refused = facts.spec_revision == 0 and (
-                not self._placement.is_ours(consumer) or self._store.get(self._keys.instance(uuid)) is not None
+                not self._world.placement.is_ours(consumer) or self._store.get(self._keys.instance(uuid)) is not None
             )
             if is_refused:
                 # Without a spec here only a claim that nobody can still mean to use is given back.
                 return dataclasses.replace(facts, allocation=Allocation.UNASKED)
-            self._placement.release(uuid, consumer.generation)
+            self._world.placement.release(uuid, consumer.generation)
         return dataclasses.replace(facts, allocation=Allocation.ABSENT)
 
     def _forget(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         """Delete spec, status, instance, name and group key at once; the last act of a deletion."""
-        provider, spec_key = self._blueprint.provider, self._keys.spec(self._blueprint.provider, spec.uuid)
+        provider, spec_key = self._world.blueprint.provider, self._keys.spec(self._world.blueprint.provider, spec.uuid)
         name_key = self._keys.name(spec.name)
         found = self._store.get_many([name_key])
         deletes = [spec_key, self._keys.status(provider, spec.uuid), self._keys.instance(spec.uuid)]
@@ -203,7 +191,7 @@ class Builder:
         if stamp is None or stamp.spec_revision >= facts.spec_revision:
             return facts
         newer = dataclasses.replace(stamp, spec_revision=facts.spec_revision)
-        self._hypervisor.write_stamp(spec.uuid, newer)
+        self._world.hypervisor.write_stamp(spec.uuid, newer)
         return _with_stamp(facts, newer)
 
 

@@ -42,12 +42,12 @@ def leave(config: ComputeConfig) -> None:
         provider = identity.provider_uuid(config.uuid, identity.machine_id(), hypervisor.host().libvirt_host_uuid)
         lock_provider(config, provider)
         _refuse_with_instances(hypervisor, store, keys, provider)
-        remove_provider(placement, provider)
+        remove_provider(placement, provider, config.paths.state_dir)
         for key in (keys.host(provider), keys.host_admin(provider), keys.owner(provider)):
             found = store.get(key)
             if found is not None:
                 store.delete(key, seen=found.mod_revision)
-        networks = AddressPools(hypervisor, config.paths.state_dir / "network", reserve_ahead=0)
+        networks = AddressPools(hypervisor, config.paths.state_dir / "network", reserve_ahead=0, network=config.network.name)
         networks.remove_all_unassigned()
         if config.metadata.mode == "managed":
             MetadataServiceSupervisor(config).stop_service(remove_address=True)

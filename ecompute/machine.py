@@ -62,7 +62,7 @@ class Allocation(enum.StrEnum):
 
     PRESENT = "present"
     ABSENT = "absent"
-    UNASKED = "unasked"  # not needed to decide, or Placement is away: no row acts on it
+    UNASKED = "unasked"  # not needed to decide, or Placement is away
 
 
 @dataclass(frozen=True)
@@ -280,6 +280,5 @@ def _clean_up(facts: Facts) -> Step:
         return Step.REMOVE_FILES
     if facts.addresses is not None:
         return Step.RELEASE_NETWORK
-    if facts.allocation is Allocation.PRESENT:
-        return Step.RELEASE
-    return Step.NONE
+    # Releasing what is gone succeeds, so that nobody need have asked before.
+    return Step.NONE if facts.allocation is Allocation.ABSENT else Step.RELEASE

@@ -29,8 +29,9 @@ from common.logs import fields
 from common.model import Desired, Event, InstanceSpec, InstanceStatus, Phase, Progress, Reason
 from common.store import Store
 from ecompute.builder import Builder
-from ecompute.facts import FactFinder, Glimpse, Patience
+from ecompute.facts import FactFinder, Glimpse
 from ecompute.machine import Decision, Facts, History, Step, decide
+from ecompute.patience import Patience
 from ecompute.statuses import Statuses, with_event
 from ecompute.watcher import SpecEntry, SpecWatcher
 

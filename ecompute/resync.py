@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from uuid import UUID
 
-from common.errors import EcomputeError, PlacementUnavailable, Transient
+from common.errors import EcomputeError, Transient
 from common.placement import Placement
 from ecompute.facts import Glimpse
 from ecompute.hypervisor import Domain, Hypervisor
@@ -81,9 +81,10 @@ class Resync:
         problem = ""
         allocations: Mapping[UUID, Mapping[str, int]] | None = None
         try:
-            self._keep_inventory(domains)
             allocations = self._placement.provider_allocations(self._provider)
-        except PlacementUnavailable as error:
+            self._keep_inventory(domains)
+        except EcomputeError as error:
+            # An inventory that cannot be written is no reason to lose sight of the guests.
             problem = str(error)
         if self._specs.synced.is_set():
             self._compare({domain.uuid: domain for domain in domains}, allocations)

@@ -1,6 +1,7 @@
 """Fixtures that every folder of tests shares come from ``tests/support``: each module brings its own, and is named here."""
 
 pytest_plugins = [
+    "tests.support.deployment",
     "tests.support.etcd",
     "tests.support.hosts",
     "tests.support.placement",

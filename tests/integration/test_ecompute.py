@@ -32,7 +32,10 @@ def test_an_instance_lives_from_create_to_destroy_and_leaves_nothing(local_deplo
     assert shown["status"]["addresses"][0]["mac"].startswith("52:54:")
     steps = [event["step"] for event in shown["status"]["events"]]
     assert steps == ["FetchImage", "BuildDisk", "ReserveNetwork", "WriteMetadata", "Define", "Start", "MarkBooted"]
-    assert deployment.allocations() == {created["uuid"]: {"resources": {"VCPU": 1, "DISK_GB": 1, "MEMORY_MB": 256}}}
+    allocations = deployment.allocations()
+    assert {uuid: held["resources"] for uuid, held in allocations.items()} == {
+        created["uuid"]: {"VCPU": 1, "DISK_GB": 1, "MEMORY_MB": 256}
+    }
 
     deployment.eschedule("stop", "web")
     assert deployment.phase("web") == "Stopped"

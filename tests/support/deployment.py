@@ -253,13 +253,27 @@ def make_raw_image(path: Path, size_mib: int = 4) -> Path:
     return path
 
 
+# libvirt's own test:///default comes with a guest that takes all its memory.
+TEST_HOST = """\
+<node>
+  <cpu><arch>x86_64</arch><mhz>2000</mhz><model>Opteron</model><active>16</active><nodes>1</nodes><sockets>1</sockets>
+    <cores>16</cores><threads>1</threads></cpu>
+  <memory>67108864</memory>
+  <network><name>default</name><uuid>dd8fe884-6c02-601e-7551-cca97df1c5df</uuid><forward mode='nat'/><bridge name='virbr0'/>
+    <ip address='192.168.122.1' netmask='255.255.255.0'><dhcp><range start='192.168.122.128' end='192.168.122.253'/></dhcp></ip>
+  </network>
+</node>
+"""
+
+
 @pytest.fixture
 def local_deployment(tmp_path: Path) -> Iterator[Deployment]:
-    """Everything on this machine over ``test:///default``; started, Ready, stopped at the end."""
+    """Everything on this machine over libvirt's test driver; started, Ready, stopped at the end."""
+    (tmp_path / "test-host.xml").write_text(TEST_HOST)
     deployment = Deployment(
         ThisMachine(), tmp_path, state_dir=str(tmp_path / "state"), run_dir=str(tmp_path / "run"),
         compute={
-            "uuid": str(uuid4()), "name": "testhost", "libvirt": {"uri": "test:///default", "virt_type": "test"},
+            "uuid": str(uuid4()), "name": "testhost", "libvirt": {"uri": f"test://{tmp_path}/test-host.xml", "virt_type": "test"},
             "metadata": {"mode": "off"},
         },
     )  # fmt: skip

@@ -109,6 +109,7 @@ ROWS: list[tuple[str, InstanceSpec | None, Facts, History, Decision]] = [
     ("delete: a metadata document alone", DELETED, facts(metadata_is_there=True), FRESH, Decision(Step.REMOVE_FILES, Phase.DELETING)),
     ("delete: address", DELETED, facts(addresses=ADDRESSES), FRESH, Decision(Step.RELEASE_NETWORK, Phase.DELETING)),
     ("delete: claim", DELETED, NOTHING, FRESH, Decision(Step.RELEASE, Phase.DELETING)),
+    ("delete: the claim, whether or not anybody asked", DELETED, facts(allocation=Allocation.UNASKED), FRESH, Decision(Step.RELEASE, Phase.DELETING)),
     ("delete: forget", DELETED, facts(allocation=Allocation.ABSENT), FRESH, Decision(Step.FORGET, Phase.DELETING)),
     ("delete: a domain that is not ours stays", DELETED, facts(domain=domain(PowerState.RUNNING), allocation=Allocation.ABSENT), FRESH,
      Decision(Step.FORGET, Phase.DELETING)),
