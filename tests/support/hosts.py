@@ -10,6 +10,7 @@ machine that a host's own ones are mounted over (``MOUNTED_FOLDERS``).
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shlex
 import shutil
@@ -97,6 +98,22 @@ def children_of(parent: int) -> list[int]:
         if int(fields[1]) == parent:
             found.append(int(folder.name))
     return found
+
+
+def _groups() -> str:
+    """``/etc/group``, with libvirt's QEMU user in the group of ``/dev/kvm``.
+
+    In a container the device may have a group number of the machine around it. libvirt then finds that QEMU can use KVM and its
+    user cannot, and probes QEMU anew at every call: 0.6 s each.
+    """
+    text = Path("/etc/group").read_text()
+    try:
+        user, device = pwd.getpwnam("libvirt-qemu"), Path("/dev/kvm").stat()
+    except (KeyError, FileNotFoundError):
+        return text
+    if device.st_gid in os.getgrouplist(user.pw_name, user.pw_gid):
+        return text
+    return f"{text.rstrip()}\nkvm-device:x:{device.st_gid}:{user.pw_name}\n"
 
 
 class HostNetwork:
@@ -310,10 +327,11 @@ class NamespacedHost:
             (self.directory / own).mkdir(parents=True, exist_ok=True)
         Path("/etc/machine-id").touch()
         (self.directory / "machine-id").write_text(uuid.uuid4().hex + "\n")
+        (self.directory / "group").write_text(_groups())
         (self.directory / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         self._configure_libvirt(self.directory / MOUNTED_FOLDERS["/etc/libvirt"])
         binds = [(self.directory / own, mounted) for mounted, own in MOUNTED_FOLDERS.items()]
-        binds += [(self.directory / "machine-id", "/etc/machine-id"), (self.directory / "hosts", "/etc/hosts")]
+        binds += [(self.directory / name, f"/etc/{name}") for name in ("machine-id", "hosts", "group")]
         binds += [(self.directory / "boot-id", "/proc/sys/kernel/random/boot_id")]
         mounts = "\n".join(f"mount --bind {shlex.quote(str(source))} {target}" for source, target in binds)
         init = self.directory / "init"
