@@ -44,6 +44,7 @@ setup(
         "os-traits>=3.0,<4",
         "PyYAML>=6.0,<7",
         "requests>=2.28,<3",
+        "urllib3>=1.26,<3",
         "waitress>=3.0,<4",
     ],
     extras_require={"placement": PLACEMENT, "test": PLACEMENT + TEST},

@@ -86,6 +86,7 @@ def setup(
         root.removeHandler(old)
     root.addHandler(_handler)
     root.setLevel(LEVELS[level])
+    logging.getLogger("urllib3").setLevel(max(logging.INFO, LEVELS[level]))  # our own lines say what was asked, once
     logging.captureWarnings(True)
 
 

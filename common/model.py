@@ -105,7 +105,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _typed(kind: Any, value: Any, where: str) -> Any:
+def _typed(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911 - a table of types
     """*value*, read from JSON, as the annotated type *kind*; ``ValueError`` names *where* it does not fit."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):

@@ -1,9 +1,9 @@
 """Fixtures that every folder of tests shares come from ``tests/support``: each module brings its own, and is named here."""
 
 pytest_plugins = [
-    "tests.support.deployment",
     "tests.support.etcd",
     "tests.support.hosts",
     "tests.support.placement",
     "tests.support.eschedule",
+    "tests.support.deployment",  # last: it builds on the others
 ]

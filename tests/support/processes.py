@@ -65,7 +65,9 @@ def stop(process: subprocess.Popen[bytes], *, timeout_seconds: float = 10, with_
     return process.returncode
 
 
-def wait_until(condition: Callable[[], T], *, timeout_seconds: float, what: str, evidence: Callable[[], str] | None = None) -> T:
+def wait_until(
+    condition: Callable[[], T], *, timeout_seconds: float, what: str, evidence: Callable[[], str] | None = None
+) -> T:
     """The first true answer of *condition*, asked often; after *timeout_seconds* an AssertionError with the *evidence*."""
     deadline = time.monotonic() + timeout_seconds
     while True:

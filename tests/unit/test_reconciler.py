@@ -1,0 +1,375 @@
+"""The loop over fakes: what is counted, reported, retried, and never done."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.config import ImagesConfig
+from common.errors import Conflict, HypervisorRejected, HypervisorUnavailable, PlacementUnavailable, StoreUnavailable, Transient
+from common.keys import Keys
+from common.metadata import MetadataStore
+from common.model import Desired, ImageRef, InstanceSpec, InstanceStatus, Phase
+from common.store import Compare
+from ecompute.blueprint import Blueprint
+from ecompute.builder import Builder
+from ecompute.disks import Disks
+from ecompute.facts import FactFinder
+from ecompute.hypervisor import PowerState
+from ecompute.images import ImageCache
+from ecompute.network import AddressPools
+from ecompute.patience import Patience
+from ecompute.reconciler import Reconciler
+from ecompute.statuses import Statuses
+from ecompute.watcher import SpecEntry, read_entry
+from ecompute.world import World
+from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.placement import FakePlacement
+from tests.fakes.store import FakeStore
+from tests.support.deployment import make_raw_image
+
+KEYS = Keys("/t/")
+
+
+class Specs:
+    """Reads the store each time, as a watcher that is never late."""
+
+    def __init__(self, store: FakeStore, provider: UUID) -> None:
+        self.store, self.provider = store, provider
+
+    def get(self, uuid: UUID) -> SpecEntry | None:
+        item = self.store.get(KEYS.spec(self.provider, uuid))
+        return read_entry(item) if item else None
+
+    def revision(self, uuid: UUID) -> int:
+        entry = self.get(uuid)
+        return entry.revision if entry else 0
+
+
+class Loop:
+    """One host of fakes around the real loop."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store, self.placement, self.hypervisor = FakeStore(), FakePlacement(), FakeHypervisor()
+        self.provider = self.placement.add_host("h1", VCPU=16, MEMORY_MB=8192, DISK_GB=100)
+        self.host_key_revision = self.store.create(KEYS.host(self.provider), "{}")
+        self.image = make_raw_image(directory / "image.raw")
+        self.directory, self.is_live, self.delays, self.now = directory, True, dict[UUID, float](), 1000.0
+        self.restart()
+
+    def restart(self) -> None:
+        """As a new process would begin: nothing remembered but what is in the store, the hypervisor and the files."""
+        blueprint = Blueprint(
+            provider=self.provider, boot_id="boot", virt_type="qemu", architecture="x86_64", machine_type=None, cpu_mode=None,
+            filter_name=None, instances_directory=self.directory / "instances",
+        )  # fmt: skip
+        self.world = World(
+            hypervisor=self.hypervisor, placement=self.placement, images=ImageCache(self.directory / "images", ImagesConfig()),  # type: ignore[arg-type]
+            disks=Disks(self.directory / "instances"), networks=AddressPools(self.hypervisor, self.directory / "network"),
+            metadata=MetadataStore(self.directory / "metadata"), blueprint=blueprint, patience=Patience(lambda: self.now),
+        )  # fmt: skip
+        self.statuses = Statuses(
+            self.store, KEYS, self.provider, fence=self.fence, now=lambda: "now", on_conflict=lambda: None
+        )  # fmt: skip
+        self.statuses.load()
+        self.specs = Specs(self.store, self.provider)
+        self.reconciler = Reconciler(
+            specs=self.specs, statuses=self.statuses,  # type: ignore[arg-type]
+            finder=FactFinder(self.world, cluster_id=self.store.cluster_id, orphan_after_seconds=600),
+            builder=Builder(self.world, store=self.store, keys=KEYS, fence=self.fence, starts_at_once=2),
+            patience=self.world.patience, store=self.store, keys=KEYS, provider=self.provider, max_attempts=3,
+            is_live=lambda: self.is_live, look_again=self.delays.__setitem__, now=lambda: "now", stopping=threading.Event(),
+        )  # fmt: skip
+
+    def fence(self) -> Compare:
+        return Compare.created_at(KEYS.host(self.provider), self.host_key_revision)
+
+    def request(self, *, claimed: bool = True, **changes: object) -> InstanceSpec:
+        """A request as eschedule leaves it: claimed, then written."""
+        spec = InstanceSpec(uuid4(), "web", ImageRef(str(self.image)), {"VCPU": 1, "MEMORY_MB": 256, "DISK_GB": 1})
+        spec = dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
+        if claimed:
+            self.placement.claim(spec.uuid, {self.provider: dict(spec.resources)})
+        self.store.create(KEYS.spec(self.provider, spec.uuid), spec.to_json())
+        self.store.create(KEYS.name(spec.name), str(spec.uuid))
+        self.store.create(KEYS.instance(spec.uuid), "{}")
+        return spec
+
+    def change(self, spec: InstanceSpec, **changes: object) -> None:
+        key = KEYS.spec(self.provider, spec.uuid)
+        item = self.store.get(key)
+        assert item is not None
+        changed = dataclasses.replace(InstanceSpec.from_json(item.value), **changes)  # type: ignore[arg-type]
+        self.store.replace(key, changed.to_json(), seen=item.mod_revision)
+
+    def status(self, spec: InstanceSpec) -> InstanceStatus:
+        item = self.store.get(KEYS.status(self.provider, spec.uuid))
+        assert item is not None, "no status was written"
+        return InstanceStatus.from_json(item.value)
+
+    def settle(self, spec: InstanceSpec, passes: int = 10) -> None:
+        """Passes until nobody asks for another, retrying what is transient."""
+        for _ in range(passes):
+            self.delays.clear()
+            try:
+                self.reconciler.reconcile(spec.uuid)
+            except Transient:
+                continue
+            if spec.uuid not in self.delays:
+                return
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Loop:
+    return Loop(tmp_path)
+
+
+def power(loop: Loop, spec: InstanceSpec) -> PowerState | None:
+    domain = loop.hypervisor.get(spec.uuid)
+    return domain.power_state if domain else None
+
+
+def test_one_pass_builds_a_guest_with_two_status_writes(loop: Loop) -> None:
+    spec = loop.request()
+    writes: list[str] = []
+    commit = loop.store.commit
+
+    def counting(transaction: object) -> int:
+        writes.append(str(transaction))
+        return commit(transaction)  # type: ignore[arg-type]
+
+    loop.store.commit = counting  # type: ignore[method-assign,assignment]
+    loop.reconciler.reconcile(spec.uuid)
+    assert power(loop, spec) is PowerState.RUNNING
+    status = loop.status(spec)
+    assert (status.phase, status.attempts, status.booted) == (Phase.RUNNING, 1, 1)
+    assert len(writes) == 2
+
+
+def test_nothing_is_built_without_a_claim(loop: Loop) -> None:
+    spec = loop.request(claimed=False)
+    loop.settle(spec)
+    assert power(loop, spec) is None
+    assert (loop.status(spec).phase, loop.status(spec).reason) == (Phase.REFUSED, "NoAllocation")
+
+
+def test_nothing_is_begun_without_a_certain_lease_and_running_guests_go_on(loop: Loop) -> None:
+    running = loop.request()
+    loop.settle(running)
+    loop.is_live = False
+    other = loop.request(name="other")
+    with pytest.raises(Transient, match="lease"):
+        loop.reconciler.reconcile(other.uuid)
+    loop.change(running, desired=Desired.DELETED)
+    with pytest.raises(Transient, match="lease"):
+        loop.reconciler.reconcile(running.uuid)
+    assert power(loop, running) is PowerState.RUNNING
+    assert power(loop, other) is None
+
+
+def test_a_zombie_cannot_write_a_status_and_builds_nothing(loop: Loop) -> None:
+    spec = loop.request()
+    key = KEYS.host(loop.provider)
+    item = loop.store.get(key)
+    assert item is not None
+    loop.store.delete(key, seen=item.mod_revision)
+    loop.store.create(key, "{}")
+    with pytest.raises(Conflict):
+        loop.reconciler.reconcile(spec.uuid)
+    assert power(loop, spec) is None
+
+
+def test_a_refusal_fails_for_good_and_takes_everything_away_but_the_request(loop: Loop) -> None:
+    spec = loop.request()
+    loop.hypervisor.fail_next("start", HypervisorRejected("QEMU says no"))
+    loop.settle(spec)
+    status = loop.status(spec)
+    assert (status.phase, status.reason) == (Phase.FAILED, "HypervisorRejected")
+    assert "QEMU says no" in status.message
+    assert power(loop, spec) is None
+    assert loop.placement.consumer(spec.uuid) is None
+    assert not loop.world.disks.has_files(spec.uuid)
+    assert loop.world.networks.assigned(spec.uuid) is None
+    assert loop.specs.get(spec.uuid) is not None
+
+
+def test_a_guest_that_ran_keeps_its_disk_when_a_later_start_is_refused(loop: Loop) -> None:
+    spec = loop.request()
+    loop.settle(spec)
+    loop.hypervisor.guest_powers_off(spec.uuid)
+    loop.change(spec, boot_request=2)
+    loop.hypervisor.fail_next("start", HypervisorRejected("QEMU says no"))
+    loop.settle(spec)
+    status = loop.status(spec)
+    assert (status.phase, status.reason) == (Phase.STOPPED, "StartFailed")
+    assert loop.world.disks.exists(spec.uuid)
+    assert loop.placement.consumer(spec.uuid) is not None
+    loop.change(spec, boot_request=3)
+    loop.settle(spec)
+    assert loop.status(spec).phase is Phase.RUNNING
+
+
+def test_attempts_are_bounded_over_restarts(loop: Loop) -> None:
+    """A request that kills its builder each time is given up, however often the builder is started again."""
+    spec = loop.request()
+    define, tries = loop.hypervisor.define, []
+
+    def crash(xml: str) -> None:
+        tries.append(xml)
+        raise KeyboardInterrupt
+
+    loop.hypervisor.define = crash  # type: ignore[method-assign]
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            loop.reconciler.reconcile(spec.uuid)
+        loop.restart()
+    loop.settle(spec)
+    assert len(tries) == 3
+    assert (loop.status(spec).phase, loop.status(spec).reason) == (Phase.FAILED, "AttemptsExhausted")
+    assert loop.placement.consumer(spec.uuid) is None
+    loop.hypervisor.define = define  # type: ignore[method-assign]
+
+
+def test_an_outage_of_libvirt_uses_up_no_attempt(loop: Loop) -> None:
+    spec = loop.request()
+    loop.hypervisor.fail_next("define", *[HypervisorUnavailable("libvirtd restarts")] * 6)
+    for _ in range(6):
+        with pytest.raises(HypervisorUnavailable):
+            loop.reconciler.reconcile(spec.uuid)
+    loop.settle(spec)
+    assert (loop.status(spec).phase, loop.status(spec).attempts) == (Phase.RUNNING, 1)
+
+
+def test_placement_away_means_waiting_and_saying_so(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = loop.request()
+
+    def away(_: UUID) -> None:
+        raise PlacementUnavailable("Placement does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.placement, "consumer", away)
+        with pytest.raises(PlacementUnavailable):
+            loop.reconciler.reconcile(spec.uuid)
+        assert (loop.status(spec).phase, loop.status(spec).reason) == (Phase.PENDING, "Waiting")
+        assert "Placement does not answer" in loop.status(spec).message
+    loop.settle(spec)
+    assert loop.status(spec).phase is Phase.RUNNING
+
+
+def test_a_status_that_could_not_be_written_is_written_later(loop: Loop) -> None:
+    spec = loop.request()
+    start = loop.hypervisor.start
+
+    def then_etcd_goes_away(uuid: UUID) -> None:
+        start(uuid)
+        loop.store.break_with(StoreUnavailable("etcd is away"))
+
+    loop.hypervisor.start = then_etcd_goes_away  # type: ignore[method-assign]
+    entry = loop.specs.get(spec.uuid)
+    loop.specs.get = lambda uuid: entry  # type: ignore[method-assign]
+    loop.specs.revision = lambda uuid: entry.revision if entry else 0  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        loop.reconciler.reconcile(spec.uuid)
+    assert power(loop, spec) is PowerState.RUNNING
+    assert loop.statuses.unwritten() == {spec.uuid}
+    loop.store.break_with(None)
+    loop.reconciler.reconcile(spec.uuid)
+    assert loop.status(spec).phase is Phase.RUNNING
+
+
+def test_deletion_leaves_nothing(loop: Loop) -> None:
+    spec = loop.request()
+    loop.settle(spec)
+    loop.change(spec, desired=Desired.DELETED)
+    loop.settle(spec)
+    assert loop.store.list("/t/spec/").items == ()
+    assert loop.store.list("/t/status/").items == ()
+    assert loop.store.list("/t/names/").items == ()
+    assert loop.store.list("/t/instances/").items == ()
+    assert loop.placement.consumer(spec.uuid) is None
+    assert power(loop, spec) is None
+    assert not loop.world.disks.has_files(spec.uuid)
+
+
+def test_forget_leaves_a_name_that_somebody_else_has_by_now(loop: Loop) -> None:
+    spec = loop.request()
+    key = KEYS.name(spec.name)
+    item = loop.store.get(key)
+    assert item is not None
+    loop.store.replace(key, str(uuid4()), seen=item.mod_revision)
+    loop.change(spec, desired=Desired.DELETED)
+    loop.settle(spec)
+    assert loop.specs.get(spec.uuid) is None
+    assert loop.store.get(key) is not None
+
+
+def test_a_stale_cache_destroys_nothing(loop: Loop) -> None:
+    """The cache says deleted, the store has meanwhile been told otherwise: the store is asked before anything goes."""
+    spec = loop.request()
+    loop.settle(spec)
+    loop.change(spec, desired=Desired.DELETED)
+    stale = loop.specs.get(spec.uuid)
+    assert stale is not None
+    loop.change(spec, desired=Desired.RUNNING)
+    loop.specs.get = lambda uuid: stale  # type: ignore[method-assign]
+    loop.specs.revision = lambda uuid: stale.revision  # type: ignore[method-assign]
+    with pytest.raises(Conflict):
+        loop.reconciler.reconcile(spec.uuid)
+    assert power(loop, spec) is PowerState.RUNNING
+
+
+def test_a_missing_spec_stops_nothing(loop: Loop) -> None:
+    spec = loop.request()
+    loop.settle(spec)
+    loop.store.wipe()
+    loop.settle(spec)
+    assert power(loop, spec) is PowerState.RUNNING
+
+
+def test_a_restored_store_stops_nothing_and_says_held(loop: Loop) -> None:
+    spec = loop.request()
+    loop.settle(spec)
+    loop.store.wipe(cluster_id=99)
+    loop.host_key_revision = loop.store.create(KEYS.host(loop.provider), "{}")
+    loop.store.create(KEYS.spec(loop.provider, spec.uuid), dataclasses.replace(spec, desired=Desired.DELETED).to_json())
+    loop.settle(spec)
+    assert power(loop, spec) is PowerState.RUNNING
+    assert (loop.status(spec).phase, loop.status(spec).reason) == (Phase.HELD, "StoreRestored")
+
+
+def test_a_guest_that_does_not_follow_the_button_is_switched_off_after_its_grace_time(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    loop.hypervisor = FakeHypervisor(answers_shutdown=False)
+    loop.restart()
+    spec = loop.request(grace_seconds=30)
+    loop.settle(spec)
+    loop.change(spec, desired=Desired.STOPPED)
+    loop.reconciler.reconcile(spec.uuid)
+    assert (power(loop, spec), loop.status(spec).phase) == (PowerState.RUNNING, Phase.STOPPING)
+    loop.now += 31
+    loop.reconciler.reconcile(spec.uuid)
+    assert (power(loop, spec), loop.status(spec).phase) == (PowerState.SHUTOFF, Phase.STOPPED)
+
+
+def test_a_newer_schema_is_held_and_its_guest_goes_on(loop: Loop) -> None:
+    spec = loop.request()
+    loop.settle(spec)
+    key = KEYS.spec(loop.provider, spec.uuid)
+    item = loop.store.get(key)
+    assert item is not None
+    loop.store.replace(key, item.value.replace('"schema":1', '"schema":2'), seen=item.mod_revision)
+    loop.settle(spec)
+    assert power(loop, spec) is PowerState.RUNNING
+    assert (loop.status(spec).phase, loop.status(spec).reason) == (Phase.HELD, "UnsupportedSchema")
+
+
+def test_the_same_status_is_written_once(loop: Loop) -> None:
+    spec = loop.request()
+    loop.settle(spec)
+    before = loop.store.get(KEYS.status(loop.provider, spec.uuid))
+    loop.settle(spec)
+    assert loop.store.get(KEYS.status(loop.provider, spec.uuid)) == before
