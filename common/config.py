@@ -104,7 +104,7 @@ class NetworkConfig:
 
     name: str = "default"  # libvirt network of a NIC that names none
     reserve_ahead: int = 8  # MAC and address pairs kept ready
-    filter: str | None = "clean-traffic"  # libvirt nwfilter of each NIC; None: none
+    filter: str | None = "etcd-compute"  # libvirt nwfilter of each NIC; None: none
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ _RULES = (
         "the certificate that etcd shows is not of the CA in etcd.ca_file, has ended, or is for another host name",
     ),
     _Rule(
-        "UNAVAILABLE", "failed to connect to all addresses.*TSI_", Verdict.RETRY_UNSENT,
+        "UNAVAILABLE", "failed to connect to all addresses.*(TSI_|Unwrap failed|handshake)", Verdict.RETRY_UNSENT,
         "TLS failed: does etcd accept etcd.certificate_file, and is it https?",
     ),
     _Rule("UNAVAILABLE", "failed to connect to all addresses|resolution failed|errors resolving", Verdict.RETRY_UNSENT),

@@ -59,7 +59,8 @@ CHANNEL_OPTIONS = (
     # etcd takes pings closer than 5 s for an attack and hangs up.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
+    # Without a call in progress, which a watch is, etcd allows one ping in two hours; calls have short timeouts anyway.
+    ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
     ("grpc.initial_reconnect_backoff_ms", 200),

@@ -72,7 +72,7 @@ class Compare:
 class Transaction:
     """All or nothing: where every compare holds, all puts and deletes happen at one revision.
 
-    etcd refuses more than 128 operations in all (compares count) and a key touched twice. A put without ``unchanged`` or
+    etcd refuses more than 128 compares, more than 128 puts and deletes, and a key touched twice. A put without ``unchanged`` or
     ``absent`` on its own key may overtake or be overtaken by another one whose answer was lost.
     """
 

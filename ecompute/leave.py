@@ -49,6 +49,7 @@ def leave(config: ComputeConfig) -> None:
                 store.delete(key, seen=found.mod_revision)
         networks = AddressPools(hypervisor, config.paths.state_dir / "network", reserve_ahead=0, network=config.network.name)
         networks.remove_all_unassigned()
+        hypervisor.drop_filter()
         if config.metadata.mode == "managed":
             MetadataServiceSupervisor(config).stop_service(remove_address=True)
     finally:

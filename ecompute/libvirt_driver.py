@@ -300,6 +300,15 @@ class LibvirtDriver:
                 connection.nwfilterDefineXML(FILTER_XML)
             return True
 
+    def drop_filter(self) -> None:
+        with self._calling(f"remove network filter {FILTER_NAME}") as connection:
+            try:
+                connection.nwfilterLookupByName(FILTER_NAME).undefine()
+            except libvirt.libvirtError as error:
+                in_use = libvirt.VIR_ERR_OPERATION_INVALID
+                if not _is_code(error, libvirt.VIR_ERR_NO_NWFILTER, libvirt.VIR_ERR_NO_SUPPORT, in_use):
+                    raise
+
     # -- connection and events ---------------------------------------------------------------------------------------------
 
     def subscribe(self, on_domain: Callable[[UUID], None], on_reconnect: Callable[[], None]) -> None:
@@ -317,7 +326,7 @@ class LibvirtDriver:
         try:
             yield connection
         except libvirt.libvirtError as error:
-            if _is_unavailable(error) and not connection.isAlive():
+            if _is_unavailable(error) and not _is_alive(connection):
                 self._connection.lost(connection)
             raise self._translated(error, what) from error
 
@@ -343,15 +352,15 @@ class LibvirtDriver:
         return connection
 
     def _discard(self, connection: libvirt.virConnect) -> None:
-        # Callbacks hold the connection; a broken one lets them go, but says that it could not tell the other side.
+        # Callbacks hold the connection; a broken one lets them go, but says that it could not tell the other side. It is not
+        # closed here: another thread may be in the middle of a call on it, and libvirt would free it under that call. The last
+        # reference closes it.
         if self._callback_id is not None:
             with contextlib.suppress(libvirt.libvirtError):
                 connection.domainEventDeregisterAny(self._callback_id)
             self._callback_id = None
         with contextlib.suppress(libvirt.libvirtError):
             connection.unregisterCloseCallback()
-        with contextlib.suppress(libvirt.libvirtError):
-            connection.close()
 
     def _on_lifecycle(self, _connection: object, handle: libvirt.virDomain, *_: object) -> None:
         try:
@@ -382,6 +391,13 @@ def _unless_absent() -> Iterator[None]:
     except libvirt.libvirtError as error:
         if not _is_code(error, libvirt.VIR_ERR_NO_DOMAIN):
             raise
+
+
+def _is_alive(connection: libvirt.virConnect) -> bool:
+    try:
+        return bool(connection.isAlive())
+    except libvirt.libvirtError:
+        return False
 
 
 def _lookup(connection: libvirt.virConnect, uuid: UUID) -> libvirt.virDomain | None:

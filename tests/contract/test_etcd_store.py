@@ -22,6 +22,7 @@ from common.etcd_store import EtcdStore
 from common.store import Transaction, WatchLost
 from tests.support.etcd import Certificates, EtcdAdmin, EtcdCluster, EtcdServer
 from tests.support.processes import free_port, wait_until
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.watching import Watching, watching
 
 KIB = 1024
@@ -259,6 +260,28 @@ def test_programs_that_are_forked_while_calls_run_start_as_ever(etcd_store, etcd
         for caller in callers:
             caller.join(10)
     assert codes == {0}
+
+
+def test_keeping_connections_alive_does_not_make_etcd_hang_up(tmp_path, etcd_prefix, monkeypatch):
+    """etcd takes pings on a connection without a call in progress for an attack; here all is ten times as fast as usual."""
+    faster = {"grpc.keepalive_time_ms": 1000}
+    options = tuple((name, faster.get(name, value)) for name, value in etcd_store.CHANNEL_OPTIONS)
+    monkeypatch.setattr(etcd_store, "CHANNEL_OPTIONS", options)
+    server = EtcdServer(tmp_path / "etcd", options=["--grpc-keepalive-min-time", "500ms"])
+    server.start()
+    proxy = TcpProxy(server.client_port)
+    try:
+        config = EtcdConfig((f"http://127.0.0.1:{proxy.port}",), etcd_prefix)
+        with closing(EtcdStore(config)) as store, watching(store, etcd_prefix) as watch:
+            store.create(f"{etcd_prefix}a", "1")
+            watch.wait_for(1)
+            time.sleep(5)  # etcd forgives two pings
+            store.create(f"{etcd_prefix}b", "1")
+            watch.wait_for(2)
+            assert proxy.accepted == 2, "one connection for calls, one for the watch"
+    finally:
+        proxy.close()
+        server.kill()
 
 
 # -- alarms -------------------------------------------------------------------------------------------------------------

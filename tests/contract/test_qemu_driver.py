@@ -47,9 +47,7 @@ class Guests:
         self._host, self._driver = host, driver
         self._made: list[UUID] = []
 
-    def define(
-        self, name: str = "guest", *, edit: Callable[[ET.Element], None] | None = None, **context: Any
-    ) -> InstanceSpec:
+    def define(self, name: str = "guest", *, edit: Callable[[ET.Element], None] | None = None, **context: Any) -> InstanceSpec:
         spec = a_spec(name)
         self._made.append(spec.uuid)
         directory = Path(INSTANCES) / str(spec.uuid)
@@ -444,3 +442,15 @@ def test_nothing_of_a_guest_is_left_but_its_files(libvirt_host: NamespacedHost, 
         "disk.qcow2",
     ]
     assert children_of(pid) == []
+
+
+def test_our_filter_goes_when_nobody_uses_it(libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests) -> None:
+    assert driver.ensure_filter(FILTER_NAME)
+    guests.start(addresses=(ADDRESS,), filter_name=FILTER_NAME)
+    file = libvirt_host.path(f"/etc/libvirt/nwfilter/{FILTER_NAME}.xml")
+    driver.drop_filter()
+    assert file.exists(), "a guest still uses it"
+    guests.remove_all()
+    driver.drop_filter()
+    driver.drop_filter()
+    assert not file.exists()

@@ -217,10 +217,14 @@ def test_a_commit_of_compares_alone_tells_whether_they_hold(bench):
         bench.store.commit(Transaction((Compare.present(bench.key("a")),)))
 
 
-def test_a_commit_of_128_operations_works_and_of_129_never_will(bench):
-    bench.store.commit(Transaction(puts={bench.key(str(n)): "" for n in range(128)}))
+def test_a_commit_of_128_compares_and_128_puts_works_and_of_129_of_either_never_will(bench):
+    keys = [bench.key(str(n)) for n in range(129)]
+    bench.store.commit(Transaction(tuple(map(Compare.absent, keys[:128])), dict.fromkeys(keys[:128], "1")))
     with pytest.raises(Permanent):
-        bench.store.commit(Transaction(puts={bench.key(str(n)): "x" for n in range(129)}))
+        bench.store.commit(Transaction(puts=dict.fromkeys(keys, "2")))
+    with pytest.raises(Permanent):
+        bench.store.commit(Transaction(tuple(map(Compare.present, keys)), {keys[0]: "2"}))
+    assert bench.store.get(keys[0]).value == "1"
 
 
 def test_a_key_twice_or_a_value_of_2_mib_is_refused_for_good(bench):

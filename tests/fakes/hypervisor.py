@@ -204,6 +204,10 @@ class FakeHypervisor:
         with self._called("ensure_filter"):
             return name in self.filters
 
+    def drop_filter(self) -> None:
+        with self._called("drop_filter"):
+            self.filters.discard(FILTER_NAME)
+
     # -- events ------------------------------------------------------------------------------------------------------------
 
     def subscribe(self, on_domain: Callable[[UUID], None], on_reconnect: Callable[[], None]) -> None:

@@ -194,5 +194,6 @@ def test_no_dhcp_entry_or_metadata_address_stays_when_a_host_leaves(
 
     deployment_host.run([VENV_BIN / "ecompute", "--config", host_deployment.compute_file, "--leave"])
     assert "<host" not in deployment_host.run(["virsh", "-c", deployment_host.uri, "net-dumpxml", "default"]).stdout
+    assert "etcd-compute" not in deployment_host.run(["virsh", "-c", deployment_host.uri, "nwfilter-list"]).stdout
     assert "169.254.169.254" not in deployment_host.run(["ip", "address"]).stdout
     assert host_deployment.etcd_keys() == {}
