@@ -18,6 +18,8 @@ class TcpProxy:
     def __init__(self, upstream_port: int) -> None:
         self.upstream_port = upstream_port
         self.port = free_port()
+        self.accepted = 0
+        """How many connections it has forwarded so far."""
         self._lock = threading.Lock()
         self._pairs: list[_Pair] = []
         self._refuses = False
@@ -72,6 +74,7 @@ class TcpProxy:
             pair = _Pair(client, upstream)
             with self._lock:
                 self._pairs.append(pair)
+                self.accepted += 1
             threading.Thread(target=pair.forward, daemon=True).start()
 
 

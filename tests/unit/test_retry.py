@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.errors import Conflict, ConfigError, StoreUnavailable, Transient
+from common.errors import ConfigError, Conflict, StoreUnavailable, Transient
 from common.retry import Backoff, Deadline, retry
 
 
