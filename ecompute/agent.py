@@ -7,6 +7,7 @@ back → exit. Guests and the metadata service go on.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import logging
 import os
@@ -32,6 +33,7 @@ from ecompute.builder import Builder
 from ecompute.disks import Disks
 from ecompute.facts import FactFinder
 from ecompute.heartbeat import Heartbeat, enroll
+from ecompute.host_traits import guest_flags
 from ecompute.hypervisor import Domain, HostInfo
 from ecompute.images import ImageCache
 from ecompute.inventory import InventoryKeeper, foreign_use
@@ -147,6 +149,7 @@ class Agent:
         )
         name = self._config.name or identity.host_name()
         logger.info("this host", extra=fields(name=name, provider=provider, virt_type=choice.virt_type, reason=choice.reason))
+        info = dataclasses.replace(info, cpu_flags=guest_flags(info.cpu_flags, choice.virt_type))
         return Host(name, provider, machine, identity.boot_id(), info, choice.virt_type)
 
     def _serve(self, host: Host, hypervisor: LibvirtDriver, store: EtcdStore, placement: Placement) -> None:

@@ -96,6 +96,39 @@ MEASURABLE = _all_of(_X86_FLAGS, _X86_FLAGS_WITH_AVX512, _AARCH64_FLAGS, _ARCHIT
 """Every trait that ``wanted_traits`` decides about by itself: on a provider of ours, one that is not wanted is removed."""
 
 
+# What QEMU itself emulates with CPU model "max" (QMP query-cpu-model-expansion of 7.2), by the names of /proc/cpuinfo.
+_EMULATED_FLAGS = frozenset(
+    [
+        "3dnow",
+        "abm",
+        "aes",
+        "avx",
+        "avx2",
+        "bmi1",
+        "bmi2",
+        "f16c",
+        "fma",
+        "mmx",
+        "mpx",
+        "pclmulqdq",
+        "pdpe1gb",
+        "pni",
+        "sse",
+        "sse2",
+        "sse4_1",
+        "sse4_2",
+        "sse4a",
+        "ssse3",
+        "svm",
+    ]
+)
+
+
+def guest_flags(host_flags: frozenset[str], virt_type: str) -> frozenset[str]:
+    """The flags that a guest here can have: under emulation those that QEMU emulates, and of them the host's, to be safe."""
+    return host_flags & _EMULATED_FLAGS if virt_type == "qemu" else host_flags
+
+
 def wanted_traits(host: HostInfo, host_admin: HostAdmin | None = None) -> frozenset[str]:
     """The traits of *host*: what it measurably is, and what an operator set for it."""
     traits = set(_ALWAYS) | set(_ARCHITECTURES.get(host.architecture, ())) | _cpu_traits(host)

@@ -112,7 +112,7 @@ class InventoryKeeper:
     def sync(
         self, host: HostInfo, *, host_admin: HostAdmin | None = None, foreign_vcpus: int = 0, foreign_memory_mib: int = 0
     ) -> dict[str, int]:
-        """Make Placement's provider, inventory and traits what they should be; how much the host has of each class.
+        """Make Placement's provider, inventory and traits what they should be; how much of each class can be claimed in all.
 
         Where nothing changed since the last call, not even a claim, that is one read.
 
@@ -131,7 +131,7 @@ class InventoryKeeper:
             self._complain_of_full_reserve(inventory)
             deadline = Deadline(self._config.placement.deadline_seconds, self._clock)
             self._retry(lambda: self._sync_all(inventory, traits, deadline), deadline)
-        return {name: offer.total for name, offer in inventory.items()}
+        return {name: offer.capacity for name, offer in inventory.items()}
 
     def _sync_all(self, inventory: Mapping[str, Inventory], traits: frozenset[str], deadline: Deadline) -> None:
         provider = self._placement.provider(self._provider)

@@ -17,7 +17,7 @@ from common.config import InventoryConfig, ResourceConfig
 from common.errors import Permanent
 from common.model import HostAdmin
 from common.placement import DISABLED_TRAIT, OWNER_TRAIT, Inventory
-from ecompute.host_traits import MEASURABLE
+from ecompute.host_traits import MEASURABLE, guest_flags
 from ecompute.hypervisor import Domain, HostInfo, PowerState, Stamp
 from ecompute.inventory import AddedTraits, disk_total_gib, foreign_use, wanted_inventory, wanted_traits
 
@@ -159,3 +159,9 @@ class TestAddedTraits:
         with pytest.raises(Permanent):
             added.remember(frozenset({"CUSTOM_A"}))
         assert added.names == frozenset()
+
+
+def test_an_emulated_guest_is_promised_only_what_qemu_emulates() -> None:
+    flags = frozenset({"avx2", "avx512f", "vmx", "sse4_2"})
+    assert guest_flags(flags, "qemu") == {"avx2", "sse4_2"}
+    assert guest_flags(flags, "kvm") == flags
