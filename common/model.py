@@ -318,7 +318,7 @@ class HostRecord(Record):
     state: HostState = HostState.READY
     message: str = ""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
-    capacity: dict[str, int] = dataclasses.field(default_factory=dict)  # resource class → what can be claimed in all, (total - reserved) * ratio
+    capacity: dict[str, int] = dataclasses.field(default_factory=dict)  # resource class → (total - reserved) * ratio
     virt_type: str = ""
     since: str = ""  # when this incarnation began; for people
     schema: int = SCHEMA
