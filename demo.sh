@@ -6,7 +6,8 @@
 # Installs what is missing (Debian packages, .venv and .cache in this folder), then starts libvirt, etcd, Placement,
 # md_server and ecompute where they do not run, makes a guest and shows what happened. It can be repeated at any time, also
 # after a run that was killed. It has folders of its own (/var/lib/etcd-compute-demo, /run/etcd-compute-demo) and touches no
-# other deployment. DEMO_ETCD_PORT, DEMO_ETCD_PEER_PORT and DEMO_PLACEMENT_PORT choose other ports than 2379, 2380 and 8778.
+# other deployment. DEMO_ETCD_PORT, DEMO_ETCD_PEER_PORT and DEMO_PLACEMENT_PORT choose other ports than 2379, 2380 and 8778,
+# DEMO_STATE_DIR another folder than /var/lib/etcd-compute-demo.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 command=${1:-up}

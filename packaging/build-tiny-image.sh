@@ -131,7 +131,9 @@ build() { # build KEPT: make the image in $work and keep it under that name, in 
     make_initrd
     make_disk
   } >"$log" 2>&1
+  cp "$parts/boot/vmlinuz-$kernel" "$work/vmlinuz"
   sync "$work/tiny.qcow2"
+  mv "$work/vmlinuz" "$images/vmlinuz" # beside the image, for tests that boot a kernel alone
   rm -f "$images"/*.qcow2
   mv "$work/tiny.qcow2" "$kept"
   building=

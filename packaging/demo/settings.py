@@ -83,7 +83,7 @@ def from_environment(environment: Mapping[str, str] = os.environ, settings: Sett
         DemoError: a port is no port.
     """
     settings = settings or Settings()
-    settings = replace(settings, **_remembered_ports(settings))  # type: ignore[arg-type]
+    settings = replace(settings, **_remembered_ports(settings), state_dir=_state_dir(environment, settings))  # type: ignore[arg-type]
     chosen = {field: _port(variable, environment[variable]) for field, variable in PORTS.items() if environment.get(variable)}
     if "etcd_port" in chosen and "etcd_peer_port" not in chosen:
         chosen["etcd_peer_port"] = chosen["etcd_port"] + 1
@@ -92,6 +92,21 @@ def from_environment(environment: Mapping[str, str] = os.environ, settings: Sett
     if len(set(ports)) < len(ports):
         raise DemoError(f"the ports of etcd, its peers and Placement must differ, not {ports}: see {', '.join(PORTS.values())}")
     return settings
+
+
+def _state_dir(environment: Mapping[str, str], settings: Settings) -> Path:
+    """Where the demo that is up keeps its files, else where the user wants them."""
+    chosen = environment.get("DEMO_STATE_DIR")
+    remembered = read_facts(settings).get("state_dir")
+    if chosen and not Path(chosen).is_absolute():
+        raise DemoError(f"DEMO_STATE_DIR={chosen} is no absolute path")
+    if isinstance(remembered, str):
+        if chosen and chosen != remembered:
+            raise DemoError(
+                f"the demo that is up keeps its files in {remembered}: ./demo.sh down first, then choose another folder"
+            )
+        return Path(remembered)
+    return Path(chosen) if chosen else settings.state_dir
 
 
 def _port(variable: str, text: str) -> int:
@@ -117,7 +132,10 @@ def read_facts(settings: Settings) -> dict[str, object]:
 def remember(settings: Settings, **facts: object) -> None:
     """Keep *facts*, beside those remembered before, until down."""
     ports = {field: asdict(settings)[field] for field in PORTS}
-    write_file(settings.facts, json.dumps({**read_facts(settings), "ports": ports, **facts}, indent=1) + "\n")
+    write_file(
+        settings.facts,
+        json.dumps({**read_facts(settings), "ports": ports, "state_dir": str(settings.state_dir), **facts}, indent=1) + "\n",
+    )
 
 
 def write_file(path: Path, text: str, mode: int = 0o644) -> None:

@@ -15,8 +15,8 @@ from tests.support.processes import ROOT, free_port, wait_until
 
 sys.path.insert(0, str(ROOT / "packaging"))
 
-from demo import down, guest, host, processes, settings  # noqa: E402
-from demo.ports import listener_on  # noqa: E402
+from demo import down, guest, host, processes, settings
+from demo.ports import listener_on
 
 
 @pytest.fixture
