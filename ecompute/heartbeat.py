@@ -218,12 +218,14 @@ class Heartbeat:
     def _beat(self, stop: threading.Event) -> None:
         asked_at = self._clock()
         left = self._store.refresh_lease(self._lease_id)
-        if left > 0 and not self._is_lost():
+        # Without a key the lease alone is worth nothing: making it may have failed the last time.
+        if left > 0 and self._created and not self._is_lost():
             self._lives_until = asked_at + left
             if not self._is_written:
                 self._write()
             return
-        logger.warning("the host lease was lost; making it anew")
+        if self._created:
+            logger.warning("the host lease was lost; making it anew")
         self._created = 0
         self.claim(stop)
         self._on_regained()

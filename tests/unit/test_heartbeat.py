@@ -248,3 +248,32 @@ def test_the_fence_names_this_very_key(store: FakeStore, clock: Clock) -> None:
     found = store.get(KEY)
     assert found is not None
     assert heart.beat.fence() == Compare.created_at(KEY, found.create_revision)
+
+
+class KeyCannotBeMade(FakeStore):
+    """Keeps leases, but takes no new key while *is_refusing*."""
+
+    is_refusing = False
+
+    def create(self, key: str, value: str, *, lease_id: int = 0) -> int:
+        if self.is_refusing:
+            raise StoreUnavailable("away just now")
+        return super().create(key, value, lease_id=lease_id)
+
+
+def test_a_deleted_key_that_could_not_be_made_anew_at_once_is_made_later(clock: Clock) -> None:
+    store = KeyCannotBeMade(clock=clock)
+    heart = Heart(store, clock)
+    heart.claim()
+    found = store.get(KEY)
+    assert found is not None
+    store.delete(KEY, seen=found.mod_revision)
+    heart.beat.suspect()
+    store.is_refusing = True
+    heart.run(turns=1)
+    assert not heart.beat.is_live
+    store.is_refusing = False
+    heart.run(turns=2)
+    assert store.get(KEY) is not None
+    assert heart.beat.is_live
+    assert heart.regained == 1
