@@ -2,7 +2,8 @@
 
 A key is in at most one worker's hands at a time; added while it waits it is there once; added while it is in hand it is
 there once more afterwards. ``add_after`` delays, ``add_failed`` delays by the key's own exponential backoff until
-``forget``. It knows nothing of instances. The clock and the jitter are arguments.
+``forget``; of several delays of one key only the earliest counts, so that a key never has two series of retries. It knows
+nothing of instances. The clock and the jitter are arguments.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class WorkQueue(Generic[K]):
         self._dirty: set[K] = set()
         self._processing: set[K] = set()
         self._delayed: list[tuple[float, int, K]] = []
+        self._due: dict[K, float] = {}  # when each delayed key comes; its other entries in the heap are void
         self._sequence = 0
         self._failures: dict[K, int] = {}
         self._is_closed = False
@@ -53,8 +55,12 @@ class WorkQueue(Generic[K]):
         with self._condition:
             if self._is_closed:
                 return
+            due = self._clock() + delay_seconds
+            if self._due.get(key, due + 1.0) <= due:
+                return
+            self._due[key] = due
             self._sequence += 1
-            heapq.heappush(self._delayed, (self._clock() + delay_seconds, self._sequence, key))
+            heapq.heappush(self._delayed, (due, self._sequence, key))
             self._condition.notify()
 
     def add_failed(self, key: K, *, at_least_seconds: float = 0.0) -> float:
@@ -122,4 +128,7 @@ class WorkQueue(Generic[K]):
 
     def _promote(self, now: float) -> None:
         while self._delayed and self._delayed[0][0] <= now:
-            self._add(heapq.heappop(self._delayed)[2])
+            due, _, key = heapq.heappop(self._delayed)
+            if self._due.get(key) == due:
+                del self._due[key]
+                self._add(key)

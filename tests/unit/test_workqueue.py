@@ -124,3 +124,31 @@ def test_many_workers_never_hold_one_key_at_once() -> None:
         thread.join(20)
     assert not overlaps
     assert set(handled) == set(range(5))
+
+
+def test_a_key_that_keeps_failing_waits_once_however_often_it_was_woken_meanwhile(queue: WorkQueue[str], clock: Clock) -> None:
+    """Else each full look would add one more series of retries, until a key that cannot work is tried all the time."""
+    for _ in range(50):
+        queue.add("a")
+        assert queue.get(0) == "a"
+        queue.add_failed("a")
+        queue.done("a")
+    tried = 0
+    for _ in range(8):
+        clock.now += 1.0
+        while queue.get(0) == "a":
+            tried += 1
+            queue.add_failed("a")
+            queue.done("a")
+    assert tried == 1
+
+
+def test_of_two_delays_the_earlier_counts(queue: WorkQueue[str], clock: Clock) -> None:
+    queue.add_after("a", 5.0)
+    queue.add_after("a", 2.0)
+    queue.add_after("a", 8.0)
+    clock.now += 2.0
+    assert queue.get(0) == "a"
+    queue.done("a")
+    clock.now += 10.0
+    assert queue.get(0) is None
