@@ -241,27 +241,34 @@ class Reconciler:
             status, phase=Phase.BUILDING, reason="", message="", attempts=status.attempts + 1, addresses=facts.addresses or ()
         )
         self._statuses.note(spec.uuid, status)
-        self._statuses.flush(spec.uuid)
+        try:
+            self._statuses.flush(spec.uuid)
+        except Transient as error:
+            # It was not made, so it is not counted; if etcd has it all the same, the next write takes it back.
+            self._statuses.note(spec.uuid, dataclasses.replace(status, attempts=status.attempts - 1, message=str(error)))
+            raise
         self._open_attempts[spec.uuid] = spec.boot_request
 
     def _interrupted(self, spec: InstanceSpec | None, facts: Facts, decision: Decision, error: Transient) -> None:
-        """A step failed for now: say so. A service that was away is no fault of the request and does not count against it."""
+        """A step failed for now: say so.
+
+        A service that was away, or a request that changed, is no fault of the request and does not count against it.
+        """
         if spec is None or decision.phase is None:
             return
         was_open = self._open_attempts.pop(spec.uuid, None) is not None
-        if isinstance(error, Cancelled):
-            return
         status = self._status(spec, facts)
+        is_cancelled = isinstance(error, Cancelled)
         is_outage = isinstance(error, (HypervisorUnavailable, PlacementUnavailable, StoreUnavailable, Conflict))
         status = dataclasses.replace(
             status,
             phase=decision.phase,
-            attempts=max(0, status.attempts - 1) if was_open and is_outage else status.attempts,
-            message=f"{decision.step}: {error}",
+            attempts=max(0, status.attempts - 1) if was_open and (is_outage or is_cancelled) else status.attempts,
+            message="" if is_cancelled else f"{decision.step}: {error}",
             progress=None,
         )
         self._statuses.note(spec.uuid, status)
-        if was_open:
+        if was_open and not is_cancelled:
             self._note_event(spec.uuid, decision.step, 0, status.message)
         self._flush_if_possible(spec.uuid)
 

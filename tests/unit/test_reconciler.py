@@ -10,11 +10,19 @@ from uuid import UUID, uuid4
 import pytest
 
 from common.config import ImagesConfig
-from common.errors import Conflict, HypervisorRejected, HypervisorUnavailable, PlacementUnavailable, StoreUnavailable, Transient
+from common.errors import (
+    Cancelled,
+    Conflict,
+    HypervisorRejected,
+    HypervisorUnavailable,
+    PlacementUnavailable,
+    StoreUnavailable,
+    Transient,
+)
 from common.keys import Keys
 from common.metadata import MetadataStore
 from common.model import Desired, ImageRef, InstanceSpec, InstanceStatus, Phase
-from common.store import Compare
+from common.store import Compare, Transaction
 from ecompute.blueprint import Blueprint
 from ecompute.builder import Builder
 from ecompute.disks import Disks
@@ -373,3 +381,35 @@ def test_the_same_status_is_written_once(loop: Loop) -> None:
     before = loop.store.get(KEYS.status(loop.provider, spec.uuid))
     loop.settle(spec)
     assert loop.store.get(KEYS.status(loop.provider, spec.uuid)) == before
+
+
+def test_an_etcd_that_takes_no_status_uses_up_no_attempt(loop: Loop) -> None:
+    """Nothing is built before the attempt is counted, so a count that was refused is no attempt."""
+    spec = loop.request()
+    commit = loop.store.commit
+
+    def refuse(_: Transaction) -> int:
+        raise Conflict("the host key is being made anew")
+
+    loop.store.commit = refuse  # type: ignore[method-assign]
+    for _ in range(5):
+        with pytest.raises(Conflict):
+            loop.reconciler.reconcile(spec.uuid)
+    loop.store.commit = commit  # type: ignore[method-assign]
+    loop.settle(spec)
+    assert (loop.status(spec).phase, loop.status(spec).attempts) == (Phase.RUNNING, 1)
+
+
+def test_a_build_that_was_given_up_uses_up_no_attempt(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = loop.request()
+
+    def given_up(*_: object, **__: object) -> None:
+        raise Cancelled("no longer wanted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.world.images, "fetch", given_up)
+        for _ in range(4):
+            with pytest.raises(Cancelled):
+                loop.reconciler.reconcile(spec.uuid)
+    loop.settle(spec)
+    assert (loop.status(spec).phase, loop.status(spec).attempts) == (Phase.RUNNING, 1)
