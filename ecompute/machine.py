@@ -160,6 +160,12 @@ def ours(facts: Facts) -> Domain | None:
     return domain if domain and domain.stamp and domain.stamp.provider == facts.provider else None
 
 
+def is_up(facts: Facts) -> bool:
+    """Whether the guest is active: then nothing that goes wrong beside it is a failed attempt."""
+    domain = ours(facts)
+    return domain is not None and domain.is_active
+
+
 def has_run(facts: Facts, history: History) -> bool:
     """Whether this instance was ever up: then its disk holds what only it holds."""
     domain = ours(facts)

@@ -30,7 +30,7 @@ from common.model import Desired, Event, InstanceSpec, InstanceStatus, Phase, Pr
 from common.store import Store
 from ecompute.builder import Builder
 from ecompute.facts import FactFinder, Glimpse
-from ecompute.machine import Decision, Facts, History, Step, decide
+from ecompute.machine import Decision, Facts, History, Step, decide, is_up
 from ecompute.patience import Patience
 from ecompute.statuses import Statuses, with_event
 from ecompute.watcher import SpecEntry, SpecWatcher
@@ -166,14 +166,18 @@ class Reconciler:
         """Run one step; False when the pass is over because the step failed for good and must be thought about anew."""
         step, uuid = decision.step, hand.uuid
         self._permit(hand, step)
-        if spec is not None and step.is_build:
+        is_attempt = step.is_build and not is_up(hand.facts)
+        if spec is not None and is_attempt:
             self._open_attempt(spec, hand.facts)
         hand.step, hand.began = step, time.monotonic()
         try:
             hand.facts = self._builder.run(step, uuid, spec, hand.facts, hand)
         except Permanent as error:
-            if spec is None or not (step.is_build or step is Step.MARK_BOOTED):
-                raise Transient(f"{step}: {error}", retry_after=LOOK_AGAIN_SECONDS) from error
+            if spec is None or not is_attempt:
+                # Nothing that could be given up: it is wanted until it works.
+                again = Transient(f"{step}: {error}", retry_after=LOOK_AGAIN_SECONDS)
+                self._interrupted(spec, hand.facts, decision, again)
+                raise again from error
             self._record_failure(spec, hand.facts, step, error)
             self._look_again(uuid, 0.0)
             return False

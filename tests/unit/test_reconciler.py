@@ -15,6 +15,7 @@ from common.errors import (
     Conflict,
     HypervisorRejected,
     HypervisorUnavailable,
+    NoSpace,
     PlacementUnavailable,
     StoreUnavailable,
     Transient,
@@ -413,3 +414,38 @@ def test_a_build_that_was_given_up_uses_up_no_attempt(loop: Loop, monkeypatch: p
                 loop.reconciler.reconcile(spec.uuid)
     loop.settle(spec)
     assert (loop.status(spec).phase, loop.status(spec).attempts) == (Phase.RUNNING, 1)
+
+
+def test_trouble_beside_a_running_guest_is_retried_slowly_and_never_reported_as_building(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = loop.request()
+    loop.settle(spec)
+    loop.change(spec, hostname="new")
+
+    def full(_: object) -> None:
+        raise NoSpace("no space left")
+
+    monkeypatch.setattr(loop.world.metadata, "write", full)
+    loop.delays.clear()
+    for _ in range(4):
+        with pytest.raises(Transient, match="no space left"):
+            loop.reconciler.reconcile(spec.uuid)
+    assert not loop.delays, "that would be looked at again at once, for ever"
+    status = loop.status(spec)
+    assert (status.phase, status.failure, status.attempts) == (Phase.RUNNING, "", 1)
+    assert "no space left" in status.message
+    monkeypatch.undo()
+    loop.settle(spec)
+    assert (loop.status(spec).phase, loop.status(spec).message) == (Phase.RUNNING, "")
+
+
+def test_a_guest_that_cannot_be_marked_is_not_tried_at_full_speed(loop: Loop) -> None:
+    spec = loop.request()
+    loop.hypervisor.fail_next("write_stamp", HypervisorRejected("no"))
+    with pytest.raises(Transient, match="no"):
+        loop.reconciler.reconcile(spec.uuid)
+    assert loop.delays == {}
+    assert (loop.status(spec).phase, loop.status(spec).failure) == (Phase.RUNNING, "")
+    loop.settle(spec)
+    assert loop.status(spec).booted == 1
