@@ -113,6 +113,7 @@ class Builder:
             raise Conflict(f"the domain of {spec.name} is not there to start")
         with self._starts:
             self._world.hypervisor.start(spec.uuid)
+        self._world.patience.started(spec.uuid)
         return _with_power(facts, PowerState.RUNNING, "booted")
 
     def _mark_booted(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:

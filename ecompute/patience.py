@@ -1,7 +1,7 @@
 """Since when something has been going on, per instance, by the monotonic clock of this process.
 
-Two things are waited for: a guest to follow its power button, and the client of a claim without a request to come back. A
-restart forgets both, which only makes us wait a little longer.
+Three things are waited for: a guest to follow its power button, the client of a claim without a request to come back, and a
+guest that was started to stay up. A restart forgets all three, which only makes us wait a little longer, or try once more.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from uuid import UUID
 
 PRESS_AGAIN_SECONDS = 10.0  # a guest that is still booting ignores the power button
 
+STANDS_AFTER_SECONDS = 60.0  # up for so long, a guest was started well; going down later is another story
+
 
 class Patience:
     """Since when something has been going on, per instance."""
@@ -22,6 +24,7 @@ class Patience:
         self._first_press: dict[UUID, float] = {}
         self._last_press: dict[UUID, float] = {}
         self._orphan_since: dict[UUID, float] = {}
+        self._started: dict[UUID, float] = {}
 
     def pressed(self, uuid: UUID) -> None:
         """The power button was pressed just now."""
@@ -52,3 +55,19 @@ class Patience:
                 self._orphan_since.pop(uuid, None)
                 return 0.0
             return self._clock() - self._orphan_since.setdefault(uuid, self._clock())
+
+    def started(self, uuid: UUID) -> None:
+        """The guest was started just now."""
+        with self._lock:
+            self._started[uuid] = self._clock()
+
+    def has_stood(self, uuid: UUID) -> bool:
+        """Whether the last start of the guest was long ago, or before this process began."""
+        with self._lock:
+            return self._clock() - self._started.get(uuid, float("-inf")) >= STANDS_AFTER_SECONDS
+
+    def forget(self, uuid: UUID) -> None:
+        """The instance is gone."""
+        self.at_rest(uuid)
+        with self._lock:
+            self._started.pop(uuid, None)

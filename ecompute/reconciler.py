@@ -194,7 +194,7 @@ class Reconciler:
         logger.info("step", extra=fields(step=step, took_ms=took))
         if step is Step.FORGET:
             self._statuses.drop(uuid)
-            self._patience.at_rest(uuid)
+            self._patience.forget(uuid)
             return False
         self._note_event(uuid, step, took)
         return True
@@ -222,7 +222,7 @@ class Reconciler:
             return History(max_attempts=self._max_attempts)
         is_same = status.boot_request == spec.boot_request
         return History(
-            attempts=status.attempts if is_same else 0,
+            attempts=self._attempts_so_far(spec, status) if is_same else 0,
             attempt_is_open=self._open_attempts.get(spec.uuid) == spec.boot_request,
             max_attempts=self._max_attempts,
             failure=status.failure if is_same else "",
@@ -236,13 +236,24 @@ class Reconciler:
             status = dataclasses.replace(status, boot_request=spec.boot_request, attempts=0, failure="", failure_message="")
         return dataclasses.replace(status, spec_revision=facts.spec_revision)
 
+    def _attempts_so_far(self, spec: InstanceSpec, status: InstanceStatus) -> int:
+        """Those since the guest last stood: one that ran for long and went down is as good as one that was never started."""
+        if status.phase in (Phase.RUNNING, Phase.PAUSED) and self._patience.has_stood(spec.uuid):
+            return 0
+        return status.attempts
+
     def _open_attempt(self, spec: InstanceSpec, facts: Facts) -> None:
         """Count an attempt, in etcd, before it is made: a spec that kills its builder must not be built for ever."""
         if self._open_attempts.get(spec.uuid) == spec.boot_request:
             return
         status = self._status(spec, facts)
         status = dataclasses.replace(
-            status, phase=Phase.BUILDING, reason="", message="", attempts=status.attempts + 1, addresses=facts.addresses or ()
+            status,
+            phase=Phase.BUILDING,
+            reason="",
+            message="",
+            attempts=self._attempts_so_far(spec, status) + 1,
+            addresses=facts.addresses or (),
         )
         self._statuses.note(spec.uuid, status)
         try:

@@ -22,7 +22,7 @@ from common.errors import (
 )
 from common.keys import Keys
 from common.metadata import MetadataStore
-from common.model import Desired, ImageRef, InstanceSpec, InstanceStatus, Phase
+from common.model import Desired, ImageRef, InstanceSpec, InstanceStatus, Phase, Restart
 from common.store import Compare, Transaction
 from ecompute.blueprint import Blueprint
 from ecompute.builder import Builder
@@ -449,3 +449,24 @@ def test_a_guest_that_cannot_be_marked_is_not_tried_at_full_speed(loop: Loop) ->
     assert (loop.status(spec).phase, loop.status(spec).failure) == (Phase.RUNNING, "")
     loop.settle(spec)
     assert loop.status(spec).booted == 1
+
+
+def test_a_guest_that_shall_always_run_is_started_again_however_often_it_went_down(loop: Loop) -> None:
+    spec = loop.request(restart=Restart.ALWAYS)
+    loop.settle(spec)
+    for _ in range(6):
+        loop.now += 3600
+        loop.hypervisor.guest_powers_off(spec.uuid)
+        loop.settle(spec)
+        assert power(loop, spec) is PowerState.RUNNING
+        assert loop.status(spec).phase is Phase.RUNNING
+
+
+def test_a_guest_that_goes_down_as_soon_as_it_is_up_is_not_started_for_ever(loop: Loop) -> None:
+    spec = loop.request(restart=Restart.ALWAYS)
+    loop.settle(spec)
+    for _ in range(6):
+        loop.hypervisor.guest_powers_off(spec.uuid)
+        loop.settle(spec)
+    assert (loop.status(spec).phase, loop.status(spec).reason) == (Phase.STOPPED, "StartFailed")
+    assert loop.world.disks.exists(spec.uuid)
