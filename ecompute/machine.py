@@ -166,6 +166,11 @@ def is_up(facts: Facts) -> bool:
     return domain is not None and domain.is_active
 
 
+def is_gone(facts: Facts) -> bool:
+    """Whether nothing of the instance is on this host."""
+    return not (facts.domain or facts.files_are_there or facts.metadata_is_there or facts.addresses is not None)
+
+
 def has_run(facts: Facts, history: History) -> bool:
     """Whether this instance was ever up: then its disk holds what only it holds."""
     domain = ours(facts)

@@ -30,7 +30,7 @@ from common.model import Desired, Event, InstanceSpec, InstanceStatus, Phase, Pr
 from common.store import Store
 from ecompute.builder import Builder
 from ecompute.facts import FactFinder, Glimpse
-from ecompute.machine import Decision, Facts, History, Step, decide, is_up
+from ecompute.machine import Decision, Facts, History, Step, decide, is_gone, is_up
 from ecompute.patience import Patience
 from ecompute.statuses import Statuses, with_event
 from ecompute.watcher import SpecEntry, SpecWatcher
@@ -193,8 +193,7 @@ class Reconciler:
         took = round((time.monotonic() - hand.began) * 1000)
         logger.info("step", extra=fields(step=step, took_ms=took))
         if step is Step.FORGET:
-            self._statuses.drop(uuid)
-            self._patience.forget(uuid)
+            self._forget(uuid)
             return False
         self._note_event(uuid, step, took)
         return True
@@ -318,6 +317,8 @@ class Reconciler:
         if spec is None:
             if hand.entry is not None:
                 self._report_held(hand, decision)
+            elif is_gone(hand.facts):
+                self._forget(hand.uuid)  # its deletion was seen only now, as when the answer to Forget was lost
             return
         self._open_attempts.pop(spec.uuid, None)
         self._report(spec, hand.facts, decision)
@@ -325,6 +326,12 @@ class Reconciler:
             self._look_again(spec.uuid, min(LOOK_AGAIN_SECONDS, float(spec.grace_seconds)))
         else:
             self._patience.at_rest(spec.uuid)
+
+    def _forget(self, uuid: UUID) -> None:
+        """Keep nothing of *uuid*: it may come back as another instance."""
+        self._statuses.drop(uuid)
+        self._patience.forget(uuid)
+        self._open_attempts.pop(uuid, None)
 
     def _report(self, spec: InstanceSpec, facts: Facts, decision: Decision, message: str = "") -> None:
         if decision.phase is None:

@@ -88,7 +88,7 @@ class Resync:
             problem = str(error)
         if self._specs.synced.is_set():
             self._compare({domain.uuid: domain for domain in domains}, allocations)
-        for uuid in self._statuses.unwritten():
+        for uuid in self._statuses.unwritten() & self._specs.uuids():
             self._wake(uuid)
         return problem
 

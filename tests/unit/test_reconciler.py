@@ -470,3 +470,33 @@ def test_a_guest_that_goes_down_as_soon_as_it_is_up_is_not_started_for_ever(loop
         loop.settle(spec)
     assert (loop.status(spec).phase, loop.status(spec).reason) == (Phase.STOPPED, "StartFailed")
     assert loop.world.disks.exists(spec.uuid)
+
+
+def test_a_deletion_whose_answer_was_lost_leaves_no_memory_for_the_next_of_that_uuid(loop: Loop) -> None:
+    spec = loop.request()
+    loop.settle(spec)
+    loop.change(spec, desired=Desired.DELETED)
+    commit = loop.store.commit
+
+    def losing(transaction: Transaction) -> int:
+        commit(transaction)
+        raise StoreUnavailable("the answer was lost")
+
+    loop.store.commit = losing  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        loop.reconciler.reconcile(spec.uuid)
+    loop.store.commit = commit  # type: ignore[method-assign]
+    loop.settle(spec)
+    assert loop.statuses.uuids() == set()
+    assert loop.statuses.unwritten() == set()
+    again = loop.request(uuid=spec.uuid)
+    loop.settle(again)
+    assert (loop.status(again).phase, loop.status(again).attempts) == (Phase.RUNNING, 1)
+
+
+def test_what_is_known_of_a_guest_outlives_a_spec_that_got_lost(loop: Loop) -> None:
+    spec = loop.request()
+    loop.settle(spec)
+    loop.store.wipe()
+    loop.settle(spec)
+    assert loop.statuses.get(spec.uuid) is not None
