@@ -46,6 +46,7 @@ class FactFinder:
         domain = glimpse.domain if glimpse else self._world.hypervisor.get(uuid)
         addresses = self._world.networks.assigned(uuid)
         allocation = glimpse.allocation if glimpse else self._allocation(uuid, spec, domain, booted)
+        disk_is_there = self._world.disks.exists(uuid)
         is_orphan = entry is None and domain is None and allocation is Allocation.PRESENT
         press, grace_over = self._world.patience.button(uuid, spec.grace_seconds) if spec else (True, False)
         return Facts(
@@ -56,8 +57,8 @@ class FactFinder:
             spec_is_unsupported=bool(entry and entry.spec is None),
             domain=domain,
             allocation=allocation,
-            disk_is_there=self._world.disks.exists(uuid),
-            image_is_cached=bool(spec and self._world.images.is_cached(spec.image)),
+            disk_is_there=disk_is_there,
+            image_is_cached=self._image_is_cached(spec, disk_is_there),
             files_are_there=self._world.disks.has_files(uuid),
             addresses=addresses,
             metadata_is_there=self._world.metadata.exists(uuid),
@@ -84,6 +85,12 @@ class FactFinder:
     def _asked(self, uuid: UUID) -> Allocation:
         consumer = self._world.placement.consumer(uuid)
         return Allocation.PRESENT if consumer and self._world.blueprint.provider in consumer.allocations else Allocation.ABSENT
+
+    def _image_is_cached(self, spec: InstanceSpec | None, disk_is_there: bool) -> bool:
+        """Looked at only where a disk is to be made of it: an image that went bad later is no guest's trouble."""
+        if spec is None or spec.desired is not Desired.RUNNING or disk_is_there:
+            return False
+        return self._world.images.is_cached(spec.image) is not None
 
     def _metadata_is_current(self, spec: InstanceSpec | None, addresses: tuple[Address, ...] | None) -> bool:
         if spec is None or addresses is None:

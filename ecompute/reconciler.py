@@ -17,6 +17,7 @@ from uuid import UUID
 from common.errors import (
     Cancelled,
     Conflict,
+    EcomputeError,
     HypervisorUnavailable,
     NoCapacity,
     Permanent,
@@ -116,7 +117,7 @@ class Reconciler:
         spec = entry.spec if entry else None
         try:
             facts = self._finder.gather(uuid, entry, booted=self._booted(uuid))
-        except Transient as error:
+        except EcomputeError as error:
             self._report_waiting(spec, entry, error)
             raise
         hand = _Pass(self, uuid, entry, facts)
@@ -286,7 +287,7 @@ class Reconciler:
             self._note_event(spec.uuid, decision.step, 0, status.message)
         self._flush_if_possible(spec.uuid)
 
-    def _report_waiting(self, spec: InstanceSpec | None, entry: SpecEntry | None, error: Transient) -> None:
+    def _report_waiting(self, spec: InstanceSpec | None, entry: SpecEntry | None, error: EcomputeError) -> None:
         """The facts cannot be had: a new request waits and says for what; what was known of an old one stays."""
         if spec is None or entry is None:
             return

@@ -13,9 +13,11 @@ from common.config import ImagesConfig
 from common.errors import (
     Cancelled,
     Conflict,
+    EcomputeError,
     HypervisorRejected,
     HypervisorUnavailable,
     NoSpace,
+    Permanent,
     PlacementUnavailable,
     StoreUnavailable,
     Transient,
@@ -500,3 +502,24 @@ def test_what_is_known_of_a_guest_outlives_a_spec_that_got_lost(loop: Loop) -> N
     loop.store.wipe()
     loop.settle(spec)
     assert loop.statuses.get(spec.uuid) is not None
+
+
+def test_facts_that_cannot_be_had_are_said_in_the_status(loop: Loop) -> None:
+    spec = loop.request()
+    loop.hypervisor.fail_next("get", HypervisorRejected("access denied"))
+    with pytest.raises(EcomputeError):
+        loop.reconciler.reconcile(spec.uuid)
+    assert "access denied" in loop.status(spec).message
+
+
+def test_a_guest_whose_image_became_unreadable_is_deleted_all_the_same(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = loop.request()
+    loop.settle(spec)
+
+    def unreadable(_: object) -> None:
+        raise Permanent("the image cannot be read")
+
+    monkeypatch.setattr(loop.world.images, "is_cached", unreadable)
+    loop.change(spec, desired=Desired.DELETED)
+    loop.settle(spec)
+    assert loop.specs.get(spec.uuid) is None
