@@ -50,8 +50,8 @@ setup(
     extras_require={"placement": PLACEMENT, "test": PLACEMENT + TEST},
     entry_points={
         "console_scripts": [
-            "ecompute=ecompute.main:main",
-            "eschedule=eschedule.main:main",
+            "ecompute=ecompute.main:command",
+            "eschedule=eschedule.main:command",
             "md-server=md_server.main:main",
         ]
     },

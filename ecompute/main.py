@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 from common import logs
 from common.config import ComputeConfig, describe, load_compute
@@ -66,6 +68,18 @@ def main(argv: list[str] | None = None) -> int:
         return exit_code(error)
 
 
+def command() -> NoReturn:
+    """The installed program: ``main``, then the end of the process without the interpreter's own tidying.
+
+    Threads that still follow a watch are inside gRPC then, which has been seen to crash under them; everything that wants
+    an end has had it.
+    """
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def exit_code(error: EcomputeError) -> int:
     if isinstance(error, ConfigError):
         return EXIT_USAGE
@@ -90,4 +104,4 @@ def _run(config: ComputeConfig, options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from common.errors import EcomputeError
 from eschedule.arguments import parse
@@ -51,6 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         screen.error("this is a bug; please report it with the lines below")
         traceback.print_exc()
         return EXIT_BUG
+
+
+def command() -> NoReturn:
+    """The installed program: ``main``, then the end of the process.
+
+    It ends without the interpreter's own tidying: threads that still follow a watch are inside gRPC then, which has been
+    seen to crash under them. Nothing is left to tidy: connections and logs are closed, both streams are flushed here.
+    """
+    code = main()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        code = EXIT_CLOSED_PIPE
+    os._exit(code)
 
 
 def _open_streams() -> None:
@@ -97,4 +112,4 @@ def _command(options: argparse.Namespace, config: ScheduleConfig, screen: Screen
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -308,7 +308,7 @@ class TestInterruption:
         site.host("node1", build=never_ends)
         process = site.spawn(QUERY, IMAGE, "--name", "web-1")
         errors = site.interrupted(process, lambda: any("/status/" in key for key in site.recorded()))
-        assert process.returncode == 130
+        assert process.returncode == 130, errors
         assert errors.splitlines()[-1] == (
             "eschedule: interrupted; web-1 goes on being built; look: eschedule show web-1; remove it: eschedule destroy web-1"
         )
@@ -320,7 +320,7 @@ class TestInterruption:
         host.close()
         process = site.spawn("destroy", "web-1")
         errors = site.interrupted(process, lambda: spec_of(host, "web-1").desired == "deleted", signal.SIGTERM)
-        assert process.returncode == 143
+        assert process.returncode == 143, errors
         assert "interrupted; it goes on that web-1 be destroyed; look: eschedule list" in errors
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
