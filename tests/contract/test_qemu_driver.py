@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -165,12 +166,13 @@ def test_a_guest_that_powers_itself_off_has_shut_down(
 ) -> None:
     initramfs = libvirt_host.path("/var/lib/libvirt/images/probe")
     initramfs.write_bytes(probe_initramfs())
+    shutil.copy(a_kernel(), libvirt_host.path("/var/lib/libvirt/images/probe-kernel"))  # QEMU's user reads it there
 
     def boot_probe(root: ET.Element) -> None:
         system = root.find("os")
         assert system is not None
         for tag, text in (
-            ("kernel", a_kernel()),
+            ("kernel", "/var/lib/libvirt/images/probe-kernel"),
             ("initrd", "/var/lib/libvirt/images/probe"),
             ("cmdline", "console=ttyS0 quiet"),
         ):
