@@ -166,7 +166,8 @@ class Builder:
                 not self._world.placement.is_ours(consumer) or self._store.get(self._keys.instance(uuid)) is not None
             )
             if is_refused:
-                # Without a spec here only a claim that nobody can still mean to use is given back.
+                # Without a spec here only a claim that nobody can still mean to use is given back; ask again in a while.
+                self._world.patience.orphan_seconds(uuid, is_orphan=False)
                 return dataclasses.replace(facts, allocation=Allocation.UNASKED)
             self._world.placement.release(uuid, consumer.generation)
         return dataclasses.replace(facts, allocation=Allocation.ABSENT)

@@ -75,7 +75,9 @@ class FactFinder:
             self._suspects.discard(uuid)
             return self._asked(uuid)
         if spec is None:
-            return self._asked(uuid) if domain is None else Allocation.UNASKED
+            # Only a resync, which lists all claims, finds one that stands alone.
+            is_suspect = domain is None and self._world.patience.is_orphan(uuid)
+            return self._asked_alone(uuid) if is_suspect else Allocation.UNASKED
         has_run = booted > 0 or (domain is not None and domain.stamp is not None and domain.stamp.booted > 0)
         is_active = domain is not None and domain.is_active
         if spec.desired is not Desired.RUNNING or has_run or is_active:
@@ -85,6 +87,13 @@ class FactFinder:
     def _asked(self, uuid: UUID) -> Allocation:
         consumer = self._world.placement.consumer(uuid)
         return Allocation.PRESENT if consumer and self._world.blueprint.provider in consumer.allocations else Allocation.ABSENT
+
+    def _asked_alone(self, uuid: UUID) -> Allocation:
+        """As ``_asked``, where only a claim of ours counts."""
+        consumer = self._world.placement.consumer(uuid)
+        if consumer is None or self._world.blueprint.provider not in consumer.allocations:
+            return Allocation.ABSENT
+        return Allocation.PRESENT if self._world.placement.is_ours(consumer) else Allocation.UNASKED
 
     def _image_is_cached(self, spec: InstanceSpec | None, disk_is_there: bool) -> bool:
         """Looked at only where a disk is to be made of it: an image that went bad later is no guest's trouble."""

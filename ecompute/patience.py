@@ -56,6 +56,16 @@ class Patience:
                 return 0.0
             return self._clock() - self._orphan_since.setdefault(uuid, self._clock())
 
+    def is_orphan(self, uuid: UUID) -> bool:
+        """Whether *uuid* was an orphan when it was last seen."""
+        with self._lock:
+            return uuid in self._orphan_since
+
+    def orphans(self) -> set[UUID]:
+        """Every one that was an orphan when it was last seen."""
+        with self._lock:
+            return set(self._orphan_since)
+
     def started(self, uuid: UUID) -> None:
         """The guest was started just now."""
         with self._lock:

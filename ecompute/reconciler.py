@@ -150,6 +150,10 @@ class Reconciler:
             logger.warning("a guest of ours has no spec in etcd; it is kept and not touched", extra=fields(instance=uuid))
         return decision.step is not Step.NONE or (entry is not None and (known is None or known.phase is not decision.phase))
 
+    def suspected_orphans(self) -> set[UUID]:
+        """Claims that stood alone at the last glance; to be glanced at again, be it to learn that they are gone."""
+        return self._patience.orphans()
+
     def is_stale(self, uuid: UUID, entry: SpecEntry | None) -> bool:
         """Whether the work on *entry* is no longer wanted."""
         return self._stopping.is_set() or self._specs.revision(uuid) != (entry.revision if entry else 0)

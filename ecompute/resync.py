@@ -94,10 +94,17 @@ class Resync:
 
     def _compare(self, domains: Mapping[UUID, Domain], allocations: Mapping[UUID, Mapping[str, int]] | None) -> None:
         stamped = {uuid for uuid, domain in domains.items() if domain.stamp and domain.stamp.provider == self._provider}
-        for uuid in self._specs.uuids() | stamped | set(allocations or ()):
+        claims = set[UUID]() if allocations is None else allocations.keys() | self._reconciler.suspected_orphans()
+        for uuid in self._specs.uuids() | stamped | claims:
             if allocations is None:
                 allocation = Allocation.UNASKED
             else:
                 allocation = Allocation.PRESENT if uuid in allocations else Allocation.ABSENT
-            if self._reconciler.glance(uuid, Glimpse(domains.get(uuid), allocation)):
+            if self._needs_a_pass(uuid, Glimpse(domains.get(uuid), allocation)):
                 self._wake(uuid)
+
+    def _needs_a_pass(self, uuid: UUID, glimpse: Glimpse) -> bool:
+        try:
+            return self._reconciler.glance(uuid, glimpse)
+        except Exception:  # noqa: BLE001 - its own pass says what is wrong; it must not hide the others
+            return True

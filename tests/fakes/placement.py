@@ -105,6 +105,9 @@ class FakePlacement:
         self.calls.append(f"consumer {uuid}")
         return self.consumers.get(uuid)
 
+    def provider_allocations(self, provider: UUID) -> dict[UUID, dict[str, int]]:
+        return {c.uuid: dict(c.allocations[provider]) for c in self.consumers.values() if provider in c.allocations}
+
     def is_ours(self, consumer: Consumer) -> bool:
         return consumer.consumer_type == CONSUMER_TYPE and consumer.project_id == self.project_id
 

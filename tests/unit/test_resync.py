@@ -1,0 +1,123 @@
+"""The full look over fakes: what it hands to the workers, and what one instance's trouble must not do to the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.errors import Transient
+from common.metadata import MetadataDocument
+from common.model import Desired, InstanceSpec
+from ecompute.resync import Resync
+from tests.unit.test_reconciler import KEYS, Loop, Specs
+
+
+class AllSpecs(Specs):
+    """As a watcher that has listed everything."""
+
+    synced = threading.Event()
+    synced.set()
+
+    def uuids(self) -> set[UUID]:
+        return {InstanceSpec.from_json(item.value).uuid for item in self.store.list(KEYS.specs(self.provider)).items}
+
+
+class Look:
+    """A resync over the loop of fakes, and whom it woke."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.woken: list[UUID] = []
+        self.resync = Resync(
+            hypervisor=loop.hypervisor, placement=loop.placement, provider=loop.provider,  # type: ignore[arg-type]
+            specs=AllSpecs(loop.store, loop.provider), statuses=loop.statuses, reconciler=loop.reconciler,  # type: ignore[arg-type]
+            wake=self.woken.append, keep_inventory=lambda _: None, every_seconds=60.0, on_outcome=lambda _: None,
+        )  # fmt: skip
+
+    def __call__(self) -> list[UUID]:
+        self.woken.clear()
+        self.resync.look()
+        return list(self.woken)
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Loop:
+    return Loop(tmp_path)
+
+
+def test_a_settled_host_wakes_nobody_and_a_lost_event_is_made_up_for(loop: Loop) -> None:
+    spec = loop.request()
+    look = Look(loop)
+    assert look() == [spec.uuid]
+    loop.settle(spec)
+    assert look() == []
+    loop.hypervisor.guest_powers_off(spec.uuid)
+    assert look() == [spec.uuid]
+
+
+def test_one_instance_that_cannot_be_looked_at_hides_no_other(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = [loop.request(name=f"web-{number}") for number in range(4)]
+    for spec in specs:
+        loop.settle(spec)
+    broken, *others = specs
+    is_current = loop.world.metadata.is_current
+
+    def unreadable(document: MetadataDocument) -> bool:
+        if document.uuid == broken.uuid:
+            raise Transient("metadata could not be read: input/output error")
+        return is_current(document)
+
+    monkeypatch.setattr(loop.world.metadata, "is_current", unreadable)
+    for spec in others:
+        loop.change(spec, desired=Desired.DELETED)
+    assert set(Look(loop)()) == {spec.uuid for spec in specs}
+
+
+def test_a_claim_that_came_back_is_new_again(loop: Loop) -> None:
+    """A client that claims again under the same uuid, long after it gave up, must not lose that claim to the old clock."""
+    uuid, look = uuid4(), Look(loop)
+    loop.placement.claim(uuid, {loop.provider: {"VCPU": 1}})
+    assert look() == []
+    held = loop.placement.consumer(uuid)
+    assert held is not None
+    loop.placement.release(uuid, held.generation)
+    look()
+    loop.now += 3600
+    loop.placement.claim(uuid, {loop.provider: {"VCPU": 1}})
+    assert look() == []
+    loop.now += 601
+    assert look() == [uuid]
+    loop.reconciler.reconcile(uuid)
+    assert loop.placement.consumer(uuid) is None
+
+
+def test_a_claim_of_somebody_else_is_left_alone_and_not_looked_at_each_time(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    uuid, look = uuid4(), Look(loop)
+    loop.placement.hold(uuid, {loop.provider: {"VCPU": 1}}, project="another deployment")
+    look()
+    loop.now += 601
+    assert look() == [uuid]
+    loop.reconciler.reconcile(uuid)
+    assert look() == []
+    assert loop.placement.consumer(uuid) is not None
+    assert not [record for record in caplog.records if record.message == "step"], "nothing was released"
+
+
+def test_a_status_without_its_spec_wakes_nobody(loop: Loop) -> None:
+    spec = loop.request()
+    loop.settle(spec)
+    status = loop.statuses.get(spec.uuid)
+    assert status is not None
+    loop.store.wipe()
+    loop.statuses.note(spec.uuid, status)
+    assert loop.statuses.unwritten() == set()
+    loop.statuses.note(spec.uuid, dataclasses.replace(status, message="newer"))
+    assert loop.statuses.unwritten() == {spec.uuid}
+    assert Look(loop)() == []
