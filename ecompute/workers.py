@@ -13,6 +13,7 @@ from uuid import UUID
 
 from common.errors import EcomputeError, Transient
 from common.logs import fields, log_context
+from common.retry import Deadline
 from ecompute.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,9 @@ class Workers:
 
     def join(self, timeout_seconds: float) -> bool:
         """Wait until the steps in hand are finished; False when some are not after *timeout_seconds* in all."""
+        deadline = Deadline(timeout_seconds)
         for thread in self._threads:
-            thread.join(timeout_seconds / len(self._threads))
+            thread.join(deadline.remaining())
         return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
