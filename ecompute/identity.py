@@ -29,6 +29,15 @@ def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
     return path.read_text(encoding="ascii").strip()
 
 
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The kernel's names of what the CPU can: "flags" on x86, "Features" on ARM."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
 def host_name() -> str:
     return socket.gethostname() or os.uname().nodename
 

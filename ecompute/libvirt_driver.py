@@ -12,7 +12,6 @@ import errno
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +22,7 @@ from common.retry import Backoff
 from ecompute import changes
 from ecompute.connection import KeptConnection
 from ecompute.hypervisor import DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
+from ecompute.identity import cpu_flags
 from ecompute.libvirt_xml import (
     FILTER_NAME,
     FILTER_XML,
@@ -243,7 +243,7 @@ class LibvirtDriver:
                 architecture=capabilities.architecture,
                 cpus=info[2],
                 memory_mib=_memory_mib(connection, info[1]),
-                cpu_flags=_cpu_flags() if driver == "qemu" else capabilities.cpu_features,
+                cpu_flags=cpu_flags() if driver == "qemu" else capabilities.cpu_features,
                 machine_types=capabilities.machine_types,
                 versions={"libvirt": _version(connection.getLibVersion()), driver: _version(connection.getVersion())},
             )
@@ -488,15 +488,6 @@ def _memory_mib(connection: libvirt.virConnect, node_mib: int) -> int:
     """All of the host's memory. ``getInfo`` may tell that of one NUMA node only, and a changing figure at that."""
     statistics = _optional(connection.getMemoryStats, libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
     return node_mib if statistics is None else statistics["total"] // 1024
-
-
-def _cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The kernel's names of what the CPU can: "flags" on x86, "Features" on ARM."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
 
 
 def _version(number: int) -> str:
