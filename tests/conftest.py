@@ -3,6 +3,7 @@
 pytest_plugins = [
     "tests.support.etcd",
     "tests.support.hosts",
+    "tests.support.no_skips",
     "tests.support.placement",
     "tests.support.eschedule",
     "tests.support.deployment",  # last: it builds on the others
