@@ -27,7 +27,7 @@ from common.metadata import MetadataStore
 from common.model import HostRecord, HostState, OwnerRecord
 from common.placement import Placement
 from common.retry import Backoff
-from ecompute import identity
+from ecompute import identity, threads
 from ecompute.blueprint import Blueprint
 from ecompute.builder import Builder
 from ecompute.disks import Disks
@@ -160,11 +160,19 @@ class Agent:
             store, self._keys, host.provider, self._host_record(host), ttl_seconds=etcd.lease_ttl_seconds,
             every_seconds=etcd.heartbeat_every_seconds, on_usurped=self._on_usurped, on_regained=self._on_regained,
         )  # fmt: skip
-        self._until_it_answers("etcd", lambda: heartbeat.claim(self._stop))
-        self._thread("heartbeat", heartbeat.run, self._heartbeat_stop)
+        try:
+            self._until_it_answers("etcd", lambda: heartbeat.claim(self._stop))
+        except OwnershipError as error:
+            if self._stop.is_set():
+                raise Stopped("stopped while waiting for the provider") from error
+            raise
+        beating = self._thread("heartbeat", heartbeat.run, self._heartbeat_stop)
         try:
             self._work(host, hypervisor, store, placement, heartbeat)
         finally:
+            # Its end first: a beat under way would take the lease that is given back for a lost one, and make it anew.
+            self._heartbeat_stop.set()
+            beating.join(3 * etcd.deadline_seconds)
             heartbeat.resign()
 
     def _work(
@@ -202,7 +210,8 @@ class Agent:
         self._thread("networks", world.networks.run)
         self._thread("watch", specs.run)
         self._thread("watch-host-admin", admin.run)
-        self._wait_for_first_list(specs)
+        self._wait_for_first_list(specs.synced)
+        self._wait_for_first_list(admin.synced)  # else a host that an operator disabled would be enabled for a moment
         workers = Workers(self._queue, reconciler.reconcile, builder_config.workers or max(4, os.cpu_count() or 1))
         workers.start()
         self._thread("resync", self._resync.run)
@@ -215,7 +224,8 @@ class Agent:
         blueprint = Blueprint(
             provider=host.provider, boot_id=host.boot_id, virt_type=host.virt_type, architecture=host.info.architecture,
             machine_type=config.libvirt.machine_type, cpu_mode=config.libvirt.cpu_mode,
-            filter_name=self._filter(hypervisor), instances_directory=state / "instances",
+            filter_name=self._until_it_answers("libvirt", lambda: self._filter(hypervisor)),
+            instances_directory=state / "instances",
         )  # fmt: skip
         return World(
             hypervisor=hypervisor,
@@ -247,10 +257,10 @@ class Agent:
             return None
         return name
 
-    def _wait_for_first_list(self, specs: SpecWatcher) -> None:
-        while not specs.synced.wait(0.2):
+    def _wait_for_first_list(self, synced: threading.Event) -> None:
+        while not synced.wait(0.2):
             if self._stop.is_set():
-                raise Stopped("stopped while waiting for the first list of specs")
+                raise Stopped("stopped while waiting for the first list from etcd")
 
     # -- while it runs -----------------------------------------------------------------------------------------------------
 
@@ -294,10 +304,12 @@ class Agent:
         if not workers.join(self._config.builder.shutdown_deadline_seconds):
             logger.warning("a step is still in hand; it is picked up by the next start")
 
-    def _thread(self, name: str, run: Callable[[threading.Event], None], stop: threading.Event | None = None) -> None:
-        thread = threading.Thread(target=run, args=(stop or self._stop,), name=name, daemon=True)
+    def _thread(
+        self, name: str, run: Callable[[threading.Event], None], stop: threading.Event | None = None
+    ) -> threading.Thread:
+        thread = threads.begin(name, run, stop or self._stop)
         self._threads.append(thread)
-        thread.start()
+        return thread
 
     def _until_it_answers(self, what: str, call: Callable[[], T]) -> T:
         """*call*'s answer, however long the service is away; its absence is said once."""

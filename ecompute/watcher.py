@@ -98,6 +98,11 @@ class HostAdminWatcher:
         """Follow until *stop*, over every fault of the store."""
         self._list_watch.run(stop)
 
+    @property
+    def synced(self) -> threading.Event:
+        """Set once ``current`` is known."""
+        return self._list_watch.synced
+
     def _changed(self, key: str, item: Versioned | None) -> None:
         if key != self._key:
             return

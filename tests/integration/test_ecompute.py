@@ -204,3 +204,21 @@ def test_ecompute_ends_by_a_second_signal_even_while_it_waits_for_etcd(local_dep
     )
     process.send_signal(signal.SIGTERM)
     wait_until(lambda: process.poll() is not None, timeout_seconds=20, what="it ends", evidence=local_deployment.evidence)
+
+
+def test_a_stop_while_another_one_holds_the_provider_is_a_stop_and_no_conflict(local_deployment: Deployment) -> None:
+    keys = local_deployment.etcd_keys()
+    key = next(key for key in keys if "/hosts/" in key)
+    local_deployment.stop_ecompute()
+    store = EtcdStore(EtcdConfig(endpoints=(f"http://127.0.0.1:{local_deployment.etcd_port}",)))
+    store.create(key, json.dumps({**json.loads(keys[key]), "boot_id": "of another boot"}))
+    store.close()
+    local_deployment.start_ecompute()
+    log = local_deployment.directory / "ecompute.log"
+    wait_until(
+        lambda: "another ecompute holds this provider" in log.read_text(),
+        timeout_seconds=20,
+        what="it waits",
+        evidence=local_deployment.evidence,
+    )
+    assert local_deployment.stop_ecompute() == 0, local_deployment.evidence()
