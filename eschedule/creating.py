@@ -115,22 +115,28 @@ def _report(
     session: Session, options: argparse.Namespace, placed: Placed, outcome: Outcome | None, timings_ms: dict[str, float]
 ) -> int:
     """Print the end of it; the exit code."""
-    try:
-        row = row_of(session, placed.uuid)
-    except Permanent:  # destroyed by somebody else a moment ago
-        row = None
-    if options.json and row:
-        session.screen.data(render.as_json(render.instance_json(row, timings_ms)))
+    if options.json:
+        try:
+            row = row_of(session, placed.uuid)
+        except Permanent:  # destroyed by somebody else a moment ago
+            row = None
+        if row:
+            session.screen.data(render.as_json(render.instance_json(row, timings_ms)))
     if outcome is None or outcome.ending is Ending.REACHED:
         if not options.json:
-            host = row.host.name if row else placed.host
-            addresses = [("address", a.address) for a in row.status.addresses] if row and row.status else []
-            phase = "asked for; see: eschedule show " + placed.name if outcome is None else "Running"
-            elapsed = seconds_text(timings_ms["total"] / 1000)
-            pairs = [("name", placed.name), ("uuid", str(placed.uuid)), ("host", host), ("phase", phase), *addresses]
-            session.screen.data(render.block([*pairs, ("elapsed", elapsed)]))
+            session.screen.data(render.block(_summary(placed, outcome, timings_ms["total"])))
         return 0
     raise unreached(placed.name, outcome, Goal.RUNNING, timings_ms["wait"] / 1000)
+
+
+def _summary(placed: Placed, outcome: Outcome | None, total_ms: float) -> list[tuple[str, str]]:
+    """What came of it, from what is known already: etcd is not asked again."""
+    view = outcome.view if outcome else None
+    host = (view.host if view else None) or placed.host
+    addresses = [("address", address.address) for address in view.status.addresses] if view and view.status else []
+    phase = "Running" if outcome else "asked for; see: eschedule show " + placed.name
+    pairs = [("name", placed.name), ("uuid", str(placed.uuid)), ("host", host), ("phase", phase), *addresses]
+    return [*pairs, ("elapsed", seconds_text(total_ms / 1000))]
 
 
 def unreached(name: str, outcome: Outcome, goal: Goal, seconds: float) -> EcomputeError:

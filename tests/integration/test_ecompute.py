@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -222,3 +224,34 @@ def test_a_stop_while_another_one_holds_the_provider_is_a_stop_and_no_conflict(l
         evidence=local_deployment.evidence,
     )
     assert local_deployment.stop_ecompute() == 0, local_deployment.evidence()
+
+
+def _etcd_operations(deployment: Deployment) -> int:
+    """Reads and writes that etcd has served since its start."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{deployment.etcd_port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    counts = re.findall(r'grpc_server_started_total{grpc_method="(?:Range|Txn|Put|DeleteRange)",[^}]*} (\S+)', text)
+    return int(sum(float(count) for count in counts))
+
+
+def _placement_requests(deployment: Deployment) -> int:
+    log = (deployment.directory / "placement.log").read_text(errors="replace")
+    return sum("requestlog" in line and "allocation" in line for line in log.splitlines())
+
+
+def test_a_request_costs_six_operations_of_etcd_and_three_of_placement(local_deployment: Deployment, image: Path) -> None:
+    """Both programs together. A watch proves now and then that it lives, so the best of several counts."""
+    deployment, costs = local_deployment, []
+    log = deployment.directory / "ecompute.log"
+    for number in range(4):
+        before = _etcd_operations(deployment), _placement_requests(deployment)
+        deployment.eschedule(REQUEST, image, "--no-wait")
+        wait_until(
+            lambda n=number: log.read_text().count("message=reconciled") > n,
+            timeout_seconds=30,
+            what="it is built",
+            evidence=deployment.evidence,
+        )
+        costs.append((_etcd_operations(deployment) - before[0], _placement_requests(deployment) - before[1]))
+    assert min(etcd for etcd, _ in costs) <= 6, costs
+    assert min(placement for _, placement in costs) == 3, costs
