@@ -30,6 +30,9 @@ def main(arguments: list[str]) -> int:
     except DemoError as error:
         print(f"demo.sh: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk, a folder that is read-only: what and where is in it
+        print(f"demo.sh: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ndemo.sh: interrupted; ./demo.sh goes on from here, ./demo.sh down takes it away", file=sys.stderr)
         return 130

@@ -14,9 +14,10 @@ from xml.etree import ElementTree
 from demo import guest, host, say, services
 from demo.processes import Processes, end
 from demo.programs import last_words, run, virsh
-from demo.settings import BIN, NETWORK, DemoError, Settings
+from demo.settings import BIN, MARK_FILE, NETWORK, DemoError, Settings, read_facts, remember
 
 DESTROY_SECONDS = 60
+FILTER = "etcd-compute"  # network.filter of compute.yaml
 LOCK = Path("/run/etcd-compute-demo.lock")  # held by demo.sh until we end
 QEMU_LOGS = Path("/var/log/libvirt/qemu")
 # Processes with our mark that belong to libvirt, which has its own turn.
@@ -26,8 +27,10 @@ _LIBVIRTS = ("libvirtd", "virtlogd", "dnsmasq", "libvirt_leasesh")
 def down(settings: Settings) -> None:
     """Leave nothing behind. Harmless where nothing is there."""
     processes = Processes(settings)
-    leftovers = settings.state_dir.with_name(settings.state_dir.name + ".removing")
-    if not any(path.exists() for path in (settings.state_dir, settings.run_dir, leftovers)) and not processes.marked():
+    if settings.state_dir.exists() and not settings.owns_state_dir:
+        raise DemoError(f"{settings.state_dir} is no folder of the demo: is DEMO_STATE_DIR right?")
+    places = (settings.state_dir, settings.run_dir, _leftovers(settings))
+    if not any(place.exists() for place in places) and not processes.marked():
         print("nothing of the demo is here")
         LOCK.unlink(missing_ok=True)
         return
@@ -39,6 +42,7 @@ def down(settings: Settings) -> None:
         notes.extend(host.remove_metadata_address(settings))
         notes.extend(host.stop_network(settings))
         notes.extend(_remove_dhcp_hosts())
+        notes.extend(_remove_filter())
         notes.extend(host.stop_libvirt(settings, processes))
         notes.extend([] if notes else ["as it was"])
     for domain in domains:
@@ -61,7 +65,9 @@ def _take_guests(settings: Settings, processes: Processes) -> list[str]:
         except DemoError as error:
             say.line(f"{error}; guests that still run cannot be found")
             return []
-    domains = own_domains(settings)
+    earlier = read_facts(settings).get("domains")  # of a down that was cut off
+    domains = sorted({*own_domains(settings), *(earlier if isinstance(earlier, list) else [])})
+    remember(settings, domains=domains)
     with say.stage("guests") as notes:
         notes.append(_destroy_guests(settings, processes))
     with say.stage("host") as notes:
@@ -135,6 +141,12 @@ def _remove_dhcp_hosts() -> list[str]:
     return [f"{len(gone)} DHCP entries"] if gone else []
 
 
+def _remove_filter() -> list[str]:
+    """The network filter of our guests, where ecompute could not leave; libvirt refuses while a guest uses it."""
+    answer = virsh("nwfilter-undefine", FILTER)
+    return [f"network filter {FILTER}"] if answer.returncode == 0 else []
+
+
 def mac_of(address: str) -> str:
     """The MAC that ecompute gives to a guest with *address*."""
     try:
@@ -148,12 +160,29 @@ def _macs_in_use() -> str:
     return "".join(virsh("domiflist", name).stdout for name in names).lower()
 
 
+def _leftovers(settings: Settings) -> Path:
+    return settings.state_dir.with_name(settings.state_dir.name + ".removing")
+
+
+def remove_leftovers(settings: Settings) -> None:
+    """What a removal that was cut off had renamed already; only the demo gives folders this name."""
+    leftovers = _leftovers(settings)
+    if (leftovers / MARK_FILE).exists() or (leftovers.exists() and not any(leftovers.iterdir())):
+        mark = leftovers / MARK_FILE
+        for entry in leftovers.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry != mark:
+                entry.unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)  # last: a removal that is cut off is gone on with
+        leftovers.rmdir()
+
+
 def _remove_files(settings: Settings) -> None:
     """First renamed, so that a removal that is cut off leaves nothing that looks like a demo."""
-    leftovers = settings.state_dir.with_name(settings.state_dir.name + ".removing")
-    shutil.rmtree(leftovers, ignore_errors=True)
+    remove_leftovers(settings)
     if settings.state_dir.exists():
-        settings.state_dir.rename(leftovers)
-        shutil.rmtree(leftovers)
+        settings.state_dir.rename(_leftovers(settings))
+        remove_leftovers(settings)
     shutil.rmtree(settings.run_dir, ignore_errors=True)
     LOCK.unlink(missing_ok=True)

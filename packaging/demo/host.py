@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import pwd
 import shutil
 import socket
 import struct
@@ -13,9 +14,11 @@ from xml.etree import ElementTree
 
 from demo.processes import Processes
 from demo.programs import last_words, run, tail, virsh, wait_for
-from demo.settings import METADATA_ADDRESS, NETWORK, DemoError, Settings, read_facts, remember
+from demo.settings import METADATA_ADDRESS, NETWORK, DemoError, Settings, read_facts, remember, write_file
 
 NETWORK_XML = Path("/usr/share/libvirt/networks/default.xml")
+QEMU_USER = "libvirt-qemu"
+KVM = Path("/dev/kvm")
 DAEMONS = ("virtlogd", "libvirtd")
 
 
@@ -44,11 +47,36 @@ def start_libvirt(settings: Settings, processes: Processes) -> str:
         for daemon in DAEMONS:
             if not _daemon_runs(daemon):
                 processes.stop(daemon)
-                processes.start(daemon, [_program(daemon)])
+                processes.start(daemon, _command(settings, daemon))
     wait_for(
         libvirt_answers, timeout_seconds=30, what="libvirt did not answer", evidence=lambda: tail(processes.log("libvirtd"))
     )
     return "started"
+
+
+def _command(settings: Settings, daemon: str) -> list[str]:
+    """How to start a daemon of libvirt; libvirtd sees an ``/etc/group`` that lets its QEMU use ``/dev/kvm``.
+
+    In a container the device often has the group number of the machine around it. QEMU, which runs as a user of its own, may
+    then not open it, and libvirt, which can, takes seconds for every guest to find that out anew.
+    """
+    program = [_program(daemon)]
+    group = kvm_group_that_qemu_lacks()
+    if daemon != "libvirtd" or group is None or run(["unshare", "--mount", "true"]).returncode:
+        return program
+    groups = settings.run_dir / "group"
+    write_file(groups, f"{Path('/etc/group').read_text().rstrip()}\netcd-compute-demo-kvm:x:{group}:{QEMU_USER}\n")
+    return ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/group && exec "$@"', str(groups), *program]
+
+
+def kvm_group_that_qemu_lacks() -> int | None:
+    """The number of the group of /dev/kvm where that is what keeps libvirt's QEMU from it; else None."""
+    try:
+        user, device = pwd.getpwnam(QEMU_USER), KVM.stat()
+    except (KeyError, OSError):
+        return None
+    is_open = device.st_mode & 0o006 == 0o006 or device.st_gid in os.getgrouplist(user.pw_name, user.pw_gid)
+    return None if is_open or device.st_mode & 0o060 != 0o060 else device.st_gid
 
 
 def _program(name: str) -> str:

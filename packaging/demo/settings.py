@@ -15,6 +15,9 @@ CACHE = ROOT / ".cache"
 STATE_DIR = Path("/var/lib/etcd-compute-demo")
 RUN_DIR = Path("/run/etcd-compute-demo")
 
+# Marks a state directory as the demo's: only such a one is ever removed.
+MARK_FILE = ".etcd-compute-demo"
+
 METADATA_ADDRESS = "169.254.169.254"
 NETWORK = "default"
 LIBVIRT_URI = "qemu:///system"
@@ -66,6 +69,11 @@ class Settings:
     @property
     def logs(self) -> Path:
         return self.state_dir / "log"
+
+    @property
+    def owns_state_dir(self) -> bool:
+        """Whether the state directory is the demo's to use and to remove: a demo made it, or nothing is in it."""
+        return (self.state_dir / MARK_FILE).exists() or not any(self.state_dir.iterdir())
 
     @property
     def facts(self) -> Path:

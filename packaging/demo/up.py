@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 from demo import guest, host, say, services
+from demo.down import remove_leftovers
 from demo.processes import Processes
 from demo.programs import tail
-from demo.settings import CACHE, REQUEST, ROOT, DemoError, Settings, remember
+from demo.settings import CACHE, MARK_FILE, REQUEST, ROOT, DemoError, Settings, remember
 
 IMAGE_SECONDS = 300
 
@@ -42,9 +42,20 @@ def up(settings: Settings) -> None:
 
 
 def prepare_folders(settings: Settings) -> None:
-    shutil.rmtree(settings.state_dir.with_name(settings.state_dir.name + ".removing"), ignore_errors=True)
+    """
+    Raises:
+        DemoError: the state directory is somebody else's, or cannot be made.
+    """
+    remove_leftovers(settings)
+    try:
+        for folder in (settings.state_dir, settings.run_dir):
+            folder.mkdir(mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise DemoError(f"cannot make {error.filename}: {error.strerror}") from error
+    if not settings.owns_state_dir:
+        raise DemoError(f"{settings.state_dir} holds files that are not the demo's: choose another folder as DEMO_STATE_DIR")
+    (settings.state_dir / MARK_FILE).touch()
     for folder in (settings.state_dir, settings.run_dir):
-        folder.mkdir(mode=0o755, exist_ok=True)
         folder.chmod(0o755)  # QEMU runs as a user of its own and must get to the disks
 
 

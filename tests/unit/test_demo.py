@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from tests.support.processes import ROOT, free_port, wait_until
 
 sys.path.insert(0, str(ROOT / "packaging"))
 
-from demo import down, guest, host, processes, settings
+from demo import down, guest, host, processes, settings, up
 from demo.ports import listener_on
 
 
@@ -143,3 +144,45 @@ def test_a_timeline_adds_up():
     assert (rows["claim"], rows["etcd"], rows["image"], rows["start"]) == (30, 5, 50, 200)
     assert (rows["kernel up"], rows["ssh"], rows["total"]) == (1000, 3000, 5000)
     assert sum(rows.values()) == 2 * rows["total"]
+
+
+def test_a_folder_that_is_not_the_demo_s_is_neither_used_nor_removed(here):
+    here.state_dir.mkdir()
+    (here.state_dir / "letters").touch()
+    with pytest.raises(settings.DemoError, match="DEMO_STATE_DIR"):
+        up.prepare_folders(here)
+    with pytest.raises(settings.DemoError, match="DEMO_STATE_DIR"):
+        down.down(here)
+    assert (here.state_dir / "letters").exists()
+
+
+def test_a_removal_that_was_cut_off_is_gone_on_with(here):
+    up.prepare_folders(here)
+    (here.state_dir / "etcd").mkdir()
+    leftovers = here.state_dir.rename(here.state_dir.with_name("state.removing"))
+    up.prepare_folders(here)
+    assert not leftovers.exists()
+    assert here.owns_state_dir
+
+
+def test_a_folder_that_only_has_the_name_of_leftovers_stays(here):
+    leftovers = here.state_dir.with_name("state.removing")
+    leftovers.mkdir()
+    (leftovers / "letters").touch()
+    up.prepare_folders(here)
+    assert (leftovers / "letters").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "own_group", "lacks"), [(0o660, False, True), (0o660, True, False), (0o666, False, False), (0o600, False, False)]
+)
+def test_only_a_group_number_that_keeps_qemu_out_is_mended(tmp_path, monkeypatch, mode, own_group, lacks):
+    device = tmp_path / "kvm"
+    device.touch()
+    user = pwd.getpwnam("nobody")
+    group = user.pw_gid if own_group else 54321
+    os.chown(device, -1, group)
+    device.chmod(mode)
+    monkeypatch.setattr(host, "KVM", device)
+    monkeypatch.setattr(host, "QEMU_USER", "nobody")
+    assert host.kvm_group_that_qemu_lacks() == (group if lacks else None)
