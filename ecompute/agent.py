@@ -187,6 +187,7 @@ class Agent:
         specs = SpecWatcher(store, self._keys, host.provider, self._queue.add)
         world = self._world(host, hypervisor, placement)
         builder_config = config.builder
+        worker_count = builder_config.workers or max(4, os.cpu_count() or 1)
         finder = FactFinder(
             world, cluster_id=lambda: specs.cluster_id, orphan_after_seconds=builder_config.orphan_claim_after_seconds
         )
@@ -197,6 +198,7 @@ class Agent:
             specs=specs, statuses=statuses, finder=finder, builder=builder, patience=world.patience, store=store,
             keys=self._keys, provider=host.provider, max_attempts=builder_config.max_attempts,
             is_live=lambda: heartbeat.is_live, look_again=self._queue.add_after, now=wall_time, stopping=self._stop,
+            fetches_at_once=max(1, worker_count // 2),
         )  # fmt: skip
         admin = HostAdminWatcher(store, self._keys, host.provider, self._ask_resync)
         keeper = InventoryKeeper(placement, host.provider, host.name, config)
@@ -212,7 +214,7 @@ class Agent:
         self._thread("watch-host-admin", admin.run)
         self._wait_for_first_list(specs.synced)
         self._wait_for_first_list(admin.synced)  # else a host that an operator disabled would be enabled for a moment
-        workers = Workers(self._queue, reconciler.reconcile, builder_config.workers or max(4, os.cpu_count() or 1))
+        workers = Workers(self._queue, reconciler.reconcile, worker_count)
         workers.start()
         self._thread("resync", self._resync.run)
         logger.info("serving", extra=fields(provider=host.provider, instances=len(specs.uuids())))

@@ -34,6 +34,7 @@ from ecompute.facts import FactFinder, Glimpse
 from ecompute.machine import Decision, Facts, History, Step, decide, is_gone, is_up
 from ecompute.patience import Patience
 from ecompute.statuses import Statuses, with_event
+from ecompute.turns import Turns
 from ecompute.watcher import SpecEntry, SpecWatcher
 
 logger = logging.getLogger(__name__)
@@ -91,17 +92,19 @@ class Reconciler:
         is_live: whether the host lease certainly stands.
         look_again: have an instance looked at after so many seconds.
         now: wall time as ISO 8601 text with milliseconds, for people.
+        fetches_at_once: how many passes may wait for an image at one time; fewer than there are workers.
     """
 
     def __init__(
         self, *, specs: SpecWatcher, statuses: Statuses, finder: FactFinder, builder: Builder, patience: Patience, store: Store,
         keys: Keys, provider: UUID, max_attempts: int, is_live: Callable[[], bool], look_again: Callable[[UUID, float], None],
-        now: Callable[[], str], stopping: threading.Event,
+        now: Callable[[], str], stopping: threading.Event, fetches_at_once: int,
     ) -> None:  # fmt: skip
         self._specs, self._statuses, self._finder, self._builder = specs, statuses, finder, builder
         self._patience, self._store, self._keys, self._provider = patience, store, keys, provider
         self._max_attempts, self._is_live, self._look_again = max_attempts, is_live, look_again
         self._now, self._stopping = now, stopping
+        self._fetches = Turns(fetches_at_once, lambda uuid: look_again(uuid, 0.0))
         self._open_attempts: dict[
             UUID, int
         ] = {}  # instance → the boot_request that an attempt of this process is under way for
@@ -126,7 +129,7 @@ class Reconciler:
             if self.is_stale(uuid, entry):
                 self._look_again(uuid, 0.0)
                 return
-            if not self._take(hand, spec, decision):
+            if not self._take_in_turn(hand, spec, decision):
                 return
             decision = self.decide(spec, hand.facts)
         self._settle(hand, spec, decision)
@@ -166,6 +169,19 @@ class Reconciler:
         self._flush_if_possible(uuid)
 
     # -- one step ------------------------------------------------------------------------------------------------------
+
+    def _take_in_turn(self, hand: _Pass, spec: InstanceSpec | None, decision: Decision) -> bool:
+        """``_take``; but a download may last, and the other guests want to be served meanwhile."""
+        if spec is None or decision.step is not Step.FETCH_IMAGE:
+            return self._take(hand, spec, decision)
+        if not self._fetches.take(hand.uuid):
+            waiting = Decision(Step.NONE, Phase.PENDING, Reason.WAITING)
+            self._report(spec, hand.facts, waiting, "other images are fetched first")
+            return False
+        try:
+            return self._take(hand, spec, decision)
+        finally:
+            self._fetches.give_back()
 
     def _take(self, hand: _Pass, spec: InstanceSpec | None, decision: Decision) -> bool:
         """Run one step; False when the pass is over because the step failed for good and must be thought about anew."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -37,11 +39,14 @@ from ecompute.patience import Patience
 from ecompute.reconciler import Reconciler
 from ecompute.statuses import Statuses
 from ecompute.watcher import SpecEntry, read_entry
+from ecompute.workers import Workers
+from ecompute.workqueue import WorkQueue
 from ecompute.world import World
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.placement import FakePlacement
 from tests.fakes.store import FakeStore
 from tests.support.deployment import make_raw_image
+from tests.support.processes import wait_until
 
 KEYS = Keys("/t/")
 
@@ -70,6 +75,7 @@ class Loop:
         self.host_key_revision = self.store.create(KEYS.host(self.provider), "{}")
         self.image = make_raw_image(directory / "image.raw")
         self.directory, self.is_live, self.delays, self.now = directory, True, dict[UUID, float](), 1000.0
+        self.look_again: Callable[[UUID, float], None] = self.delays.__setitem__
         self.restart()
 
     def restart(self) -> None:
@@ -93,8 +99,12 @@ class Loop:
             finder=FactFinder(self.world, cluster_id=self.store.cluster_id, orphan_after_seconds=600),
             builder=Builder(self.world, store=self.store, keys=KEYS, fence=self.fence, starts_at_once=2),
             patience=self.world.patience, store=self.store, keys=KEYS, provider=self.provider, max_attempts=3,
-            is_live=lambda: self.is_live, look_again=self.delays.__setitem__, now=lambda: "now", stopping=threading.Event(),
+            is_live=lambda: self.is_live, look_again=self._look_again, now=lambda: "now", stopping=threading.Event(),
+            fetches_at_once=2,
         )  # fmt: skip
+
+    def _look_again(self, uuid: UUID, seconds: float) -> None:
+        self.look_again(uuid, seconds)
 
     def fence(self) -> Compare:
         return Compare.created_at(KEYS.host(self.provider), self.host_key_revision)
@@ -523,3 +533,35 @@ def test_a_guest_whose_image_became_unreadable_is_deleted_all_the_same(loop: Loo
     loop.change(spec, desired=Desired.DELETED)
     loop.settle(spec)
     assert loop.specs.get(spec.uuid) is None
+
+
+def test_downloads_that_last_leave_workers_for_the_other_guests(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four requests for an image that does not come, and a guest that shall go: it goes at once, and they when it came."""
+    running = loop.request()
+    loop.settle(running)
+    came, fetch = threading.Event(), loop.world.images.fetch
+
+    def slow(image: ImageRef, **arguments: Any) -> object:
+        assert came.wait(30)
+        return fetch(image, **arguments)
+
+    monkeypatch.setattr(loop.world.images, "fetch", slow)
+    queue: WorkQueue[UUID] = WorkQueue()
+    loop.look_again = queue.add_after
+    other_image = ImageRef(str(make_raw_image(loop.directory / "other.raw")))
+    wanted = [loop.request(name=f"new-{number}", image=other_image) for number in range(4)]
+    workers = Workers(queue, loop.reconciler.reconcile, 4)
+    workers.start()
+    for spec in wanted:
+        queue.add(spec.uuid)
+    wait_until(lambda: all(loop.statuses.get(s.uuid) for s in wanted), timeout_seconds=10, what="they are begun")
+    loop.change(running, desired=Desired.DELETED)
+    queue.add(running.uuid)
+    wait_until(lambda: loop.specs.get(running.uuid) is None, timeout_seconds=10, what="it is gone")
+    came.set()
+    wait_until(
+        lambda: all((known := loop.statuses.get(s.uuid)) and known.phase is Phase.RUNNING for s in wanted),
+        timeout_seconds=10, what="they run",
+    )  # fmt: skip
+    queue.close()
+    assert workers.join(10)
