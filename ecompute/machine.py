@@ -57,6 +57,9 @@ _DESTRUCTIVE = {
 }  # fmt: skip
 
 
+_WENT_DOWN = ("shutdown", "crashed", "destroyed")  # why a domain is off that was on; a start that failed is "failed"
+
+
 class Allocation(enum.StrEnum):
     """What Placement says of this instance on this provider."""
 
@@ -172,9 +175,14 @@ def is_gone(facts: Facts) -> bool:
 
 
 def has_run(facts: Facts, history: History) -> bool:
-    """Whether this instance was ever up: then its disk holds what only it holds."""
+    """Whether this instance was ever up: then its disk holds what only it holds.
+
+    libvirt's word counts too: a guest may have gone down again before it could be marked.
+    """
     domain = ours(facts)
-    return history.booted > 0 or bool(domain and domain.stamp and domain.stamp.booted > 0)
+    if domain and ((domain.stamp and domain.stamp.booted > 0) or domain.state_reason in _WENT_DOWN):
+        return True
+    return history.booted > 0
 
 
 def _is_from_another_past(facts: Facts) -> bool:
@@ -273,20 +281,18 @@ def _stopped(facts: Facts) -> Decision:
 
 
 def _deleted(facts: Facts) -> Decision:
-    domain = ours(facts)
-    if domain and domain.is_active:
-        return Decision(Step.DESTROY, Phase.DELETING)
     step = _clean_up(facts)
     return Decision(Step.FORGET if step is Step.NONE else step, Phase.DELETING)
 
 
 def _clean_up(facts: Facts) -> Step:
-    """The next thing to take away of an instance without an active domain; NONE when nothing is left.
+    """The next thing to take away of an instance; NONE when nothing is left.
 
     The metadata document goes before its address is free for another guest, the claim last: what is claimed is used.
     """
-    if ours(facts):
-        return Step.UNDEFINE
+    if domain := ours(facts):
+        # Neither active nor off is a crashed one that is kept for a look; it must be ended as well.
+        return Step.UNDEFINE if domain.power_state is PowerState.SHUTOFF else Step.DESTROY
     if facts.files_are_there or facts.metadata_is_there:
         return Step.REMOVE_FILES
     if facts.addresses is not None:
