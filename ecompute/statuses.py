@@ -1,8 +1,9 @@
 """What this host says of its instances: the statuses, in memory and in etcd, written by a fenced transaction.
 
 This host is the only writer, so what was written last is known and nothing is read back on the way. A write compares the
-host key (a process that lost its lease cannot write) and the spec's presence (no status outlives its spec). With etcd away
-the newest status stays here, marked unwritten, until ``flush``.
+host key (a process that lost its lease cannot write), the spec's presence (no status outlives its spec) and the revision of
+the last write (one whose answer was lost, and which comes late, cannot undo a newer one). With etcd away the newest status
+stays here, marked unwritten, until ``flush``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable
 from uuid import UUID
 
-from common.errors import Conflict, InvalidSpec, UnsupportedSchema
+from common.errors import Conflict, InvalidSpec, StoreUnavailable, UnsupportedSchema
 from common.keys import Keys
 from common.logs import fields
 from common.model import Event, InstanceStatus
@@ -41,6 +42,8 @@ class Statuses:
         self._lock = threading.Lock()
         self._known: dict[UUID, InstanceStatus] = {}
         self._unwritten: set[UUID] = set()
+        self._revisions: dict[UUID, int] = {}  # of the key as we left it; none where there is no key
+        self._doubtful: set[UUID] = set()  # to be read before they are written again
 
     def load(self) -> None:
         """Read what this host said before it was restarted.
@@ -49,14 +52,17 @@ class Statuses:
             StoreUnavailable: etcd did not answer.
         """
         found: dict[UUID, InstanceStatus] = {}
+        revisions: dict[UUID, int] = {}
         for item in self._store.list(self._keys.statuses(self._provider)).items:
             try:
                 _, uuid = self._keys.parse_provider_instance(item.key)
+                revisions[uuid] = item.mod_revision
                 found[uuid] = InstanceStatus.from_json(item.value)
             except (ValueError, InvalidSpec, UnsupportedSchema) as error:
                 logger.warning("ignored a status that cannot be read: %s", error, extra=fields(key=item.key))
         with self._lock:
             self._known = found | self._known
+            self._revisions = revisions | self._revisions
 
     def get(self, uuid: UUID) -> InstanceStatus | None:
         with self._lock:
@@ -79,24 +85,40 @@ class Statuses:
 
         Raises:
             StoreUnavailable: it is not known to be written; it stays marked unwritten.
-            Conflict: the host key or the spec is gone.
+            Conflict: the host key or the spec is gone, or somebody changed the status; it stays marked unwritten.
         """
         with self._lock:
             status = self._known.get(uuid)
             if status is None or uuid not in self._unwritten:
                 return
+        key = self._keys.status(self._provider, uuid)
         change = Transaction(
-            compares=(self._fence(), Compare.present(self._keys.spec(self._provider, uuid))),
-            puts={self._keys.status(self._provider, uuid): status.to_json()},
+            compares=(
+                self._fence(),
+                Compare.present(self._keys.spec(self._provider, uuid)),
+                Compare.unchanged(key, self._revision(uuid, key)),
+            ),
+            puts={key: status.to_json()},
         )
         try:
-            self._store.commit(change)
-        except Conflict:
-            self._on_conflict()
+            revision = self._store.commit(change)
+        except (Conflict, StoreUnavailable) as error:
+            self._doubtful.add(uuid)
+            if isinstance(error, Conflict):
+                self._on_conflict()
             raise
         with self._lock:
+            self._revisions[uuid] = revision
             if self._known.get(uuid) is status:
                 self._unwritten.discard(uuid)
+
+    def _revision(self, uuid: UUID, key: str) -> int:
+        """The key's ``mod_revision``; asked for only after a write of which it is not known what came of it."""
+        if uuid in self._doubtful:
+            found = self._store.get(key)
+            self._revisions[uuid] = found.mod_revision if found else 0
+            self._doubtful.discard(uuid)
+        return self._revisions.get(uuid, 0)
 
     def unwritten(self) -> set[UUID]:
         with self._lock:
@@ -107,6 +129,8 @@ class Statuses:
         with self._lock:
             self._known.pop(uuid, None)
             self._unwritten.discard(uuid)
+            self._revisions.pop(uuid, None)
+            self._doubtful.discard(uuid)
 
 
 def with_event(status: InstanceStatus, event: Event) -> InstanceStatus:
