@@ -19,6 +19,7 @@ from common.keys import Keys
 from common.model import InstanceSpec
 from common.store import Compare, Store, Transaction
 from ecompute.hypervisor import Domain, PowerState, Stamp
+from ecompute.image_sources import shown_url
 from ecompute.machine import Allocation, Facts, Step
 from ecompute.world import World
 
@@ -85,7 +86,7 @@ class Builder:
     def _build_disk(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         image = self._world.images.is_cached(spec.image)
         if image is None:
-            raise Conflict(f"the image {spec.image.url} left the cache again")
+            raise Conflict(f"the image {shown_url(spec.image.url)} left the cache again")
         self._world.disks.build(spec.uuid, image, spec.disk_gib)
         return dataclasses.replace(facts, disk_is_there=True, files_are_there=True)
 

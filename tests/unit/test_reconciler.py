@@ -565,3 +565,13 @@ def test_downloads_that_last_leave_workers_for_the_other_guests(loop: Loop, monk
     )  # fmt: skip
     queue.close()
     assert workers.join(10)
+
+
+def test_a_password_in_an_images_address_is_in_no_message(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = loop.request(image=ImageRef("https://me:secret@images.example.org/i.qcow2?token=secret"))
+    monkeypatch.setattr(loop.world.images, "fetch", lambda *_, **__: None)
+    monkeypatch.setattr(loop.world.images, "is_cached", lambda _: None)
+    with pytest.raises(Conflict) as raised:
+        loop.reconciler.reconcile(spec.uuid)
+    assert "images.example.org" in str(raised.value)
+    assert "secret" not in str(raised.value) + loop.status(spec).to_json()
