@@ -214,6 +214,7 @@ class Reconciler:
         took = round((time.monotonic() - hand.began) * 1000)
         logger.info("step", extra=fields(step=step, took_ms=took))
         if step is Step.FORGET:
+            self._specs.forget(uuid, hand.entry.revision if hand.entry else 0)
             self._forget(uuid)
             return False
         self._note_event(uuid, step, took)

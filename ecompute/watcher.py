@@ -68,6 +68,13 @@ class SpecWatcher:
         entry = self.get(uuid)
         return entry.revision if entry else 0
 
+    def forget(self, uuid: UUID, revision: int) -> None:
+        """The spec that stood at *revision* was deleted by ourselves: do not wait for the store to tell us."""
+        with self._lock:
+            entry = self._entries.get(uuid)
+            if entry is not None and entry.revision == revision:
+                del self._entries[uuid]
+
     def uuids(self) -> set[UUID]:
         with self._lock:
             return set(self._entries)

@@ -38,7 +38,7 @@ from ecompute.network import AddressPools
 from ecompute.patience import Patience
 from ecompute.reconciler import Reconciler
 from ecompute.statuses import Statuses
-from ecompute.watcher import SpecEntry, read_entry
+from ecompute.watcher import SpecEntry, SpecWatcher, read_entry
 from ecompute.workers import Workers
 from ecompute.workqueue import WorkQueue
 from ecompute.world import World
@@ -56,6 +56,9 @@ class Specs:
 
     def __init__(self, store: FakeStore, provider: UUID) -> None:
         self.store, self.provider = store, provider
+
+    def forget(self, uuid: UUID, revision: int) -> None:
+        pass
 
     def get(self, uuid: UUID) -> SpecEntry | None:
         item = self.store.get(KEYS.spec(self.provider, uuid))
@@ -76,6 +79,7 @@ class Loop:
         self.image = make_raw_image(directory / "image.raw")
         self.directory, self.is_live, self.delays, self.now = directory, True, dict[UUID, float](), 1000.0
         self.look_again: Callable[[UUID, float], None] = self.delays.__setitem__
+        self.specs_of: Callable[[], Specs | SpecWatcher] = lambda: Specs(self.store, self.provider)
         self.restart()
 
     def restart(self) -> None:
@@ -93,7 +97,7 @@ class Loop:
             self.store, KEYS, self.provider, fence=self.fence, now=lambda: "now", on_conflict=lambda: None
         )  # fmt: skip
         self.statuses.load()
-        self.specs = Specs(self.store, self.provider)
+        self.specs = self.specs_of()
         self.reconciler = Reconciler(
             specs=self.specs, statuses=self.statuses,  # type: ignore[arg-type]
             finder=FactFinder(self.world, cluster_id=self.store.cluster_id, orphan_after_seconds=600),
@@ -575,3 +579,24 @@ def test_a_password_in_an_images_address_is_in_no_message(loop: Loop, monkeypatc
         loop.reconciler.reconcile(spec.uuid)
     assert "images.example.org" in str(raised.value)
     assert "secret" not in str(raised.value) + loop.status(spec).to_json()
+
+
+def test_a_pass_right_behind_a_deletion_finds_nothing_to_do_though_the_watch_is_late(loop: Loop) -> None:
+    """libvirt's event of the domain that went wakes the instance once more, before etcd's watch has told of the end."""
+    spec = loop.request()
+    watcher = SpecWatcher(loop.store, KEYS, loop.provider, lambda _: None)
+    loop.specs_of = lambda: watcher
+    loop.restart()
+    item = loop.store.get(KEYS.spec(loop.provider, spec.uuid))
+    assert item is not None
+    watcher._changed(item.key, item)
+    loop.reconciler.reconcile(spec.uuid)
+    loop.change(spec, desired=Desired.DELETED)
+    item = loop.store.get(item.key)
+    assert item is not None
+    watcher._changed(item.key, item)
+    loop.reconciler.reconcile(spec.uuid)
+    assert loop.store.get(item.key) is None
+    asked = len(loop.placement.calls)
+    loop.reconciler.reconcile(spec.uuid)
+    assert len(loop.placement.calls) == asked
