@@ -27,7 +27,7 @@ from common.placement import OWNER_TRAIT, Placement
 from common.store import ListWatch, Transaction, Versioned
 from tests.support.etcd import EtcdServer, unique_prefix
 from tests.support.placement import PlacementServer, client_for, make_provider
-from tests.support.processes import VENV_BIN, wait_until
+from tests.support.processes import VENV_BIN, as_a_child, wait_until
 
 QUERY = "resources=VCPU:1,MEMORY_MB:256,DISK_GB:1"
 IMAGE = "/srv/images/tiny.qcow2"
@@ -77,6 +77,7 @@ class Site:
         return subprocess.Popen(
             [str(VENV_BIN / "eschedule"), *arguments], cwd=self.directory, text=True,
             env={**os.environ, "HOME": str(self.directory), "COLUMNS": "120"}, **{**streams, **options},
+            preexec_fn=as_a_child,  # noqa: PLW1509 - tests only
         )  # fmt: skip
 
     def run(self, *arguments: str, timeout_seconds: float = 120) -> subprocess.CompletedProcess[str]:

@@ -36,7 +36,9 @@ def free_port() -> int:
     raise RuntimeError("no free port between 20000 and 32000 on 127.0.0.1")
 
 
-def _die_with_parent() -> None:
+def as_a_child() -> None:
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -49,7 +51,7 @@ def spawn(
         return subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})}, cwd=cwd, preexec_fn=_die_with_parent,  # noqa: PLW1509 - tests only
+            env={**os.environ, **(env or {})}, cwd=cwd, preexec_fn=as_a_child,  # noqa: PLW1509 - tests only
         )  # fmt: skip
 
 
