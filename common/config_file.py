@@ -95,7 +95,7 @@ def _read_text(path: Path) -> str:
         if not path.exists():
             raise ConfigError(f"{path}: there is no such file; name an existing one with --config, or leave that out")
         if not path.is_file():
-            raise ConfigError(f"{path}: is no file")
+            raise ConfigError(f"{path}: is no file; name one with --config, or leave that out")
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:

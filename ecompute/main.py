@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from common import logs
+from common.arguments import OneLineParser
 from common.config import ComputeConfig, describe, load_compute
 from common.errors import ConfigError, EcomputeError, OwnershipError, Transient
 from ecompute import identity
@@ -21,9 +22,8 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_CONFLICT = 0, 1, 2, 4, 
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ecompute",
-        description="Runs the guests of this hypervisor: what etcd asks for, Placement granted and libvirt can.",
+    parser = OneLineParser(
+        "ecompute", "Runs the guests of this hypervisor: what etcd asks for, Placement granted and libvirt can."
     )
     parser.add_argument(
         "--config",
@@ -43,7 +43,6 @@ def _arguments() -> argparse.ArgumentParser:
         action="store_true",
         help="take this host out of the cluster: its provider, keys and DHCP entries; refused while it has guests",
     )
-    parser.add_argument("--version", action="version", version="ecompute 0.1.0")
     return parser
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -88,8 +90,14 @@ def _networks(names: Iterable[str]) -> tuple[str, ...]:
 def _content(path: Path, most_bytes: int, option: str) -> bytes:
     """What is in *path*, and one byte more than allowed where there is more, so that the check behind it sees that."""
     try:
-        with path.expanduser().open("rb") as file:
-            return file.read(most_bytes + 1)
+        # A pipe without a writer would be waited for as it is opened; one with a writer, as the shell's <(…), is read.
+        with open(path.expanduser(), "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            os.set_blocking(file.fileno(), True)
+            data = file.read(most_bytes + 1)
+            is_pipe = stat.S_ISFIFO(os.fstat(file.fileno()).st_mode)
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{option} {path} cannot be read: {reason}; give the path of a readable file") from None
+    if is_pipe and not data:
+        raise ConfigError(f"{option} {path} is a pipe that nobody writes to; give the path of a readable file")
+    return data

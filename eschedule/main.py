@@ -6,6 +6,7 @@ Imports stay few and late, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
@@ -44,13 +45,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         screen.message("interrupted")
         return interrupted.exit_code
     except BrokenPipeError:
-        # Nobody reads: say nothing more, also not when the interpreter flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CLOSED_PIPE
     except Exception:  # noqa: BLE001 - the one place of this thread: a bug is told as one
         screen.error("this is a bug; please report it with the lines below")
         traceback.print_exc()
         return EXIT_BUG
+    finally:
+        _drop_unwritable()
+
+
+def _drop_unwritable() -> None:
+    """Say nothing more where nobody reads: the interpreter flushes at its end, and would complain with a code of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def command() -> NoReturn:

@@ -1,7 +1,8 @@
 """The only place that prints: data to standard output, progress and messages to standard error.
 
 On a terminal progress is one line that is written over; elsewhere a plain line whenever something changed. A standard error
-that is closed never stops the work; a closed standard output ends the program quietly (``main``).
+that is closed never stops the work; a closed standard output ends the program quietly (``main``), a full disk below it with an
+error.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from common.errors import EcomputeError
 from common.text import escaped
 
 PROGRAM = "eschedule"
@@ -44,10 +46,18 @@ class Screen:
 
         Raises:
             BrokenPipeError: nobody reads it.
+            EcomputeError: it cannot be written, as to a file on a full disk.
         """
         self._clear()
-        self._output.write(text)
-        self._output.flush()
+        try:
+            self._output.write(text)
+            self._output.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise EcomputeError(
+                f"standard output cannot be written: {error.strerror}; what was to be printed is lost"
+            ) from error
 
     def message(self, text: str) -> None:
         """One line about what happened."""

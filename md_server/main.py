@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import logs
+from common.arguments import OneLineParser
 from common.config import LogConfig, load_compute
 from common.errors import ConfigError, Conflict, EcomputeError
 from common.lockfile import LockFile
@@ -204,9 +205,7 @@ def _parse_listen(text: str) -> tuple[IpAddress, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="md-server", description="Tell the guests of this host who they are: EC2 and OpenStack metadata."
-    )
+    parser = OneLineParser("md-server", "Tell the guests of this host who they are: EC2 and OpenStack metadata.")
     add = parser.add_argument
     add("--config", type=Path, metavar="FILE", help="compute.yaml; else it is searched where ecompute searches it")
     add("--state-dir", type=Path, metavar="DIR", help="in place of paths.state_dir")
@@ -215,7 +214,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--bridge", metavar="NAME", help="put the address on this bridge, in place of metadata.bridge; '' for none")
     add("--check-config", action="store_true", help="say whether the configuration is valid, and end")
     add("--remove-address", action="store_true", help="take the address from the bridge, and end")
-    add("--version", action="version", version=importlib.metadata.version("etcd-compute"))
     return parser
 
 

@@ -238,6 +238,24 @@ class TestLooking:
         errors = process.communicate(timeout=120)[1]
         assert (process.returncode, errors) == (141, "")
 
+    def test_progress_that_nobody_reads_changes_nothing(self, site: Site) -> None:
+        site.host("node1")
+        reading, writing = os.pipe()
+        os.close(reading)
+        process = site.spawn(QUERY, IMAGE, stderr=writing)
+        os.close(writing)
+        said = process.communicate(timeout=120)[0]
+        assert process.returncode == 0
+        assert "phase    Running" in said
+
+    def test_an_output_that_takes_nothing_is_one_line(self, site: Site) -> None:
+        with Path("/dev/full").open("w") as full:
+            process = site.spawn("list", stdout=full)
+            errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 1
+        assert errors.startswith("eschedule: standard output cannot be written: No space left on device")
+        assert errors.count("\n") == 1
+
     def test_on_a_terminal_progress_is_one_line(self, site: Site) -> None:
         site.host("node1")
         ours, theirs = pty.openpty()

@@ -163,12 +163,12 @@ def test_a_named_file_that_is_not_there_is_one_line(tmp_path):
 
 
 def test_a_directory_is_one_line(tmp_path):
-    assert _one_line(tmp_path) == "is no file"
+    assert _one_line(tmp_path) == "is no file; name one with --config, or leave that out"
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    assert _one_line(tmp_path / "pipe") == "is no file"
+    assert _one_line(tmp_path / "pipe").startswith("is no file; ")
 
 
 def test_a_link_in_a_circle_is_one_line(tmp_path):

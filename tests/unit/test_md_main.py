@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,19 @@ def test_nothing_is_served_where_the_mode_is_off(tmp_path, capsys):
 def test_removing_needs_a_bridge(capsys, tmp_path):
     assert main(["--remove-address", "--listen", "127.0.0.1:80", "--run-dir", str(tmp_path)]) == 2
     assert "bridge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", ["md_server.main", "ecompute.main"])
+def test_a_wrong_command_line_is_one_line(program, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(program).main(["--nope", "x"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert (said.count("\n"), "unrecognized arguments: --nope x; see: " in said) == (1, True)
+
+
+@pytest.mark.parametrize(("program", "name"), [("md_server.main", "md-server"), ("ecompute.main", "ecompute")])
+def test_the_version_is_that_of_the_package(program, name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(program).main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"{name} {importlib.metadata.version('etcd-compute')}\n")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import random
+import threading
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -211,6 +213,19 @@ class TestIntake:
         config = ScheduleConfig(defaults=DefaultsConfig(key_files=(Path("/nowhere.pub"),)))
         with pytest.raises(ConfigError, match=r"defaults\.key_files /nowhere\.pub cannot be read"):
             self.request(IMAGE, config=config)
+
+    @pytest.mark.parametrize("option", ["--key", "--user-data"])
+    def test_a_pipe_that_nobody_writes_to_is_not_waited_for(self, option: str, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(ConfigError, match="is a pipe that nobody writes to"):
+            self.request(IMAGE, option, str(tmp_path / "pipe"))
+
+    def test_what_another_program_writes_into_a_pipe_is_read(self) -> None:
+        reading, writing = os.pipe()
+        writer = threading.Timer(0.05, lambda: (os.write(writing, f"{KEY}\n".encode()), os.close(writing)))
+        writer.start()
+        assert self.request(IMAGE, "--key", f"/dev/fd/{reading}").keys == (KEY,)
+        os.close(reading)
 
     def test_of_a_file_that_never_ends_little_is_read(self) -> None:
         with pytest.raises(ConfigError, match="at most 65536"):
