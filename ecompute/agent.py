@@ -42,6 +42,7 @@ from ecompute.libvirt_driver import LibvirtDriver
 from ecompute.metadata_service import MetadataServiceSupervisor
 from ecompute.network import AddressPools
 from ecompute.patience import Patience
+from ecompute.placement_gate import PlacementGate
 from ecompute.reconciler import Reconciler
 from ecompute.resync import Resync
 from ecompute.statuses import Statuses
@@ -120,7 +121,9 @@ class Agent:
             self._thread("metadata-service", supervisor.run)
         hypervisor = LibvirtDriver(self._config.libvirt.uri)
         store = EtcdStore(self._config.etcd)
-        placement = Placement(self._config.placement, etcd_prefix=self._config.etcd.prefix)
+        # One try a call: what failed is tried again by whoever called, and a worker is to be free for other guests meanwhile.
+        one_try = dataclasses.replace(self._config.placement, deadline_seconds=self._config.placement.timeout_seconds)
+        placement = Placement(one_try, etcd_prefix=self._config.etcd.prefix)
         try:
             host = self._look_around(hypervisor)
             self._serve(host, hypervisor, store, placement)
@@ -231,7 +234,7 @@ class Agent:
         )  # fmt: skip
         return World(
             hypervisor=hypervisor,
-            placement=placement,
+            placement=PlacementGate(placement),
             images=ImageCache(state / "images", config.images),
             disks=Disks(state / "instances"),
             networks=AddressPools(

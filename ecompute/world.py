@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.metadata import MetadataStore
-from common.placement import Placement
 from ecompute.blueprint import Blueprint
 from ecompute.disks import Disks
 from ecompute.hypervisor import Hypervisor
 from ecompute.images import ImageCache
 from ecompute.network import AddressPools
 from ecompute.patience import Patience
+from ecompute.placement_gate import Claims
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class World:
     """The parts of one host."""
 
     hypervisor: Hypervisor
-    placement: Placement
+    placement: Claims
     images: ImageCache
     disks: Disks
     networks: AddressPools
