@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from demo import guest, host, say, services
 from demo.processes import Processes, end
 from demo.programs import last_words, run, virsh
-from demo.settings import BIN, MARK_FILE, NETWORK, DemoError, Settings, read_facts, remember
+from demo.settings import BIN, MARK_FILE, NETWORK, DemoError, Settings
 
 DESTROY_SECONDS = 60
 FILTER = "etcd-compute"  # network.filter of compute.yaml
@@ -35,7 +35,7 @@ def down(settings: Settings) -> None:
         LOCK.unlink(missing_ok=True)
         return
     say.title("Taking the demo away")
-    domains = _take_guests(settings, processes)
+    _take_guests(settings, processes)
     with say.stage("services") as notes:
         notes.extend(_stop_services(settings, processes))
     with say.stage("libvirt") as notes:
@@ -45,9 +45,9 @@ def down(settings: Settings) -> None:
         notes.extend(_remove_filter())
         notes.extend(host.stop_libvirt(settings, processes))
         notes.extend([] if notes else ["as it was"])
-    for domain in domains:
-        (QEMU_LOGS / f"{domain}.log").unlink(missing_ok=True)
     with say.stage("files"):
+        for log in qemu_logs(settings):
+            log.unlink(missing_ok=True)
         _remove_files(settings)
     say.line("The Debian packages, .venv and .cache stay: with them the next ./demo.sh takes seconds.")
 
@@ -55,29 +55,28 @@ def down(settings: Settings) -> None:
 # -- guests ----------------------------------------------------------------------------------------------------------------
 
 
-def _take_guests(settings: Settings, processes: Processes) -> list[str]:
-    """Every guest, and the host from the cluster; the names of the guests' domains, as libvirt named their logs."""
+def _take_guests(settings: Settings, processes: Processes) -> None:
+    """Every guest, and the host from the cluster."""
     if not settings.state_dir.exists():
-        return []
+        return
     with say.stage("libvirt"):
         try:
             host.start_libvirt(settings, processes)  # guests live on without it, and only it can end them
         except DemoError as error:
             say.line(f"{error}; guests that still run cannot be found")
-            return []
-    earlier = read_facts(settings).get("domains")  # of a down that was cut off
-    domains = sorted({*own_domains(settings), *(earlier if isinstance(earlier, list) else [])})
-    remember(settings, domains=domains)
+            return
     with say.stage("guests") as notes:
         notes.append(_destroy_guests(settings, processes))
     with say.stage("host") as notes:
         processes.stop("ecompute", grace_seconds=30)
+        for record in processes.marked():  # one started by hand, which holds the host as well
+            if record.name == "ecompute":
+                end(record, grace_seconds=30)
         notes.append(_leave(settings))
     for domain in own_domains(settings):
         virsh("destroy", domain)
         answer = virsh("undefine", domain, "--managed-save", "--snapshots-metadata")
         say.line(f"guest {domain} taken away by libvirt" + (f": {last_words(answer)}" if answer.returncode else ""))
-    return domains
 
 
 def _destroy_guests(settings: Settings, processes: Processes) -> str:
@@ -107,6 +106,12 @@ def own_domains(settings: Settings) -> list[str]:
     """The names of the guests whose disk is in our state directory, running or not."""
     names = [name.strip() for name in virsh("list", "--all", "--name").stdout.splitlines() if name.strip()]
     return [name for name in names if f" {settings.state_dir}/instances/" in virsh("domblklist", name).stdout]
+
+
+def qemu_logs(settings: Settings) -> list[Path]:
+    """libvirt's logs of our guests, also of those destroyed long ago: each begins with a command line that names the disk."""
+    disks = f"{settings.state_dir}/instances/".encode()
+    return [log for log in sorted(QEMU_LOGS.glob("*.log")) if disks in log.read_bytes()]
 
 
 # -- what is beside the guests ------------------------------------------------------------------------------------------------

@@ -104,9 +104,11 @@ class Processes:
         self._path(name).unlink(missing_ok=True)
 
     def marked(self) -> list[Record]:
-        """Processes with our mark, written down or not, in the order in which they started."""
+        """Processes with our mark, written down or not, in the order in which they started; also an ecompute that was started
+        by hand with the demo's configuration.
+        """
         ours = (str(os.getpid()), str(os.getppid()))
-        found = [_marked(pid, str(self._settings.run_dir)) for pid in _pids() if pid not in ours]
+        found = [_marked(pid, self._settings) for pid in _pids() if pid not in ours]
         return sorted((record for record in found if record), key=lambda record: record.start_ticks)
 
     def _path(self, name: str) -> Path:
@@ -135,14 +137,16 @@ def _pids() -> Iterator[str]:
     return (entry.name for entry in Path("/proc").iterdir() if entry.name.isdecimal())
 
 
-def _marked(pid: str, run_dir: str) -> Record | None:
+def _marked(pid: str, settings: Settings) -> Record | None:
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        if f"{MARK}={run_dir}".encode() not in environment:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        if f"{MARK}={settings.run_dir}".encode() not in environment and not (
+            name == "ecompute" and str(settings.compute_yaml).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ):
             return None
         if any(Path(f"/proc/{pid}/ns/{kind}").readlink() != Path(f"/proc/self/ns/{kind}").readlink() for kind in _NAMESPACES):
             return None
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return None
     start_ticks = start_ticks_of(int(pid))

@@ -53,6 +53,23 @@ def test_a_process_with_the_pid_of_ours_but_another_start_is_left_alone(here, ow
     assert processes.is_alive(record)
 
 
+def test_an_ecompute_started_by_hand_with_our_configuration_is_ours(here, own):
+    with subprocess.Popen(
+        ["sh", "-c", "echo ecompute >/proc/$$/comm; read _", "sh", "--config", here.compute_yaml], stdin=subprocess.PIPE
+    ) as child:
+        wait_until(own.marked, timeout_seconds=10, what="it was found")
+        assert [(record.name, record.pid) for record in own.marked()] == [("ecompute", child.pid)]
+        assert processes.Processes(replace(here, state_dir=here.state_dir / "other")).marked() == []
+        child.communicate(b"\n")
+
+
+def test_logs_of_our_guests_are_known_by_the_disk_in_them(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(down, "QEMU_LOGS", tmp_path)
+    (tmp_path / "ours-1.log").write_text(f'-blockdev \'{{"filename":"{here.state_dir}/instances/x/disk.qcow2"}}\'\n')
+    (tmp_path / "theirs.log").write_text('-blockdev \'{"filename":"/var/lib/libvirt/images/theirs.qcow2"}\'\n')
+    assert [log.name for log in down.qemu_logs(here)] == ["ours-1.log"]
+
+
 def test_children_and_what_was_never_written_down_carry_the_mark(here, own):
     own.start("parent", ["sh", "-c", "sleep 600 & exec sleep 600"])
     wait_until(lambda: len(own.marked()) == 2, timeout_seconds=10, what="the child was found")
