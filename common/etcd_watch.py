@@ -76,6 +76,9 @@ class Stream:
             self._answers.put(Fault("UNAVAILABLE", "the stream ended", self._endpoint))
         except Fault as fault:
             self._answers.put(fault)
+        except Exception as error:  # a stream that fell silent would be taken for a quiet one
+            logger.exception("reading a watch of etcd failed; this is a bug, please report it")
+            self._answers.put(Fault("UNKNOWN", repr(error), self._endpoint))
 
 
 class Connection(Protocol):
