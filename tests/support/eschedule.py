@@ -73,11 +73,12 @@ class Site:
 
     def spawn(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """The program, with the site's configuration in its working directory."""
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+        usual = {
+            "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, "preexec_fn": as_a_child,
+        }  # fmt: skip
         return subprocess.Popen(
             [str(VENV_BIN / "eschedule"), *arguments], cwd=self.directory, text=True,
-            env={**os.environ, "HOME": str(self.directory), "COLUMNS": "120"}, **{**streams, **options},
-            preexec_fn=as_a_child,  # noqa: PLW1509 - tests only
+            env={**os.environ, "HOME": str(self.directory), "COLUMNS": "120"}, **{**usual, **options},
         )  # fmt: skip
 
     def run(self, *arguments: str, timeout_seconds: float = 120) -> subprocess.CompletedProcess[str]:
