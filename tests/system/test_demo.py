@@ -19,7 +19,8 @@ STATE = "/var/lib/etcd-compute/demo"  # one of the folders that a test host has 
 
 
 @pytest.fixture
-def host(host_network: HostNetwork, tmp_path: Path) -> Iterator[NamespacedHost]:
+def host(host_network: HostNetwork, tmp_path: Path, tiny_image: Path) -> Iterator[NamespacedHost]:
+    """A host to run the demo in. It reaches no registry, so what the demo would fetch is there: *tiny_image* and ``.venv``."""
     host = NamespacedHost(host_network, tmp_path / "host")
     host.start()
     yield host
