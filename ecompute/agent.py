@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib.metadata
 import logging
 import os
 import threading
@@ -53,7 +54,6 @@ from ecompute.world import World
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-VERSION = "0.1.0"
 
 
 def wall_time() -> str:
@@ -246,9 +246,10 @@ class Agent:
         )
 
     def _host_record(self, host: Host) -> HostRecord:
+        versions = {"etcd-compute": importlib.metadata.version("etcd-compute"), **host.info.versions}
         return HostRecord(
             name=host.name, boot_id=host.boot_id, incarnation=uuid4(), libvirt_host_uuid=host.info.libvirt_host_uuid,
-            libvirt_uri=self._config.libvirt.uri, versions={"etcd-compute": VERSION, **host.info.versions},
+            libvirt_uri=self._config.libvirt.uri, versions=versions,
             virt_type=host.virt_type, since=wall_time(),
         )  # fmt: skip
 

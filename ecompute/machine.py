@@ -1,8 +1,8 @@
 """What to do next for one instance, decided from what is asked for and what is there. Pure: no I/O, no clock, no memory.
 
-``next_step`` and ``phase_of`` are the tables of ``docs/architecture.md`` ("The life of an instance"), row by row, first
-match wins. The reconciler gathers the facts, calls ``next_step``, has the builder run that one step, and asks again. Every
-step is idempotent and leaves a fact behind, so that a process may die between any two of them.
+``decide`` is the tables of ``docs/architecture.md`` ("The life of an instance"), row by row, first match wins. The
+reconciler gathers the facts, calls ``decide``, has the builder run that one step, and asks again. Every step is idempotent and
+leaves a fact behind, so that a process may die between any two of them.
 
 Two rules stand above all rows: an instance that has ever run is never rebuilt, rescheduled or cleaned up but by
 ``desired = deleted``; and a missing spec is lost data, not an order.
@@ -147,14 +147,6 @@ def decide(spec: InstanceSpec | None, facts: Facts, history: History) -> Decisio
     if ours(facts) and facts.allocation is Allocation.ABSENT:
         return Decision(Step.ASSERT_ALLOCATION, decision.phase, Reason.ALLOCATION_MISSING)
     return decision
-
-
-def next_step(spec: InstanceSpec | None, facts: Facts, history: History) -> Step:
-    return decide(spec, facts, history).step
-
-
-def phase_of(spec: InstanceSpec | None, facts: Facts, history: History) -> Phase | None:
-    return decide(spec, facts, history).phase
 
 
 def ours(facts: Facts) -> Domain | None:

@@ -13,6 +13,7 @@ from common.keys import Keys
 from common.model import HostRecord, HostState, OwnerRecord
 from common.store import Compare, Transaction
 from ecompute.heartbeat import Heartbeat, enroll
+from tests.fakes.clock import FakeClock
 from tests.fakes.store import FakeStore
 
 PROVIDER = UUID(int=7)
@@ -20,28 +21,20 @@ KEYS = Keys("/t/")
 KEY = KEYS.host(PROVIDER)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(clock: Clock) -> FakeStore:
+def store(clock: FakeClock) -> FakeStore:
     return FakeStore(clock=clock)
 
 
 class Stop(threading.Event):
     """Lets a waiting loop take *turns* turns, moving the clock by what it would have slept."""
 
-    def __init__(self, clock: Clock, turns: int = 1000) -> None:
+    def __init__(self, clock: FakeClock, turns: int = 1000) -> None:
         super().__init__()
         self.clock, self.turns = clock, turns
 
@@ -59,7 +52,7 @@ def record(**changes: object) -> HostRecord:
 class Heart:
     """A heartbeat and what it told its agent."""
 
-    def __init__(self, store: FakeStore, clock: Clock, mine: HostRecord | None = None) -> None:
+    def __init__(self, store: FakeStore, clock: FakeClock, mine: HostRecord | None = None) -> None:
         self.usurped: list[OwnershipError] = []
         self.regained = 0
         self.clock = clock
@@ -78,7 +71,7 @@ class Heart:
         self.beat.run(Stop(self.clock, turns))
 
 
-def test_the_key_says_who_is_there_and_is_live_while_the_lease_stands(store: FakeStore, clock: Clock) -> None:
+def test_the_key_says_who_is_there_and_is_live_while_the_lease_stands(store: FakeStore, clock: FakeClock) -> None:
     heart = Heart(store, clock)
     assert not heart.beat.is_live
     heart.claim()
@@ -90,7 +83,7 @@ def test_the_key_says_who_is_there_and_is_live_while_the_lease_stands(store: Fak
     assert not heart.beat.is_live, "too near the lease's end to begin anything"
 
 
-def test_beats_keep_the_key_far_beyond_one_lease(store: FakeStore, clock: Clock) -> None:
+def test_beats_keep_the_key_far_beyond_one_lease(store: FakeStore, clock: FakeClock) -> None:
     heart = Heart(store, clock)
     heart.claim()
     before = store.get(KEY)
@@ -102,12 +95,14 @@ def test_beats_keep_the_key_far_beyond_one_lease(store: FakeStore, clock: Clock)
     assert heart.beat.is_live
 
 
-def test_without_a_key_there_is_no_fence(store: FakeStore, clock: Clock) -> None:
+def test_without_a_key_there_is_no_fence(store: FakeStore, clock: FakeClock) -> None:
     with pytest.raises(StoreUnavailable):
         Heart(store, clock).beat.fence()
 
 
-def test_our_own_crashed_predecessor_is_replaced_at_once_under_a_new_create_revision(store: FakeStore, clock: Clock) -> None:
+def test_our_own_crashed_predecessor_is_replaced_at_once_under_a_new_create_revision(
+    store: FakeStore, clock: FakeClock
+) -> None:
     first, second = Heart(store, clock), Heart(store, clock)
     first.claim()
     old_fence = first.beat.fence()
@@ -121,7 +116,7 @@ def test_our_own_crashed_predecessor_is_replaced_at_once_under_a_new_create_revi
 
 @pytest.mark.parametrize("difference", [{"boot_id": "other"}, {"libvirt_host_uuid": "clone"}])
 def test_a_living_other_one_is_waited_for_and_then_given_way_to(
-    store: FakeStore, clock: Clock, difference: dict[str, str]
+    store: FakeStore, clock: FakeClock, difference: dict[str, str]
 ) -> None:
     store.create(KEY, record(**difference).to_json())
     with pytest.raises(OwnershipError, match="already served by h1"):
@@ -131,7 +126,7 @@ def test_a_living_other_one_is_waited_for_and_then_given_way_to(
     assert HostRecord.from_json(found.value).incarnation != Heart(store, clock).beat.record.incarnation
 
 
-def test_a_dead_other_one_is_gone_after_one_lease(store: FakeStore, clock: Clock) -> None:
+def test_a_dead_other_one_is_gone_after_one_lease(store: FakeStore, clock: FakeClock) -> None:
     lease = store.grant_lease(30)
     store.create(KEY, record(boot_id="before the reboot").to_json(), lease_id=lease.id)
     heart = Heart(store, clock)
@@ -139,7 +134,7 @@ def test_a_dead_other_one_is_gone_after_one_lease(store: FakeStore, clock: Clock
     assert heart.beat.is_live
 
 
-def test_a_lost_lease_is_made_anew_and_the_agent_is_told(store: FakeStore, clock: Clock) -> None:
+def test_a_lost_lease_is_made_anew_and_the_agent_is_told(store: FakeStore, clock: FakeClock) -> None:
     heart = Heart(store, clock)
     heart.claim()
     old_fence = heart.beat.fence()
@@ -151,7 +146,7 @@ def test_a_lost_lease_is_made_anew_and_the_agent_is_told(store: FakeStore, clock
     assert heart.beat.fence() != old_fence
 
 
-def test_a_process_that_woke_up_after_another_took_over_stops(store: FakeStore, clock: Clock) -> None:
+def test_a_process_that_woke_up_after_another_took_over_stops(store: FakeStore, clock: FakeClock) -> None:
     heart = Heart(store, clock)
     heart.claim()
     clock.now += 31
@@ -161,7 +156,7 @@ def test_a_process_that_woke_up_after_another_took_over_stops(store: FakeStore, 
     assert not heart.beat.is_live
 
 
-def test_a_key_deleted_under_a_living_lease_is_noticed_on_suspicion(store: FakeStore, clock: Clock) -> None:
+def test_a_key_deleted_under_a_living_lease_is_noticed_on_suspicion(store: FakeStore, clock: FakeClock) -> None:
     heart = Heart(store, clock)
     heart.claim()
     found = store.get(KEY)
@@ -175,7 +170,7 @@ def test_a_key_deleted_under_a_living_lease_is_noticed_on_suspicion(store: FakeS
     assert heart.regained == 1
 
 
-def test_a_store_that_is_away_is_waited_out(store: FakeStore, clock: Clock) -> None:
+def test_a_store_that_is_away_is_waited_out(store: FakeStore, clock: FakeClock) -> None:
     heart = Heart(store, clock)
     heart.claim()
     store.break_with(StoreUnavailable("away"))
@@ -186,7 +181,7 @@ def test_a_store_that_is_away_is_waited_out(store: FakeStore, clock: Clock) -> N
     assert heart.beat.is_live
 
 
-def test_a_changed_state_is_written_under_the_same_key(store: FakeStore, clock: Clock) -> None:
+def test_a_changed_state_is_written_under_the_same_key(store: FakeStore, clock: FakeClock) -> None:
     heart = Heart(store, clock)
     heart.claim()
     fence = heart.beat.fence()
@@ -199,7 +194,7 @@ def test_a_changed_state_is_written_under_the_same_key(store: FakeStore, clock: 
     assert heart.beat.fence() == fence
 
 
-def test_a_state_changed_while_the_store_was_away_is_written_with_the_next_beat(store: FakeStore, clock: Clock) -> None:
+def test_a_state_changed_while_the_store_was_away_is_written_with_the_next_beat(store: FakeStore, clock: FakeClock) -> None:
     heart = Heart(store, clock)
     heart.claim()
     store.break_with(StoreUnavailable("away"))
@@ -211,7 +206,7 @@ def test_a_state_changed_while_the_store_was_away_is_written_with_the_next_beat(
     assert HostRecord.from_json(found.value).state is HostState.DEGRADED
 
 
-def test_resigning_takes_the_key_away(store: FakeStore, clock: Clock) -> None:
+def test_resigning_takes_the_key_away(store: FakeStore, clock: FakeClock) -> None:
     heart = Heart(store, clock)
     heart.claim()
     heart.beat.resign()
@@ -242,7 +237,7 @@ def test_a_successor_may_take_the_provider_when_told(store: FakeStore) -> None:
         enroll(store, KEYS, PROVIDER, MINE)
 
 
-def test_the_fence_names_this_very_key(store: FakeStore, clock: Clock) -> None:
+def test_the_fence_names_this_very_key(store: FakeStore, clock: FakeClock) -> None:
     heart = Heart(store, clock)
     heart.claim()
     found = store.get(KEY)
@@ -261,7 +256,7 @@ class KeyCannotBeMade(FakeStore):
         return super().create(key, value, lease_id=lease_id)
 
 
-def test_a_deleted_key_that_could_not_be_made_anew_at_once_is_made_later(clock: Clock) -> None:
+def test_a_deleted_key_that_could_not_be_made_anew_at_once_is_made_later(clock: FakeClock) -> None:
     store = KeyCannotBeMade(clock=clock)
     heart = Heart(store, clock)
     heart.claim()

@@ -7,23 +7,16 @@ import threading
 import pytest
 
 from ecompute.workqueue import WorkQueue
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.fakes.clock import FakeClock
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
-def queue(clock: Clock) -> WorkQueue[str]:
+def queue(clock: FakeClock) -> WorkQueue[str]:
     return WorkQueue(first_seconds=1.0, most_seconds=8.0, clock=clock, jitter=lambda: 0.0)
 
 
@@ -51,7 +44,7 @@ def test_a_key_in_hand_is_given_to_nobody_else_and_comes_back_once_when_added_me
     assert queue.get(0) is None
 
 
-def test_a_delayed_key_waits_for_its_time(queue: WorkQueue[str], clock: Clock) -> None:
+def test_a_delayed_key_waits_for_its_time(queue: WorkQueue[str], clock: FakeClock) -> None:
     queue.add_after("a", 5.0)
     assert queue.get(0) is None
     clock.now += 5.0
@@ -76,7 +69,7 @@ def test_a_failure_waits_at_least_as_long_as_the_other_side_asks(queue: WorkQueu
 
 
 def test_jitter_stretches_a_delay_by_at_most_a_quarter() -> None:
-    stretched = WorkQueue[str](first_seconds=4.0, jitter=lambda: 0.999, clock=Clock())
+    stretched = WorkQueue[str](first_seconds=4.0, jitter=lambda: 0.999, clock=FakeClock())
     assert 4.9 < stretched.add_failed("a") < 5.0
 
 
@@ -126,7 +119,9 @@ def test_many_workers_never_hold_one_key_at_once() -> None:
     assert set(handled) == set(range(5))
 
 
-def test_a_key_that_keeps_failing_waits_once_however_often_it_was_woken_meanwhile(queue: WorkQueue[str], clock: Clock) -> None:
+def test_a_key_that_keeps_failing_waits_once_however_often_it_was_woken_meanwhile(
+    queue: WorkQueue[str], clock: FakeClock
+) -> None:
     """Else each full look would add one more series of retries, until a key that cannot work is tried all the time."""
     for _ in range(50):
         queue.add("a")
@@ -143,7 +138,7 @@ def test_a_key_that_keeps_failing_waits_once_however_often_it_was_woken_meanwhil
     assert tried == 1
 
 
-def test_of_two_delays_the_earlier_counts(queue: WorkQueue[str], clock: Clock) -> None:
+def test_of_two_delays_the_earlier_counts(queue: WorkQueue[str], clock: FakeClock) -> None:
     queue.add_after("a", 5.0)
     queue.add_after("a", 2.0)
     queue.add_after("a", 8.0)
