@@ -1,5 +1,11 @@
 """Fixtures that every folder of tests shares come from ``tests/support``: each module brings its own, and is named here."""
 
+from hypothesis import settings
+
+# How long one example takes says how busy the machine is, nothing about the code.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
+
 pytest_plugins = [
     "tests.support.etcd",
     "tests.support.hosts",
