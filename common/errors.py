@@ -57,6 +57,10 @@ class Conflict(Transient):
     """Someone else changed what we wanted to change: read again, decide again."""
 
 
+class GroupTaken(Conflict):
+    """A group's policy does not let the instance be on this host: take another one."""
+
+
 class Cancelled(Transient):
     """The work in hand was given up because its caller no longer wants it; nothing failed."""
 

@@ -63,7 +63,26 @@ class Keys:
         return f"{self.prefix}names/"
 
     def group(self, group: str, provider: UUID) -> str:
+        """The members of *group* on *provider*."""
         return f"{self.prefix}groups/{group}/{provider}"
+
+    def group_anchor(self, group: str) -> str:
+        """Under strict affinity the provider's uuid that the whole group lives on; else absent."""
+        return f"{self.prefix}groups/{group}/anchor"
+
+    def groups(self, group: str | None = None) -> str:
+        """The prefix of one group's keys, or of all groups'."""
+        return f"{self.prefix}groups/{group}/" if group else f"{self.prefix}groups/"
+
+    def mail(self, provider: UUID, letter: UUID) -> str:
+        """A small request to a host that is no state; leased."""
+        return f"{self.prefix}mail/{provider}/{letter}"
+
+    def mails(self, provider: UUID) -> str:
+        return f"{self.prefix}mail/{provider}/"
+
+    def mail_reply(self, letter: UUID) -> str:
+        return f"{self.prefix}mail-reply/{letter}"
 
     def parse_provider_instance(self, key: str) -> tuple[UUID, UUID]:
         """The provider and instance of a spec or status key.

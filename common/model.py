@@ -39,6 +39,15 @@ class Restart(enum.StrEnum):
     ALWAYS = "always"
 
 
+class GroupPolicy(enum.StrEnum):
+    """How the members of a group are spread over hosts. The soft ones are wishes, the others are kept or refused."""
+
+    ANTI_AFFINITY = "anti-affinity"
+    SOFT_ANTI_AFFINITY = "soft-anti-affinity"
+    AFFINITY = "affinity"
+    SOFT_AFFINITY = "soft-affinity"
+
+
 class Phase(enum.StrEnum):
     """Where an instance is in its life, as reported; never an input of a decision."""
 
@@ -75,6 +84,8 @@ class Reason(enum.StrEnum):
     IO_ERROR = "IoError"
     ATTEMPTS_EXHAUSTED = "AttemptsExhausted"
     WAITING = "Waiting"
+    DISK_MISSING = "DiskMissing"
+    FOREIGN_DOMAIN = "ForeignDomain"
 
 
 class HostState(enum.StrEnum):
@@ -206,6 +217,25 @@ class Alternate:
 
 
 @dataclass(frozen=True)
+class Adoption:
+    """The stamp of a guest that this spec takes over, although it is of another cluster or of a later spec than this one."""
+
+    cluster_id: int
+    spec_revision: int
+
+
+@dataclass(frozen=True)
+class Move:
+    """A host that an instance was moved away from before it ever ran, and why. *at* is wall time for people."""
+
+    provider: UUID
+    host: str
+    at: str
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True)
 class InstanceSpec(Record):
     """What should run. Written by eschedule, by its ``mod_revision``; never leased."""
 
@@ -219,10 +249,14 @@ class InstanceSpec(Record):
     hostname: str = ""
     alternates: tuple[Alternate, ...] = ()
     group: str | None = None
+    group_policy: GroupPolicy = GroupPolicy.ANTI_AFFINITY
     restart: Restart = Restart.NEVER
     grace_seconds: int = 30
     desired: Desired = Desired.RUNNING
-    boot_request: int = 1
+    boot_request: int = 1  # raised by whatever asks for a boot: create, start, reboot
+    hard_reboot: bool = False  # a raised boot_request of an active guest pulls the plug instead of pressing the button first
+    adopts: Adoption | None = None  # an operator decided that this spec speaks for the guest with that stamp
+    moves: tuple[Move, ...] = ()  # hosts that could not build it, oldest first
     request_digest: str = ""
     created_at: str = ""  # ISO 8601, UTC; for people
     created_by: str = ""
@@ -252,6 +286,15 @@ class InstanceKey(Record):
     provider: UUID
     name: str
     request_digest: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class GroupMembers(Record):
+    """What ``groups/<group>/<provider>`` holds: the members of a group on one host. Under strict anti-affinity there is one."""
+
+    policy: GroupPolicy
+    members: tuple[UUID, ...]
     schema: int = SCHEMA
 
 

@@ -209,10 +209,23 @@ INSTANCE_SPEC = _record(
             )
         ),
         "group": {"type": ["string", "null"]},
+        "group_policy": {"enum": ["anti-affinity", "soft-anti-affinity", "affinity", "soft-affinity"]},
         "restart": {"enum": ["never", "on-failure", "always"]},
         "grace_seconds": _COUNT,
         "desired": {"enum": ["running", "stopped", "deleted"]},
         "boot_request": {"type": "integer", "minimum": 1},
+        "hard_reboot": {"type": "boolean"},
+        "adopts": {
+            "type": ["object", "null"],
+            "required": ["cluster_id", "spec_revision"],
+            "properties": {"cluster_id": _COUNT, "spec_revision": _COUNT},
+        },
+        "moves": _list(
+            _part(
+                ("provider", "host", "at", "reason"),
+                {"provider": _UUID_TEXT, "host": _STRING, "at": _TIME, "reason": _STRING, "message": _STRING},
+            )
+        ),
         "request_digest": _STRING,
         "created_at": _TIME,
         "created_by": _STRING,
