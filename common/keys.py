@@ -84,6 +84,20 @@ class Keys:
     def mail_reply(self, letter: UUID) -> str:
         return f"{self.prefix}mail-reply/{letter}"
 
+    def mail_replies(self) -> str:
+        return f"{self.prefix}mail-reply/"
+
+    def parse_letter(self, key: str) -> UUID:
+        """The letter of a ``mail/`` or ``mail-reply/`` key.
+
+        Raises:
+            ValueError: *key* is no such key under this prefix.
+        """
+        kind, _, rest = key.removeprefix(self.prefix).partition("/")
+        if not key.startswith(self.prefix) or kind not in ("mail", "mail-reply"):
+            raise ValueError(f"{key} is no mail key under {self.prefix}")
+        return UUID(rest.rpartition("/")[2])
+
     def parse_provider_instance(self, key: str) -> tuple[UUID, UUID]:
         """The provider and instance of a spec or status key.
 
