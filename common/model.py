@@ -254,7 +254,8 @@ class InstanceSpec(Record):
     grace_seconds: int = 30
     desired: Desired = Desired.RUNNING
     boot_request: int = 1  # raised by whatever asks for a boot: create, start, reboot
-    hard_reboot: bool = False  # a raised boot_request of an active guest pulls the plug instead of pressing the button first
+    reboot_request: int = 0  # the boot_request that a reboot asked for: a guest started for an earlier one goes down first
+    hard_reboot: bool = False  # that reboot pulls the plug instead of pressing the power button
     adopts: Adoption | None = None  # an operator decided that this spec speaks for the guest with that stamp
     moves: tuple[Move, ...] = ()  # hosts that could not build it, oldest first
     request_digest: str = ""

@@ -214,6 +214,7 @@ INSTANCE_SPEC = _record(
         "grace_seconds": _COUNT,
         "desired": {"enum": ["running", "stopped", "deleted"]},
         "boot_request": {"type": "integer", "minimum": 1},
+        "reboot_request": _COUNT,
         "hard_reboot": {"type": "boolean"},
         "adopts": {
             "type": ["object", "null"],

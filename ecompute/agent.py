@@ -41,6 +41,7 @@ from ecompute.inventory import InventoryKeeper, foreign_use
 from ecompute.kvm_probe import choose_virt_type
 from ecompute.libvirt_driver import LibvirtDriver
 from ecompute.metadata_service import MetadataServiceSupervisor
+from ecompute.moving import Mover
 from ecompute.network import AddressPools
 from ecompute.patience import Patience
 from ecompute.placement_gate import PlacementGate
@@ -194,9 +195,11 @@ class Agent:
         finder = FactFinder(
             world, cluster_id=lambda: specs.cluster_id, orphan_after_seconds=builder_config.orphan_claim_after_seconds
         )
+        mover = Mover(world, store=store, keys=self._keys, fence=heartbeat.fence, host_name=host.name, now=wall_time)
         builder = Builder(
-            world, store=store, keys=self._keys, fence=heartbeat.fence, starts_at_once=builder_config.starts_at_once
-        )
+            world, store=store, keys=self._keys, fence=heartbeat.fence, mover=mover,
+            starts_at_once=builder_config.starts_at_once,
+        )  # fmt: skip
         reconciler = Reconciler(
             specs=specs, statuses=statuses, finder=finder, builder=builder, patience=world.patience, store=store,
             keys=self._keys, provider=host.provider, max_attempts=builder_config.max_attempts,

@@ -55,16 +55,17 @@ class Blueprint:
             booted=booted,
             definition=self.digest(spec, addresses),
             boot_id=self.boot_id,
+            started_for=spec.boot_request,
         )
 
     def digest(self, spec: InstanceSpec, addresses: tuple[Address, ...]) -> str:
         """Changes whenever the domain must be defined anew; the stamp itself has no part in it."""
         return definition_digest(spec, self._context(spec, addresses, Stamp(self.provider, 0, 0)))
 
-    def xml(self, spec: InstanceSpec, addresses: tuple[Address, ...], stamp: Stamp) -> str:
-        return domain_xml(spec, self._context(spec, addresses, stamp))
+    def xml(self, spec: InstanceSpec, addresses: tuple[Address, ...], stamp: Stamp, *, known_as: str = "") -> str:
+        return domain_xml(spec, self._context(spec, addresses, stamp, known_as))
 
-    def _context(self, spec: InstanceSpec, addresses: tuple[Address, ...], stamp: Stamp) -> DomainContext:
+    def _context(self, spec: InstanceSpec, addresses: tuple[Address, ...], stamp: Stamp, known_as: str = "") -> DomainContext:
         return DomainContext(
             virt_type=self.virt_type,
             machine_type=self.machine_type,
@@ -75,4 +76,5 @@ class Blueprint:
             addresses=addresses,
             filter_name=self.filter_name,
             stamp=stamp,
+            known_as=known_as,
         )

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 from uuid import UUID
 
+from common import groups
 from common.errors import Conflict, HypervisorRejected
 from common.keys import Keys
 from common.model import InstanceSpec
@@ -21,6 +22,7 @@ from common.store import Compare, Store, Transaction
 from ecompute.hypervisor import Domain, PowerState, Stamp
 from ecompute.image_sources import shown_url
 from ecompute.machine import Allocation, Facts, Step
+from ecompute.moving import Cause, Mover
 from ecompute.world import World
 
 
@@ -31,16 +33,23 @@ class Hand(Protocol):
 
     def progress(self, done: int, total: int) -> None: ...
 
+    def cause(self) -> Cause:
+        """Why the instance could not be built here."""
+        ...
+
 
 class Builder:
     """Runs steps against the world.
 
     Args:
         fence: the compare of the living host key; may raise ``StoreUnavailable``.
+        mover: the two steps that take an instance to another host.
         starts_at_once: how many guests may be in their start at one time; more only slow each other down.
     """
 
-    def __init__(self, world: World, *, store: Store, keys: Keys, fence: Callable[[], Compare], starts_at_once: int) -> None:
+    def __init__(
+        self, world: World, *, store: Store, keys: Keys, fence: Callable[[], Compare], mover: Mover, starts_at_once: int
+    ) -> None:  # fmt: skip
         self._world, self._store, self._keys, self._fence = world, store, keys, fence
         self._starts = threading.Semaphore(starts_at_once)
         self._spec_steps: dict[Step, Callable[[InstanceSpec, Facts, Hand], Facts]] = {
@@ -53,6 +62,9 @@ class Builder:
             Step.START: self._start,
             Step.MARK_BOOTED: self._mark_booted,
             Step.SHUTDOWN: self._shutdown,
+            Step.SWAP_CLAIM: lambda spec, facts, _: mover.swap_claim(spec, facts),
+            Step.MOVE_SPEC: lambda spec, facts, hand: mover.move_spec(spec, facts, hand.cause()),
+            Step.ACKNOWLEDGE: self._adopt,
             Step.FORGET: self._forget,
         }
         self._clean_steps: dict[Step, Callable[[UUID, Facts], Facts]] = {
@@ -105,13 +117,20 @@ class Builder:
             spec, facts.addresses or (), cluster_id=facts.cluster_id, revision=facts.spec_revision,
             booted=known.booted if known else 0,
         )  # fmt: skip
-        self._world.hypervisor.define(self._world.blueprint.xml(spec, facts.addresses or (), stamp))
-        domain = Domain(spec.uuid, spec.name, PowerState.SHUTOFF, "", stamp, spec.vcpus, spec.memory_mib)
+        known_as = facts.domain.name if facts.domain else ""
+        self._world.hypervisor.define(self._world.blueprint.xml(spec, facts.addresses or (), stamp, known_as=known_as))
+        domain = Domain(spec.uuid, known_as or spec.name, PowerState.SHUTOFF, "", stamp, spec.vcpus, spec.memory_mib)
         return dataclasses.replace(facts, domain=domain, definition_is_current=True)
 
     def _start(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         if facts.domain is None:
             raise Conflict(f"the domain of {spec.name} is not there to start")
+        known = facts.domain.stamp
+        if known and known.started_for != spec.boot_request:
+            # A guest carries while it runs what it was started with: a reboot that was asked for is then known as done.
+            known = dataclasses.replace(known, started_for=spec.boot_request)
+            self._world.hypervisor.write_stamp(spec.uuid, known)
+            facts = _with_stamp(facts, known)
         with self._starts:
             self._world.hypervisor.start(spec.uuid)
         self._world.patience.started(spec.uuid)
@@ -162,31 +181,50 @@ class Builder:
 
     def _release(self, uuid: UUID, facts: Facts) -> Facts:
         consumer = self._world.placement.consumer(uuid)
-        if consumer is not None and self._world.blueprint.provider in consumer.allocations:
-            is_refused = facts.spec_revision == 0 and (
-                not self._world.placement.is_ours(consumer) or self._store.get(self._keys.instance(uuid)) is not None
-            )
-            if is_refused:
+        has_spec = facts.spec_revision != 0
+        if consumer is not None and (has_spec or self._world.blueprint.provider in consumer.allocations):
+            is_ours = self._world.placement.is_ours(consumer)
+            if not has_spec and (not is_ours or self._store.get(self._keys.instance(uuid)) is not None):
                 # Without a spec here only a claim that nobody can still mean to use is given back; ask again in a while.
                 self._world.patience.orphan_seconds(uuid, is_orphan=False)
                 return dataclasses.replace(facts, allocation=Allocation.UNASKED)
-            self._world.placement.release(uuid, consumer.generation)
-        return dataclasses.replace(facts, allocation=Allocation.ABSENT)
+            if is_ours or self._world.blueprint.provider in consumer.allocations:
+                # A spec that is here speaks for its claim wherever that stands: a move may have been cut off.
+                self._world.placement.release(uuid, consumer.generation)
+        return dataclasses.replace(facts, allocation=Allocation.ABSENT, claimed_at=frozenset())
 
     def _forget(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         """Delete spec, status, instance, name and group key at once; the last act of a deletion."""
         provider, spec_key = self._world.blueprint.provider, self._keys.spec(self._world.blueprint.provider, spec.uuid)
         name_key = self._keys.name(spec.name)
-        found = self._store.get_many([name_key])
+        group_keys = groups.keys_to_read(self._keys, spec.group, provider) if spec.group else ()
+        found = self._store.get_many([name_key, *group_keys])
         deletes = [spec_key, self._keys.status(provider, spec.uuid), self._keys.instance(spec.uuid)]
         compares = [Compare.unchanged(spec_key, facts.spec_revision), self._fence()]
         if name_key in found and found[name_key].value == str(spec.uuid):
             compares.append(Compare.unchanged(name_key, found[name_key].mod_revision))
             deletes.append(name_key)
+        leaving = groups.GroupChange()
         if spec.group:
-            deletes.append(self._keys.group(spec.group, provider))
-        self._store.commit(Transaction(compares=tuple(compares), deletes=tuple(deletes)))
+            leaving = groups.leave(self._keys, spec.group, provider=provider, instance=spec.uuid, found=found)
+        self._store.commit(Transaction((*compares, *leaving.compares), leaving.puts, (*deletes, *leaving.deletes)))
         return dataclasses.replace(facts, spec_revision=0)
+
+    def _adopt(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        """Note in the domain that it answers to this spec from now on. Its power is left as it is, and counts as asked for."""
+        known = facts.domain.stamp if facts.domain else None
+        if known is None or facts.domain is None:
+            raise Conflict(f"the domain of {spec.name} is not there to be adopted")
+        has_run = facts.domain.is_active or known.booted > 0
+        stamp = dataclasses.replace(
+            known,
+            cluster_id=facts.cluster_id,
+            spec_revision=facts.spec_revision,
+            booted=spec.boot_request if has_run else 0,
+            started_for=spec.boot_request,
+        )
+        self._world.hypervisor.write_stamp(spec.uuid, stamp)
+        return _with_stamp(facts, stamp)
 
     def _acknowledge(self, spec: InstanceSpec, facts: Facts) -> Facts:
         """Note in the domain that this spec was seen, before acting on it: an older one is then from a restored store."""

@@ -48,6 +48,7 @@ class DomainContext:
     console_log_path: Path
     addresses: tuple[Address, ...]
     stamp: Stamp
+    known_as: str = ""  # libvirt's name of a domain that is there already: it keeps it whatever the instance is called now
     machine_type: str | None = None
     cpu_mode: str | None = None
     filter_name: str | None = None
@@ -79,7 +80,7 @@ _METADATA_INDEX = 4  # after name, uuid, title and description
 
 def _domain(spec: InstanceSpec, context: DomainContext) -> ET.Element:
     root = ET.Element("domain", {"type": context.virt_type})
-    _text(root, "name", domain_name(spec.name, spec.uuid))
+    _text(root, "name", context.known_as or domain_name(spec.name, spec.uuid))
     _text(root, "uuid", str(spec.uuid))
     _text(root, "title", spec.name)
     _text(root, "description", "An instance of etcd-compute: change it with eschedule.")

@@ -45,7 +45,9 @@ class FactFinder:
         spec = entry.spec if entry else None
         domain = glimpse.domain if glimpse else self._world.hypervisor.get(uuid)
         addresses = self._world.networks.assigned(uuid)
-        allocation = glimpse.allocation if glimpse else self._allocation(uuid, spec, domain, booted)
+        allocation, claimed_at = (
+            (glimpse.allocation, frozenset[UUID]()) if glimpse else self._allocation(uuid, spec, domain, booted)
+        )
         disk_is_there = self._world.disks.exists(uuid)
         is_orphan = entry is None and domain is None and allocation is Allocation.PRESENT
         press, grace_over = self._world.patience.button(uuid, spec.grace_seconds) if spec else (True, False)
@@ -67,26 +69,37 @@ class FactFinder:
             shutdown_is_due=press,
             grace_is_over=grace_over,
             claim_is_orphaned=self._world.patience.orphan_seconds(uuid, is_orphan=is_orphan) > self._orphan_after_seconds,
+            claimed_at=claimed_at,
+            ruled_out=self._world.patience.ruled_out(uuid),
+            slow_retry_is_due=self._world.patience.slow_retry_is_due(uuid),
         )
 
-    def _allocation(self, uuid: UUID, spec: InstanceSpec | None, domain: Domain | None, booted: int) -> Allocation:
-        """Asked for only where a row needs the answer: before a first build, and for a claim that stands alone."""
+    def _allocation(
+        self, uuid: UUID, spec: InstanceSpec | None, domain: Domain | None, booted: int
+    ) -> tuple[Allocation, frozenset[UUID]]:
+        """Asked for only where a row needs the answer: before a first build, in a move, and for a claim that stands alone.
+
+        With it come the providers that the claim names.
+        """
         if uuid in self._suspects:
             self._suspects.discard(uuid)
             return self._asked(uuid)
         if spec is None:
             # Only a resync, which lists all claims, finds one that stands alone.
             is_suspect = domain is None and self._world.patience.is_orphan(uuid)
-            return self._asked_alone(uuid) if is_suspect else Allocation.UNASKED
+            return (self._asked_alone(uuid) if is_suspect else Allocation.UNASKED), frozenset()
         has_run = booted > 0 or (domain is not None and domain.stamp is not None and domain.stamp.booted > 0)
         is_active = domain is not None and domain.is_active
-        if spec.desired is not Desired.RUNNING or has_run or is_active:
-            return Allocation.UNASKED
+        # One that is to be stopped before it ever ran may be in the middle of a move.
+        is_wanted = spec.desired is Desired.RUNNING or (spec.desired is Desired.STOPPED and bool(spec.alternates))
+        if not is_wanted or has_run or is_active:
+            return Allocation.UNASKED, frozenset()
         return self._asked(uuid)
 
-    def _asked(self, uuid: UUID) -> Allocation:
+    def _asked(self, uuid: UUID) -> tuple[Allocation, frozenset[UUID]]:
         consumer = self._world.placement.consumer(uuid)
-        return Allocation.PRESENT if consumer and self._world.blueprint.provider in consumer.allocations else Allocation.ABSENT
+        claimed_at = frozenset(consumer.allocations) if consumer else frozenset[UUID]()
+        return (Allocation.PRESENT if self._world.blueprint.provider in claimed_at else Allocation.ABSENT), claimed_at
 
     def _asked_alone(self, uuid: UUID) -> Allocation:
         """As ``_asked``, where only a claim of ours counts."""

@@ -33,6 +33,8 @@ class Stamp:
         cluster_id: the etcd cluster that the spec was read from.
         spec_revision: ``mod_revision`` of the spec last acted on.
         booted: the ``boot_request`` that this guest has been booted for; 0 where it never ran.
+        started_for: the ``boot_request`` that it was last started for. Written before the start, and a running guest keeps
+            what it was started with, so that nobody need remember whether a reboot is still to be done.
         definition: digest of everything that the domain XML was made from, to see whether it must be defined anew.
         boot_id: the host's boot id when it was last marked booted; tells a host reboot from a guest's own shutdown.
     """
@@ -43,6 +45,7 @@ class Stamp:
     booted: int = 0
     definition: str = ""
     boot_id: str = ""
+    started_for: int = 0
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def stamp_attributes(stamp: Stamp) -> dict[str, str]:
         "booted": str(stamp.booted),
         "definition": stamp.definition,
         "boot-id": stamp.boot_id,
+        "started-for": str(stamp.started_for),
     }
 
 
@@ -67,6 +68,7 @@ def stamp_of(text: str) -> Stamp | None:
             booted=int(found.get("booted", "0")),
             definition=found.get("definition", ""),
             boot_id=found.get("boot-id", ""),
+            started_for=int(found.get("started-for", "0")),
         )
     except (ET.ParseError, KeyError, ValueError):
         return None

@@ -14,8 +14,8 @@ import enum
 from dataclasses import dataclass
 from uuid import UUID
 
-from common.model import Address, Desired, InstanceSpec, Phase, Reason, Restart
-from ecompute.hypervisor import Domain, PowerState
+from common.model import Address, Alternate, Desired, InstanceSpec, Phase, Reason, Restart
+from ecompute.hypervisor import Domain, PowerState, Stamp
 
 
 class Step(enum.StrEnum):
@@ -36,6 +36,9 @@ class Step(enum.StrEnum):
     REMOVE_FILES = "RemoveFiles"
     RELEASE_NETWORK = "ReleaseNetwork"
     RELEASE = "Release"
+    SWAP_CLAIM = "SwapClaim"
+    MOVE_SPEC = "MoveSpec"
+    ACKNOWLEDGE = "Acknowledge"
     FORGET = "Forget"
 
     @property
@@ -45,7 +48,7 @@ class Step(enum.StrEnum):
 
     @property
     def is_destructive(self) -> bool:
-        """Takes something away: never on the word of a cache."""
+        """Takes something away, be it a guest's power: never on the word of a cache."""
         return self in _DESTRUCTIVE
 
 
@@ -53,8 +56,10 @@ _BUILD = {
     Step.FETCH_IMAGE, Step.BUILD_DISK, Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.DEFINE, Step.START,
 }  # fmt: skip
 _DESTRUCTIVE = {
-    Step.DESTROY, Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.RELEASE, Step.FORGET,
+    Step.SHUTDOWN, Step.DESTROY, Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.RELEASE, Step.SWAP_CLAIM,
+    Step.MOVE_SPEC, Step.FORGET,
 }  # fmt: skip
+_SAME_EVERYWHERE = ("InvalidSpec", "ChecksumMismatch")  # failures that no other host would be spared
 
 
 _WENT_DOWN = ("shutdown", "crashed", "destroyed")  # why a domain is off that was on; a start that failed is "failed"
@@ -81,6 +86,9 @@ class Facts:
         shutdown_is_due: no power button was pressed lately; press it (again).
         grace_is_over: the guest was asked to power off and had its grace time.
         claim_is_orphaned: a claim has been seen without spec and domain for so long that its client must be dead.
+        claimed_at: the providers that the instance's claim names, where it was asked for.
+        ruled_out: alternates that turned out not to take it: no room, no heartbeat, or their group has a member there.
+        slow_retry_is_due: a start that failed for good was so long ago that it is worth another try.
     """
 
     provider: UUID
@@ -100,6 +108,9 @@ class Facts:
     shutdown_is_due: bool = True
     grace_is_over: bool = False
     claim_is_orphaned: bool = False
+    claimed_at: frozenset[UUID] = frozenset()
+    ruled_out: frozenset[UUID] = frozenset()
+    slow_retry_is_due: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,11 +151,12 @@ def decide(spec: InstanceSpec | None, facts: Facts, history: History) -> Decisio
     if spec is None:
         return _without_spec(facts)
     if _is_from_another_past(facts):
-        return Decision(Step.NONE, Phase.HELD, Reason.STORE_RESTORED)
+        return Decision(Step.ACKNOWLEDGE if _is_adopted(spec, facts) else Step.NONE, Phase.HELD, Reason.STORE_RESTORED)
     if spec.desired is Desired.DELETED:
         return _deleted(facts)
-    decision = _running(spec, facts, history) if spec.desired is Desired.RUNNING else _stopped(facts)
-    if ours(facts) and facts.allocation is Allocation.ABSENT:
+    decision = _kept(spec, facts, history)
+    is_leaving = decision.phase in (Phase.FAILED, Phase.RESCHEDULING)
+    if ours(facts) and facts.allocation is Allocation.ABSENT and not is_leaving:
         return Decision(Step.ASSERT_ALLOCATION, decision.phase, Reason.ALLOCATION_MISSING)
     return decision
 
@@ -185,6 +197,16 @@ def _is_from_another_past(facts: Facts) -> bool:
     return domain.stamp.cluster_id != facts.cluster_id or domain.stamp.spec_revision > facts.spec_revision
 
 
+def _is_adopted(spec: InstanceSpec, facts: Facts) -> bool:
+    """An operator has seen this very guest and decided that the spec speaks for it all the same."""
+    stamp = facts.domain.stamp if facts.domain else None
+    return bool(stamp and spec.adopts and (spec.adopts.cluster_id, spec.adopts.spec_revision) == _past_of(stamp))
+
+
+def _past_of(stamp: Stamp) -> tuple[int, int]:
+    return stamp.cluster_id, stamp.spec_revision
+
+
 def _without_spec(facts: Facts) -> Decision:
     if ours(facts):
         return Decision(Step.NONE, Phase.QUARANTINED)
@@ -193,17 +215,23 @@ def _without_spec(facts: Facts) -> Decision:
     return Decision(Step.NONE)
 
 
+def _kept(spec: InstanceSpec, facts: Facts, history: History) -> Decision:
+    """It is to be there, up or down."""
+    if _is_between_hosts(spec, facts, history):
+        return _move(spec, facts, history)
+    return _running(spec, facts, history) if spec.desired is Desired.RUNNING else _stopped(facts)
+
+
 def _running(spec: InstanceSpec, facts: Facts, history: History) -> Decision:
     domain = ours(facts)
     if facts.domain and not domain:
-        return Decision(Step.NONE, Phase.HELD, "ForeignDomain")
+        return Decision(Step.NONE, Phase.HELD, Reason.FOREIGN_DOMAIN)
     if domain and domain.is_active:
         return _active(spec, domain, facts)
     if has_run(facts, history):
         return _went_down(spec, domain, facts, history)
     if history.is_exhausted:
-        reason = history.failure or Reason.ATTEMPTS_EXHAUSTED
-        return Decision(_clean_up(facts), Phase.FAILED, reason)
+        return _move(spec, facts, history)
     if facts.allocation is Allocation.ABSENT and not domain:
         return Decision(Step.NONE, Phase.REFUSED, Reason.NO_ALLOCATION)
     return Decision(_build_step(facts), Phase.BUILDING)
@@ -215,18 +243,26 @@ def _active(spec: InstanceSpec, domain: Domain, facts: Facts) -> Decision:
         phase, reason = Phase.PAUSED, Reason.IO_ERROR if domain.state_reason == "ioerror" else ""
     if not facts.metadata_is_current and facts.addresses is not None:
         return Decision(Step.WRITE_METADATA, phase, reason)
+    if domain.stamp and _is_to_go_down(spec, domain.stamp):
+        return Decision(_power_off_step(facts, at_once=spec.hard_reboot), Phase.REBOOTING)
     if domain.stamp and (domain.stamp.booted != spec.boot_request or domain.stamp.boot_id != facts.host_boot_id):
         return Decision(Step.MARK_BOOTED, phase, reason)
     return Decision(Step.NONE, phase, reason)
 
 
+def _is_to_go_down(spec: InstanceSpec, stamp: Stamp) -> bool:
+    """A reboot was asked for, and this run of the guest began before. Once it is off, the usual rows start it again."""
+    started_for = stamp.started_for or stamp.booted or spec.boot_request  # older versions noted less
+    return started_for < spec.reboot_request
+
+
 def _went_down(spec: InstanceSpec, domain: Domain | None, facts: Facts, history: History) -> Decision:
     """Has run before, is down now: its disk, address, claim and host are kept whatever happens."""
-    if history.is_exhausted:
-        return Decision(Step.NONE, Phase.STOPPED, Reason.START_FAILED)
     if not facts.disk_is_there:
         # A fresh disk would look like the guest and be none: only its owner may ask for that.
-        return Decision(Step.NONE, Phase.STOPPED, "DiskMissing")
+        return Decision(Step.NONE, Phase.STOPPED, Reason.DISK_MISSING)
+    if history.is_exhausted and not facts.slow_retry_is_due:
+        return Decision(Step.NONE, Phase.STOPPED, Reason.START_FAILED)
     booted = domain.stamp.booted if domain and domain.stamp else history.booted
     if booted == spec.boot_request:
         cause = cause_of_going_down(domain, facts)
@@ -267,9 +303,49 @@ def _stopped(facts: Facts) -> Decision:
     domain = ours(facts)
     if not domain or not domain.is_active:
         return Decision(Step.NONE, Phase.STOPPED)
-    if facts.grace_is_over:
-        return Decision(Step.DESTROY, Phase.STOPPING)
-    return Decision(Step.SHUTDOWN if facts.shutdown_is_due else Step.NONE, Phase.STOPPING)
+    return Decision(_power_off_step(facts), Phase.STOPPING)
+
+
+def _power_off_step(facts: Facts, *, at_once: bool = False) -> Step:
+    """Press the power button, again after a while, and pull the plug when the grace time is over."""
+    if at_once or facts.grace_is_over:
+        return Step.DESTROY
+    return Step.SHUTDOWN if facts.shutdown_is_due else Step.NONE
+
+
+def claimed_alternate(spec: InstanceSpec, facts: Facts) -> Alternate | None:
+    """The alternate that the claim was swapped to already; only a move of ours does that, so it is proof of one."""
+    if not facts.claimed_at or facts.provider in facts.claimed_at:
+        return None
+    return next((a for a in spec.alternates if frozenset(map(UUID, a.allocations)) == facts.claimed_at), None)
+
+
+def move_target(spec: InstanceSpec, facts: Facts) -> Alternate | None:
+    """The host to move to: where the claim is already, else the next one; None where nobody is left to ask."""
+    claimed = claimed_alternate(spec, facts)
+    left = [a for a in spec.alternates if a.provider not in facts.ruled_out]
+    return claimed if claimed in left else next(iter(left), None)
+
+
+def _is_between_hosts(spec: InstanceSpec, facts: Facts, history: History) -> bool:
+    """A move was begun: its claim has left this host, its spec has not."""
+    domain = ours(facts)
+    if domain.is_active if domain else facts.domain:  # up, or somebody else's guest of this very uuid
+        return False
+    return not has_run(facts, history) and claimed_alternate(spec, facts) is not None
+
+
+def _move(spec: InstanceSpec, facts: Facts, history: History) -> Decision:
+    """It never ran and cannot be built here: off to the next host, or, where there is none, cleaned up with a reason."""
+    reason = history.failure or Reason.ATTEMPTS_EXHAUSTED
+    target = move_target(spec, facts)
+    is_claimed = target is not None and target == claimed_alternate(spec, facts)
+    if target is None or (history.failure in _SAME_EVERYWHERE and not is_claimed):
+        return Decision(_clean_up(facts), Phase.FAILED, reason)
+    step = _clean_up_host(facts)
+    if step is Step.NONE:
+        step = Step.MOVE_SPEC if is_claimed else Step.SWAP_CLAIM
+    return Decision(step, Phase.RESCHEDULING, reason)
 
 
 def _deleted(facts: Facts) -> Decision:
@@ -278,16 +354,19 @@ def _deleted(facts: Facts) -> Decision:
 
 
 def _clean_up(facts: Facts) -> Step:
-    """The next thing to take away of an instance; NONE when nothing is left.
+    """The next thing to take away of an instance, its claim last: what is claimed is used. NONE when nothing is left."""
+    step = _clean_up_host(facts)
+    if step is not Step.NONE:
+        return step
+    # Releasing what is gone succeeds, so that nobody need have asked before.
+    return Step.NONE if facts.allocation is Allocation.ABSENT and not facts.claimed_at else Step.RELEASE
 
-    The metadata document goes before its address is free for another guest, the claim last: what is claimed is used.
-    """
+
+def _clean_up_host(facts: Facts) -> Step:
+    """The next thing to take away from this host; the metadata document goes before its address is free for another guest."""
     if domain := ours(facts):
         # Neither active nor off is a crashed one that is kept for a look; it must be ended as well.
         return Step.UNDEFINE if domain.power_state is PowerState.SHUTOFF else Step.DESTROY
     if facts.files_are_there or facts.metadata_is_there:
         return Step.REMOVE_FILES
-    if facts.addresses is not None:
-        return Step.RELEASE_NETWORK
-    # Releasing what is gone succeeds, so that nobody need have asked before.
-    return Step.NONE if facts.allocation is Allocation.ABSENT else Step.RELEASE
+    return Step.NONE if facts.addresses is None else Step.RELEASE_NETWORK

@@ -1,7 +1,8 @@
 """Since when something has been going on, per instance, by the monotonic clock of this process.
 
-Three things are waited for: a guest to follow its power button, the client of a claim without a request to come back, and a
-guest that was started to stay up. A restart forgets all three, which only makes us wait a little longer, or try once more.
+Four things are waited for: a guest to follow its power button, the client of a claim without a request to come back, a
+guest that was started to stay up, and a start that failed for good to be worth another try. Hosts that turned out not to take
+an instance are kept here as well. A restart forgets it all, which only makes us wait a little longer, or try once more.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ PRESS_AGAIN_SECONDS = 10.0  # a guest that is still booting ignores the power bu
 STANDS_AFTER_SECONDS = 60.0  # up for so long, a guest was started well; going down later is another story
 
 
+SLOW_RETRY_SECONDS = 300.0  # a guest that is wanted up and did not start may start once its host is well again
+
+
 class Patience:
     """Since when something has been going on, per instance."""
 
@@ -25,6 +29,8 @@ class Patience:
         self._last_press: dict[UUID, float] = {}
         self._orphan_since: dict[UUID, float] = {}
         self._started: dict[UUID, float] = {}
+        self._gave_up: dict[UUID, float] = {}
+        self._ruled_out: dict[UUID, frozenset[UUID]] = {}
 
     def pressed(self, uuid: UUID) -> None:
         """The power button was pressed just now."""
@@ -76,8 +82,32 @@ class Patience:
         with self._lock:
             return self._clock() - self._started.get(uuid, float("-inf")) >= STANDS_AFTER_SECONDS
 
+    def gave_up(self, uuid: UUID) -> None:
+        """The guest's start failed for good, now or when it was last said so."""
+        with self._lock:
+            self._gave_up.setdefault(uuid, self._clock())
+
+    def tries_again(self, uuid: UUID) -> None:
+        """The guest is started once more; should that fail, the wait begins anew."""
+        with self._lock:
+            self._gave_up.pop(uuid, None)
+
+    def slow_retry_is_due(self, uuid: UUID) -> bool:
+        with self._lock:
+            return self._clock() - self._gave_up.get(uuid, float("inf")) >= SLOW_RETRY_SECONDS
+
+    def rule_out(self, uuid: UUID, provider: UUID) -> None:
+        """*provider* does not take the instance."""
+        with self._lock:
+            self._ruled_out[uuid] = self._ruled_out.get(uuid, frozenset()) | {provider}
+
+    def ruled_out(self, uuid: UUID) -> frozenset[UUID]:
+        with self._lock:
+            return self._ruled_out.get(uuid, frozenset())
+
     def forget(self, uuid: UUID) -> None:
         """The instance is gone."""
         self.at_rest(uuid)
         with self._lock:
-            self._started.pop(uuid, None)
+            for known in (self._started, self._gave_up, self._ruled_out):
+                known.pop(uuid, None)

@@ -7,12 +7,12 @@ nothing of Placement would wait as well. It repeats nothing and decides nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 from uuid import UUID
 
 from common.errors import PlacementUnavailable
-from common.placement import Allocations, Consumer
+from common.placement import Allocations, Claim, Consumer
 
 T = TypeVar("T")
 
@@ -25,6 +25,8 @@ class Claims(Protocol):
     def assert_allocation(self, consumer: UUID, allocations: Allocations) -> None: ...
 
     def release(self, consumer: UUID, generation: int) -> None: ...
+
+    def replace_consumers(self, claims: Iterable[Claim]) -> None: ...
 
     def is_ours(self, consumer: Consumer) -> bool: ...
 
@@ -46,6 +48,9 @@ class PlacementGate:
 
     def release(self, consumer: UUID, generation: int) -> None:
         self._ask(lambda: self._placement.release(consumer, generation))
+
+    def replace_consumers(self, claims: Iterable[Claim]) -> None:
+        self._ask(lambda: self._placement.replace_consumers(claims))
 
     def is_ours(self, consumer: Consumer) -> bool:
         return self._placement.is_ours(consumer)

@@ -20,6 +20,7 @@ from common.errors import (
     EcomputeError,
     HypervisorUnavailable,
     NoCapacity,
+    NotLive,
     Permanent,
     PlacementUnavailable,
     StoreUnavailable,
@@ -32,7 +33,8 @@ from common.store import Store
 from ecompute.builder import Builder
 from ecompute.facts import FactFinder, Glimpse
 from ecompute.machine import Decision, Facts, History, Step, decide, is_gone, is_up
-from ecompute.patience import Patience
+from ecompute.moving import Cause
+from ecompute.patience import SLOW_RETRY_SECONDS, Patience
 from ecompute.statuses import Statuses, with_event
 from ecompute.turns import Turns
 from ecompute.watcher import SpecEntry, SpecWatcher
@@ -42,9 +44,9 @@ MOST_STEPS = 32  # in one pass; more than any path through the table needs
 PROGRESS_EVERY_SECONDS = 1.0
 LOOK_AGAIN_SECONDS = 5.0  # while a guest powers off, and while Placement refuses an allocation that a guest needs
 
-MESSAGES = {
+MESSAGES: dict[str, str] = {
     Reason.NO_ALLOCATION: "Placement knows no claim of this instance on this host; destroy it and create it again",
-    Reason.STORE_RESTORED: "etcd is older than this guest (restored or wiped): nothing is touched until an operator decides",
+    Reason.STORE_RESTORED: "etcd is older than this guest (restored or wiped); nothing is touched until you: eschedule adopt",
     Reason.UNSUPPORTED_SCHEMA: "a newer eschedule wrote this request; upgrade ecompute on this host",
     Reason.ATTEMPTS_EXHAUSTED: "it was tried as often as allowed",
     Reason.GUEST_SHUTDOWN: "the guest powered itself off",
@@ -52,13 +54,9 @@ MESSAGES = {
     Reason.HOST_REBOOTED: "the host was rebooted; start the guest when it is wanted again",
     Reason.IO_ERROR: "QEMU paused the guest after a disk error; see the host's free space",
     Reason.ALLOCATION_MISSING: "the guest runs, but its claim was lost; asking Placement for it again",
-    "ForeignDomain": "a domain with this uuid is there that etcd-compute did not make; it is not touched",
-    "DiskMissing": "the guest has run, but its disk is gone from this host; nothing is rebuilt without being asked",
+    Reason.FOREIGN_DOMAIN: "a domain with this uuid is there that etcd-compute did not make; it is not touched",
+    Reason.DISK_MISSING: "the guest has run, but its disk is gone from this host; nothing is rebuilt without being asked",
 }
-
-
-class NotLive(Transient):
-    """The host lease is not certain: nothing new is begun."""
 
 
 @dataclass
@@ -77,6 +75,9 @@ class _Pass:
 
     def is_cancelled(self) -> bool:
         return self.reconciler.is_stale(self.uuid, self.entry)
+
+    def cause(self) -> Cause:
+        return self.reconciler.cause_of_failure(self.uuid)
 
     def progress(self, done: int, total: int) -> None:
         now = time.monotonic()
@@ -161,6 +162,13 @@ class Reconciler:
         """Whether the work on *entry* is no longer wanted."""
         return self._stopping.is_set() or self._specs.revision(uuid) != (entry.revision if entry else 0)
 
+    def cause_of_failure(self, uuid: UUID) -> Cause:
+        """Why *uuid* could not be built here, as its status remembers it."""
+        status = self._statuses.get(uuid)
+        if status is None or not (status.failure or status.attempts):
+            return Cause("Unknown", "ecompute was restarted in the middle of the move")
+        return Cause(status.failure or Reason.ATTEMPTS_EXHAUSTED, status.failure_message or status.message)
+
     def report_progress(self, uuid: UUID, progress: Progress) -> None:
         status = self._statuses.get(uuid)
         if status is None:
@@ -172,6 +180,8 @@ class Reconciler:
 
     def _take_in_turn(self, hand: _Pass, spec: InstanceSpec | None, decision: Decision) -> bool:
         """``_take``; but a download may last, and the other guests want to be served meanwhile."""
+        if spec is not None and decision.phase is Phase.RESCHEDULING:
+            self._announce(hand, spec, decision)
         if spec is None or decision.step is not Step.FETCH_IMAGE:
             return self._take(hand, spec, decision)
         if not self._fetches.take(hand.uuid):
@@ -205,6 +215,8 @@ class Reconciler:
         except NoCapacity as error:
             if spec is not None:
                 self._report(spec, hand.facts, decision, str(error))
+            if step is Step.ASSERT_ALLOCATION:
+                self._finder.suspect(uuid)  # else the next pass would not ask, and report that all is well
             self._look_again(uuid, 12 * LOOK_AGAIN_SECONDS)
             return False
         except Transient as error:
@@ -213,17 +225,25 @@ class Reconciler:
         hand.steps_run += 1
         took = round((time.monotonic() - hand.began) * 1000)
         logger.info("step", extra=fields(step=step, took_ms=took))
-        if step is Step.FORGET:
+        if spec is not None and not hand.facts.spec_revision:
             self._specs.forget(uuid, hand.entry.revision if hand.entry else 0)
             self._forget(uuid)
             return False
         self._note_event(uuid, step, took)
         return True
 
+    def _announce(self, hand: _Pass, spec: InstanceSpec, decision: Decision) -> None:
+        """Write why the instance leaves before the first thing is undone: the next process is not to build it here again."""
+        known = self._statuses.get(hand.uuid)
+        if known is None or known.phase is not decision.phase:
+            self._report(spec, hand.facts, decision)
+
     def _permit(self, hand: _Pass, step: Step) -> None:
         """Only a live host begins or ends anything, and nothing is taken away on the word of a cache."""
-        if (step.is_build or step.is_destructive) and not self._is_live():
+        if (step.is_build or step.is_destructive or step is Step.ASSERT_ALLOCATION) and not self._is_live():
             raise NotLive("the host lease is not certain; nothing new is begun", retry_after=1.0)
+        if self.is_stale(hand.uuid, hand.entry):  # asked after the lease: with a new one the specs were read anew
+            raise Conflict("the request changed meanwhile")
         if not step.is_destructive or hand.is_confirmed:
             return
         found = self._store.get(self._keys.spec(self._provider, hand.uuid))
@@ -278,12 +298,14 @@ class Reconciler:
         )
         self._statuses.note(spec.uuid, status)
         try:
-            self._statuses.flush(spec.uuid)
+            # No build begins on a request that is not the newest: a process that slept must not believe its cache.
+            self._statuses.flush(spec.uuid, only_for_spec=facts.spec_revision)
         except Transient as error:
             # It was not made, so it is not counted; if etcd has it all the same, the next write takes it back.
             self._statuses.note(spec.uuid, dataclasses.replace(status, attempts=status.attempts - 1, message=str(error)))
             raise
         self._open_attempts[spec.uuid] = spec.boot_request
+        self._patience.tries_again(spec.uuid)
 
     def _interrupted(self, spec: InstanceSpec | None, facts: Facts, decision: Decision, error: Transient) -> None:
         """A step failed for now: say so.
@@ -344,10 +366,13 @@ class Reconciler:
             return
         self._open_attempts.pop(spec.uuid, None)
         self._report(spec, hand.facts, decision)
-        if decision.phase is Phase.STOPPING:
+        if decision.phase in (Phase.STOPPING, Phase.REBOOTING):
             self._look_again(spec.uuid, min(LOOK_AGAIN_SECONDS, float(spec.grace_seconds)))
-        else:
-            self._patience.at_rest(spec.uuid)
+            return
+        self._patience.at_rest(spec.uuid)
+        if decision.reason == Reason.START_FAILED:
+            self._patience.gave_up(spec.uuid)
+            self._look_again(spec.uuid, SLOW_RETRY_SECONDS)
 
     def _forget(self, uuid: UUID) -> None:
         """Keep nothing of *uuid*: it may come back as another instance."""

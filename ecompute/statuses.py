@@ -80,8 +80,11 @@ class Statuses:
             self._known[uuid] = dataclasses.replace(status, updated_at=self._now())
             self._unwritten.add(uuid)
 
-    def flush(self, uuid: UUID) -> None:
+    def flush(self, uuid: UUID, *, only_for_spec: int = 0) -> None:
         """Write the newest status of *uuid*, if it is not in etcd yet.
+
+        Args:
+            only_for_spec: write it only where the spec is still of this ``mod_revision``; 0 where any will do.
 
         Raises:
             StoreUnavailable: it is not known to be written; it stays marked unwritten.
@@ -91,11 +94,11 @@ class Statuses:
             status = self._known.get(uuid)
             if status is None or uuid not in self._unwritten:
                 return
-        key = self._keys.status(self._provider, uuid)
+        key, spec = self._keys.status(self._provider, uuid), self._keys.spec(self._provider, uuid)
         change = Transaction(
             compares=(
                 self._fence(),
-                Compare.present(self._keys.spec(self._provider, uuid)),
+                Compare.unchanged(spec, only_for_spec) if only_for_spec else Compare.present(spec),
                 Compare.unchanged(key, self._revision(uuid, key)),
             ),
             puts={key: status.to_json()},

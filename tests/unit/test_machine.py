@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.model import Address, Desired, ImageRef, InstanceSpec, Phase, Reason, Restart
+from common.model import Address, Adoption, Alternate, Desired, ImageRef, InstanceSpec, Phase, Reason, Restart
 from ecompute.hypervisor import Domain, PowerState, Stamp
-from ecompute.machine import Allocation, Decision, Facts, History, Step, decide
+from ecompute.machine import Allocation, Decision, Facts, History, Step, claimed_alternate, decide, move_target
 
 PROVIDER, OTHER = UUID(int=1), UUID(int=2)
 CLUSTER, REVISION, BOOT = 77, 10, "boot-1"
@@ -41,7 +41,13 @@ def spec(**changes: object) -> InstanceSpec:
     return dataclasses.replace(SPEC, **changes)  # type: ignore[arg-type]
 
 
-RAN = stamp(booted=1)
+RAN = stamp(booted=1, started_for=1)
+THIRD = UUID(int=3)
+TO_OTHER, TO_THIRD = (Alternate(p, {str(p): {"VCPU": 1}}) for p in (OTHER, THIRD))
+MOVABLE = spec(alternates=(TO_OTHER, TO_THIRD))
+TRIED = History(attempts=1, failure="NoSpace")
+SWAPPED = facts(allocation=Allocation.ABSENT, claimed_at=frozenset({OTHER}))
+REBOOT = spec(boot_request=2, reboot_request=2)
 UP, OFF = domain(PowerState.RUNNING, "booted", RAN), domain(mark=RAN)
 STOPPED, DELETED = spec(desired=Desired.STOPPED), spec(desired=Desired.DELETED)
 
@@ -120,6 +126,52 @@ ROWS: list[tuple[str, InstanceSpec | None, Facts, History, Decision]] = [
     ("no spec, our guest: quarantined", None, facts(READY, domain=UP, spec_revision=0), FRESH, Decision(Step.NONE, Phase.QUARANTINED)),
     ("no spec, a guest of another provider", None, facts(domain=domain(mark=stamp(provider=OTHER))), FRESH, Decision(Step.NONE)),
     ("no spec, foreign domain", None, facts(domain=domain(PowerState.RUNNING)), FRESH, Decision(Step.NONE)),
+    ("cannot be built here: undefine", MOVABLE, facts(READY, domain=domain(reason="unknown", mark=stamp())), TRIED,
+     Decision(Step.UNDEFINE, Phase.RESCHEDULING, "NoSpace")),
+    ("cannot be built here: files", MOVABLE, READY, TRIED, Decision(Step.REMOVE_FILES, Phase.RESCHEDULING, "NoSpace")),
+    ("cannot be built here: address", MOVABLE, facts(addresses=ADDRESSES), TRIED, Decision(Step.RELEASE_NETWORK, Phase.RESCHEDULING, "NoSpace")),
+    ("cannot be built here: claim", MOVABLE, NOTHING, TRIED, Decision(Step.SWAP_CLAIM, Phase.RESCHEDULING, "NoSpace")),
+    ("attempts used up: the next host", MOVABLE, NOTHING, History(attempts=5), Decision(Step.SWAP_CLAIM, Phase.RESCHEDULING, Reason.ATTEMPTS_EXHAUSTED)),
+    ("the claim is there: the spec follows", MOVABLE, SWAPPED, TRIED, Decision(Step.MOVE_SPEC, Phase.RESCHEDULING, "NoSpace")),
+    ("a claim at an alternate is proof of a move that was cut off", MOVABLE, SWAPPED, FRESH,
+     Decision(Step.MOVE_SPEC, Phase.RESCHEDULING, Reason.ATTEMPTS_EXHAUSTED)),
+    ("cut off, and asked to be stopped meanwhile: it moves all the same", spec(alternates=(TO_OTHER,), desired=Desired.STOPPED), SWAPPED, FRESH,
+     Decision(Step.MOVE_SPEC, Phase.RESCHEDULING, Reason.ATTEMPTS_EXHAUSTED)),
+    ("cut off, with a file made since: it is cleaned up first", MOVABLE, dataclasses.replace(SWAPPED, files_are_there=True), FRESH,
+     Decision(Step.REMOVE_FILES, Phase.RESCHEDULING, Reason.ATTEMPTS_EXHAUSTED)),
+    ("the target does not take it: the claim goes on", MOVABLE, dataclasses.replace(SWAPPED, ruled_out=frozenset({OTHER})), TRIED,
+     Decision(Step.SWAP_CLAIM, Phase.RESCHEDULING, "NoSpace")),
+    ("nobody takes it: the claim is released wherever it is", MOVABLE, dataclasses.replace(SWAPPED, ruled_out=frozenset({OTHER, THIRD})), TRIED,
+     Decision(Step.RELEASE, Phase.FAILED, "NoSpace")),
+    ("nobody takes it, nothing left", MOVABLE, facts(allocation=Allocation.ABSENT, ruled_out=frozenset({OTHER, THIRD})), TRIED,
+     Decision(Step.NONE, Phase.FAILED, "NoSpace")),
+    ("a wrong checksum is wrong everywhere", MOVABLE, NOTHING, History(attempts=1, failure="ChecksumMismatch"),
+     Decision(Step.RELEASE, Phase.FAILED, "ChecksumMismatch")),
+    ("a claim somewhere else than at an alternate is no move of ours", MOVABLE, facts(allocation=Allocation.ABSENT, claimed_at=frozenset({UUID(int=8)})), FRESH,
+     Decision(Step.NONE, Phase.REFUSED, Reason.NO_ALLOCATION)),
+    ("has run: never moved, whatever the claim says", MOVABLE, facts(READY, domain=OFF, allocation=Allocation.ABSENT, claimed_at=frozenset({OTHER})), TRIED,
+     Decision(Step.ASSERT_ALLOCATION, Phase.STOPPED, Reason.ALLOCATION_MISSING)),
+    ("reboot: press the button", REBOOT, facts(READY, domain=UP), FRESH, Decision(Step.SHUTDOWN, Phase.REBOOTING)),
+    ("reboot: wait", REBOOT, facts(READY, domain=UP, shutdown_is_due=False), FRESH, Decision(Step.NONE, Phase.REBOOTING)),
+    ("reboot: patience is over", REBOOT, facts(READY, domain=UP, grace_is_over=True), FRESH, Decision(Step.DESTROY, Phase.REBOOTING)),
+    ("reboot at once", dataclasses.replace(REBOOT, hard_reboot=True), facts(READY, domain=UP), FRESH, Decision(Step.DESTROY, Phase.REBOOTING)),
+    ("reboot: it is off, so it starts", REBOOT, facts(READY, domain=OFF), FRESH, Decision(Step.START, Phase.BUILDING)),
+    ("reboot: started for it, not marked yet: once is enough", REBOOT,
+     facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp(booted=1, started_for=2))), FRESH, Decision(Step.MARK_BOOTED, Phase.RUNNING)),
+    ("reboot: done", REBOOT, facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp(booted=2, started_for=2))), FRESH,
+     Decision(Step.NONE, Phase.RUNNING)),
+    ("asked to start while it is up: only noted", spec(boot_request=2), facts(READY, domain=UP), FRESH, Decision(Step.MARK_BOOTED, Phase.RUNNING)),
+    ("a start that failed for good is tried again later", spec(boot_request=2), facts(READY, domain=OFF, slow_retry_is_due=True),
+     History(attempts=3, failure="HypervisorRejected"), Decision(Step.START, Phase.BUILDING)),
+    ("tried again later, but nobody wants it up", SPEC, facts(READY, domain=OFF, slow_retry_is_due=True), History(attempts=9),
+     Decision(Step.NONE, Phase.STOPPED, Reason.GUEST_SHUTDOWN)),
+    ("an adopted guest of a wiped store", spec(adopts=Adoption(5, 400)),
+     facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp(cluster_id=5, spec_revision=400, booted=3))), FRESH,
+     Decision(Step.ACKNOWLEDGE, Phase.HELD, Reason.STORE_RESTORED)),
+    ("adopting another moment of the guest's past is no adoption", spec(adopts=Adoption(5, 399)),
+     facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp(cluster_id=5, spec_revision=400))), FRESH,
+     Decision(Step.NONE, Phase.HELD, Reason.STORE_RESTORED)),
+    ("adopted long ago", spec(adopts=Adoption(5, 400)), facts(READY, domain=UP), FRESH, Decision(Step.NONE, Phase.RUNNING)),
     ("a claim that may still be meant", None, NOTHING, FRESH, Decision(Step.NONE)),
     ("a claim of a dead client", None, facts(claim_is_orphaned=True), FRESH, Decision(Step.RELEASE)),
 ]  # fmt: skip
@@ -134,7 +186,7 @@ def test_row(what: str, wanted: InstanceSpec | None, now: Facts, history: Histor
 
 stamps = st.builds(
     Stamp, provider=st.sampled_from([PROVIDER, OTHER]), cluster_id=st.sampled_from([CLUSTER, 5]),
-    spec_revision=st.integers(0, 20), booted=st.integers(0, 3), definition=st.just("d"), boot_id=st.sampled_from([BOOT, "old"]),
+    spec_revision=st.integers(0, 20), booted=st.integers(0, 3), started_for=st.integers(0, 3), definition=st.just("d"), boot_id=st.sampled_from([BOOT, "old"]),
 )  # fmt: skip
 domains = st.builds(
     Domain, uuid=st.just(SPEC.uuid), name=st.just("web"), power_state=st.sampled_from(PowerState),
@@ -146,11 +198,17 @@ all_facts = st.builds(
     disk_is_there=st.booleans(), image_is_cached=st.booleans(), files_are_there=st.booleans(),
     addresses=st.none() | st.just(ADDRESSES), metadata_is_there=st.booleans(), metadata_is_current=st.booleans(),
     definition_is_current=st.booleans(), shutdown_is_due=st.booleans(), grace_is_over=st.booleans(), claim_is_orphaned=st.booleans(),
+    claimed_at=st.sampled_from([frozenset[UUID](), frozenset({PROVIDER}), frozenset({OTHER}), frozenset({THIRD})]),
+    ruled_out=st.sampled_from([frozenset[UUID](), frozenset({OTHER}), frozenset({OTHER, THIRD})]), slow_retry_is_due=st.booleans(),
 )  # fmt: skip
 specs = st.none() | st.builds(
-    spec, desired=st.sampled_from(Desired), boot_request=st.integers(1, 3), restart=st.sampled_from(Restart)
+    spec, desired=st.sampled_from(Desired), boot_request=st.integers(1, 3), restart=st.sampled_from(Restart),
+    alternates=st.sampled_from([(), (TO_OTHER,), (TO_OTHER, TO_THIRD)]), reboot_request=st.integers(0, 3), hard_reboot=st.booleans(),
+    adopts=st.none() | st.builds(Adoption, st.just(5), st.integers(0, 20)),
+).filter(lambda s: s.reboot_request <= s.boot_request)  # fmt: skip
+histories = st.builds(
+    History, st.integers(0, 6), st.booleans(), st.just(5), st.sampled_from(["", "X", "ChecksumMismatch"]), st.integers(0, 2)
 )
-histories = st.builds(History, st.integers(0, 6), st.booleans(), st.just(5), st.sampled_from(["", "X"]), st.integers(0, 2))
 
 
 def after(step: Step, wanted: InstanceSpec | None, now: Facts) -> tuple[InstanceSpec | None, Facts]:
@@ -174,12 +232,24 @@ def after(step: Step, wanted: InstanceSpec | None, now: Facts) -> tuple[Instance
             return wanted, facts(now, metadata_is_current=True, metadata_is_there=True)
         case Step.DEFINE:
             known = now.domain.stamp if now.domain else None
-            mark = stamp(booted=known.booted if known else 0)
+            mark = stamp(booted=known.booted if known else 0, started_for=boot_request)
             return wanted, facts(now, domain=domain(mark=mark), definition_is_current=True)
         case Step.START:
-            return wanted, with_domain(power_state=PowerState.RUNNING, state_reason="booted")
+            assert now.domain is not None and now.domain.stamp is not None
+            mark = dataclasses.replace(now.domain.stamp, started_for=boot_request)
+            return wanted, with_domain(power_state=PowerState.RUNNING, state_reason="booted", stamp=mark)
         case Step.MARK_BOOTED:
-            return wanted, with_domain(stamp=stamp(booted=boot_request))
+            assert now.domain is not None and now.domain.stamp is not None
+            return wanted, with_domain(stamp=stamp(booted=boot_request, started_for=now.domain.stamp.started_for))
+        case Step.ACKNOWLEDGE:
+            return wanted, with_domain(stamp=stamp(booted=boot_request, started_for=boot_request))
+        case Step.SWAP_CLAIM:
+            target = move_target(wanted, now) if wanted else None
+            assert target is not None
+            return wanted, facts(now, allocation=Allocation.ABSENT, claimed_at=frozenset({target.provider}))
+        case Step.MOVE_SPEC:
+            assert wanted is not None and claimed_alternate(wanted, now) is not None
+            return None, facts(now, spec_revision=0, allocation=Allocation.ABSENT, claimed_at=frozenset[UUID]())
         case Step.SHUTDOWN:
             return wanted, facts(now, shutdown_is_due=False)
         case Step.DESTROY:
@@ -193,7 +263,7 @@ def after(step: Step, wanted: InstanceSpec | None, now: Facts) -> tuple[Instance
         case Step.RELEASE_NETWORK:
             return wanted, facts(now, addresses=None)
         case Step.RELEASE:
-            return wanted, facts(now, allocation=Allocation.ABSENT)
+            return wanted, facts(now, allocation=Allocation.ABSENT, claimed_at=frozenset[UUID]())
         case Step.FORGET:
             return None, facts(now, spec_revision=0)
     raise AssertionError(f"a step that nobody knows: {step}")
@@ -218,9 +288,22 @@ def test_nothing_is_taken_from_a_guest_that_ever_ran_unless_it_is_to_be_deleted(
     ran = history.booted > 0 or bool(now.domain and now.domain.stamp and now.domain.stamp.booted)
     decision = decide(wanted, now, history)
     if wanted is not None and ran and wanted.desired is not Desired.DELETED:
-        assert decision.step not in (Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.RELEASE, Step.FORGET)
+        assert decision.step not in (
+            Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.RELEASE, Step.SWAP_CLAIM, Step.MOVE_SPEC, Step.FORGET,
+        )  # fmt: skip
         if decision.step is Step.DESTROY:
-            assert wanted.desired is Desired.STOPPED
+            is_reboot = wanted.reboot_request > 0 and decision.phase is Phase.REBOOTING
+            assert wanted.desired is Desired.STOPPED or is_reboot
+
+
+@settings(max_examples=2000, deadline=None)
+@given(specs, all_facts, histories)
+def test_a_claim_and_a_spec_leave_only_a_host_that_holds_nothing_of_the_instance(
+    wanted: InstanceSpec | None, now: Facts, history: History
+) -> None:
+    if decide(wanted, now, history).step in (Step.SWAP_CLAIM, Step.MOVE_SPEC):
+        assert not (now.files_are_there or now.metadata_is_there or now.addresses)
+        assert now.domain is None or now.domain.stamp is None or now.domain.stamp.provider != PROVIDER
 
 
 @settings(max_examples=1000, deadline=None)

@@ -26,7 +26,7 @@ from common.errors import (
 )
 from common.keys import Keys
 from common.metadata import MetadataStore
-from common.model import Desired, ImageRef, InstanceSpec, InstanceStatus, Phase, Restart
+from common.model import Desired, ImageRef, InstanceKey, InstanceSpec, InstanceStatus, Phase, Restart
 from common.store import Compare, Transaction
 from ecompute.blueprint import Blueprint
 from ecompute.builder import Builder
@@ -34,6 +34,7 @@ from ecompute.disks import Disks
 from ecompute.facts import FactFinder
 from ecompute.hypervisor import PowerState
 from ecompute.images import ImageCache
+from ecompute.moving import Mover
 from ecompute.network import AddressPools
 from ecompute.patience import Patience
 from ecompute.reconciler import Reconciler
@@ -98,10 +99,11 @@ class Loop:
         )  # fmt: skip
         self.statuses.load()
         self.specs = self.specs_of()
+        mover = Mover(self.world, store=self.store, keys=KEYS, fence=self.fence, host_name="h1", now=lambda: "now")
         self.reconciler = Reconciler(
             specs=self.specs, statuses=self.statuses,  # type: ignore[arg-type]
             finder=FactFinder(self.world, cluster_id=self.store.cluster_id, orphan_after_seconds=600),
-            builder=Builder(self.world, store=self.store, keys=KEYS, fence=self.fence, starts_at_once=2),
+            builder=Builder(self.world, store=self.store, keys=KEYS, fence=self.fence, mover=mover, starts_at_once=2),
             patience=self.world.patience, store=self.store, keys=KEYS, provider=self.provider, max_attempts=3,
             is_live=lambda: self.is_live, look_again=self._look_again, now=lambda: "now", stopping=threading.Event(),
             fetches_at_once=2,
@@ -121,7 +123,7 @@ class Loop:
             self.placement.claim(spec.uuid, {self.provider: dict(spec.resources)})
         self.store.create(KEYS.spec(self.provider, spec.uuid), spec.to_json())
         self.store.create(KEYS.name(spec.name), str(spec.uuid))
-        self.store.create(KEYS.instance(spec.uuid), "{}")
+        self.store.create(KEYS.instance(spec.uuid), InstanceKey(self.provider, spec.name, "").to_json())
         return spec
 
     def change(self, spec: InstanceSpec, **changes: object) -> None:
