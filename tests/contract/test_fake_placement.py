@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from common.errors import Conflict, NoCapacity
-from common.placement import OWNER_TRAIT, Placement
+from common.placement import OWNER_TRAIT, Claim, Placement
 from tests.fakes.placement import FakePlacement
 from tests.support.placement import make_provider
 
@@ -113,3 +113,28 @@ def test_providers_by_trait_and_inventories(world: World) -> None:
     assert world.placement.inventories(host)["VCPU"].max_unit == 8
     assert world.placement.inventories(uuid4()) == {}
     assert world.placement.usages(uuid4()) == {}
+
+
+def test_several_claims_are_written_together_or_not_at_all(world: World) -> None:
+    host, first, second = world.make_host(), uuid4(), uuid4()
+    with pytest.raises(NoCapacity):
+        world.placement.replace_consumers([Claim(first, {host: {"VCPU": 5}}), Claim(second, {host: {"VCPU": 5}})])
+    assert (world.placement.consumer(first), world.placement.consumer(second)) == (None, None)
+    world.placement.replace_consumers([Claim(first, {host: {"VCPU": 4}}), Claim(second, {host: {"VCPU": 4}})])
+    assert world.placement.usages(host)["VCPU"] == 8
+    with pytest.raises(Conflict):
+        world.placement.replace_consumers([Claim(uuid4(), {host: {"DISK_GB": 1}}), Claim(first, {host: {"VCPU": 1}})])
+    assert world.placement.usages(host) == {"VCPU": 8, "MEMORY_MB": 0, "DISK_GB": 0}
+
+
+def test_a_claim_is_swapped_to_another_host_by_its_generation(world: World) -> None:
+    here, there, consumer = world.make_host(), world.make_host(), uuid4()
+    world.placement.claim(consumer, {here: SMALL})
+    held = world.placement.consumer(consumer)
+    assert held is not None
+    world.placement.replace_consumers([Claim(consumer, {there: SMALL}, held.generation)])
+    moved = world.placement.consumer(consumer)
+    assert moved is not None and moved.allocations == {there: SMALL}
+    assert moved.generation != held.generation and world.placement.is_ours(moved)
+    with pytest.raises(Conflict):
+        world.placement.replace_consumers([Claim(consumer, {here: SMALL}, held.generation)])

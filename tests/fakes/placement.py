@@ -18,6 +18,7 @@ from common.placement_types import (
     Allocations,
     Candidate,
     Candidates,
+    Claim,
     Consumer,
     Inventory,
     Provider,
@@ -104,6 +105,37 @@ class FakePlacement:
     def consumer(self, uuid: UUID) -> Consumer | None:
         self.calls.append(f"consumer {uuid}")
         return self.consumers.get(uuid)
+
+    def replace_consumers(self, claims: Iterable[Claim]) -> None:
+        """All or nothing, as the real one: what the other consumers of the call give back counts as free."""
+        wanted = list(claims)
+        self.calls.append(f"replace {len(wanted)}")
+        if self.before_claim:
+            self.before_claim.pop(0)(wanted[0].consumer, wanted[0].allocations)
+        before = dict(self.consumers)
+        try:
+            for claim in wanted:
+                held = self.consumers.pop(claim.consumer, None)
+                if (held.generation if held else None) != claim.generation:
+                    raise Conflict(f"{claim.consumer} is not at generation {claim.generation}")
+            for claim in wanted:
+                self._replace(claim)
+        except (Conflict, NoCapacity):
+            self.consumers = before
+            raise
+        if self.after_claim:
+            self.after_claim.pop(0)(wanted[0].consumer)
+
+    def _replace(self, claim: Claim) -> None:
+        for provider, amounts in claim.allocations.items():
+            host = self.hosts.get(provider)
+            if host is None or any(not self._has(host, c, amount) for c, amount in amounts.items()):
+                raise NoCapacity(f"no room on {provider}")
+        if claim.allocations:
+            self.consumers[claim.consumer] = Consumer(
+                claim.consumer, (claim.generation or 0) + 1, self.project_id, self.project_id, CONSUMER_TYPE,
+                plain(claim.allocations),
+            )  # fmt: skip
 
     def provider_allocations(self, provider: UUID) -> dict[UUID, dict[str, int]]:
         return {c.uuid: dict(c.allocations[provider]) for c in self.consumers.values() if provider in c.allocations}
