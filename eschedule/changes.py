@@ -133,6 +133,19 @@ def started(spec: InstanceSpec, status: InstanceStatus | None) -> Mapping[str, A
     return {"desired": Desired.RUNNING.value, "boot_request": spec.boot_request + 1}
 
 
+def rebooted(*, hard: bool) -> Edit:
+    """The edit that asks for another boot: of a guest that is up after it was shut down, with *hard* without asking it."""
+
+    def edit(spec: InstanceSpec, _status: InstanceStatus | None) -> Mapping[str, Any]:
+        _refuse_deleted(spec)
+        number = spec.boot_request + 1
+        return {
+            "desired": Desired.RUNNING.value, "boot_request": number, "reboot_request": number, "hard_reboot": hard,
+        }  # fmt: skip
+
+    return edit
+
+
 def _refuse_deleted(spec: InstanceSpec) -> None:
     if spec.desired is Desired.DELETED:
         raise Conflict(f"the instance {spec.name} is being destroyed; see: eschedule show {spec.name}")
