@@ -36,6 +36,10 @@ class StoreUnavailable(Transient):
         self.may_have_happened = may_have_happened
 
 
+class NotLive(StoreUnavailable):
+    """This host's lease or key in etcd is not certain at the moment: nothing new is begun, nothing is written."""
+
+
 class PlacementUnavailable(Transient):
     """Placement did not answer, or answered with a server error.
 
