@@ -70,7 +70,7 @@ class FactFinder:
             grace_is_over=grace_over,
             claim_is_orphaned=self._world.patience.orphan_seconds(uuid, is_orphan=is_orphan) > self._orphan_after_seconds,
             claimed_at=claimed_at,
-            ruled_out=self._world.patience.ruled_out(uuid),
+            ruled_out=frozenset(self._world.patience.ruled_out(uuid)),
             slow_retry_is_due=self._world.patience.slow_retry_is_due(uuid),
         )
 

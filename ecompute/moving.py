@@ -137,7 +137,7 @@ class Mover:
 
     def _ruled_out(self, spec: InstanceSpec, facts: Facts, target: Alternate, why: str) -> Facts:
         logger.info("a host cannot take it", extra=fields(target=target.provider, why=why))
-        self._world.patience.rule_out(spec.uuid, target.provider)
+        self._world.patience.rule_out(spec.uuid, target.provider, why)
         return dataclasses.replace(facts, ruled_out=facts.ruled_out | {target.provider})
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from uuid import UUID
 
 PRESS_AGAIN_SECONDS = 10.0  # a guest that is still booting ignores the power button
@@ -30,7 +30,7 @@ class Patience:
         self._orphan_since: dict[UUID, float] = {}
         self._started: dict[UUID, float] = {}
         self._gave_up: dict[UUID, float] = {}
-        self._ruled_out: dict[UUID, frozenset[UUID]] = {}
+        self._ruled_out: dict[UUID, dict[UUID, str]] = {}
 
     def pressed(self, uuid: UUID) -> None:
         """The power button was pressed just now."""
@@ -96,14 +96,15 @@ class Patience:
         with self._lock:
             return self._clock() - self._gave_up.get(uuid, float("inf")) >= SLOW_RETRY_SECONDS
 
-    def rule_out(self, uuid: UUID, provider: UUID) -> None:
+    def rule_out(self, uuid: UUID, provider: UUID, why: str) -> None:
         """*provider* does not take the instance."""
         with self._lock:
-            self._ruled_out[uuid] = self._ruled_out.get(uuid, frozenset()) | {provider}
+            self._ruled_out[uuid] = {**self._ruled_out.get(uuid, {}), provider: why}
 
-    def ruled_out(self, uuid: UUID) -> frozenset[UUID]:
+    def ruled_out(self, uuid: UUID) -> Mapping[UUID, str]:
+        """The hosts that do not take the instance, and why."""
         with self._lock:
-            return self._ruled_out.get(uuid, frozenset())
+            return self._ruled_out.get(uuid, {})
 
     def forget(self, uuid: UUID) -> None:
         """The instance is gone."""

@@ -388,6 +388,10 @@ class Reconciler:
         if not message and decision.reason:
             is_failure = decision.reason in (status.failure, Reason.START_FAILED, Reason.ATTEMPTS_EXHAUSTED)
             message = (is_failure and (status.failure_message or status.message)) or MESSAGES.get(decision.reason, "")
+        if decision.phase is Phase.FAILED and status.phase is not Phase.FAILED:
+            others = (f"{provider}: {why}" for provider, why in self._patience.ruled_out(spec.uuid).items())
+            message = "; ".join([message, *others])
+            status = dataclasses.replace(status, failure_message=message)
         status = dataclasses.replace(
             status,
             phase=decision.phase,

@@ -124,6 +124,17 @@ def test_a_host_without_room_without_heartbeat_or_with_the_group_on_it_is_passed
     assert [i.key for i in hosts.store.list(KEYS.groups("web")).items] == [KEYS.group("web", grouped.provider)]
 
 
+def test_when_nobody_takes_it_the_reason_names_who_was_asked(hosts: Hosts) -> None:
+    hosts.placement.claim(UUID(int=5), {hosts.others[0].provider: {"VCPU": 16}})
+    spec = hosts.request()
+    hosts.settle(spec)
+    hosts.settle(spec)
+    status = hosts.first.status(spec)
+    assert (status.phase, status.reason) == (Phase.FAILED, "HypervisorRejected")
+    assert status.message == f"QEMU does not want to; {hosts.others[0].provider}: no room on {hosts.others[0].provider}"
+    assert hosts.placement.consumer(spec.uuid) is None
+
+
 def test_what_fails_everywhere_is_not_carried_around(hosts: Hosts) -> None:
     hosts.first.hypervisor.fail_next("define", ChecksumMismatch("not the image that was asked for"))
     spec = hosts.request()
