@@ -12,11 +12,12 @@ import contextlib
 import itertools
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 from common.errors import InvalidSpec, NoSpace
-from common.files import file_errors, fsync_directory, make_directory, partial_path, remove_partials
+from common.files import PARTIAL, file_errors, fsync_directory, make_directory, partial_path, remove_partials
 from ecompute import qcow2_overlay
 from ecompute.images import CachedImage
 
@@ -28,6 +29,16 @@ SPARE_BYTES = 64 << 20
 _REMOVED = ".removed"
 _GIB = 1 << 30
 _serial = itertools.count()
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What an instance's folder holds: whether a whole disk, which half-made files, and whether anything else."""
+
+    path: Path
+    has_disk: bool = False
+    partials: tuple[str, ...] = ()
+    is_empty: bool = False  # but for the half-made files
 
 
 class Disks:
@@ -64,6 +75,49 @@ class Disks:
                     if entry.name == str(uuid):
                         found.append(uuid)
         return found
+
+    def folder(self, uuid: UUID) -> Folder | None:
+        """What is in the instance's folder; None where it has none."""
+        path = self._folder(uuid)
+        with file_errors("cannot look into the instance's folder", path):
+            try:
+                names = sorted(entry.name for entry in os.scandir(path))
+            except FileNotFoundError:
+                return None
+            except NotADirectoryError:
+                return Folder(path)
+        partials = tuple(name for name in names if name.endswith(PARTIAL))
+        return Folder(path, DISK_NAME in names, partials, is_empty=len(partials) == len(names))
+
+    def remove_partial(self, uuid: UUID, name: str) -> None:
+        """Remove a half-made file that no living writer has. What is gone already is success."""
+        path = self._folder(uuid) / name
+        if not name.endswith(PARTIAL) or path.parent != self._folder(uuid):
+            raise InvalidSpec(f"{path} is no half-made file of an instance")
+        with file_errors("cannot remove", path):
+            path.unlink(missing_ok=True)
+
+    def set_aside(self, uuid: UUID, directory: Path) -> Path | None:
+        """Move the instance's folder into *directory*, under a name that is free there; where it went.
+
+        An empty folder is removed instead: None. Nothing that could be data is ever deleted.
+
+        Raises:
+            Permanent: *directory* is on another file system, or cannot be written.
+        """
+        folder = self._folder(uuid)
+        with file_errors("cannot set the instance's files aside", folder):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+                fsync_directory(self._directory)
+                return None
+            make_directory(directory, 0o700)
+            names = itertools.chain([str(uuid)], (f"{uuid}-{number}" for number in itertools.count(2)))
+            target = next(directory / name for name in names if not os.path.lexists(directory / name))
+            folder.rename(target)
+            fsync_directory(directory)
+            fsync_directory(self._directory)
+            return target
 
     def build(self, uuid: UUID, image: CachedImage, size_gib: int) -> Path:
         """Make the instance's disk, *size_gib* GiB over *image*; one that is there already stays as it is.

@@ -15,7 +15,7 @@ from common.errors import InvalidSpec, NoSpace
 from common.files import partial_path
 from ecompute import disks as disks_module
 from ecompute import qcow2_overlay
-from ecompute.disks import Disks
+from ecompute.disks import Disks, Folder
 from ecompute.images import CachedImage
 from tests.support.disk_images import MIB, make_qcow2, make_raw, qemu_img, qemu_img_info, qemu_io, sha256
 
@@ -199,3 +199,36 @@ def test_a_removal_that_died_half_way_is_finished_at_the_next_start(
     assert len(list((tmp_path / "instances").iterdir())) == 1
     Disks(tmp_path / "instances")
     assert list((tmp_path / "instances").iterdir()) == []
+
+
+def test_an_instances_folder_is_told_apart_by_what_is_in_it(tmp_path: Path) -> None:
+    disks, uuid = Disks(tmp_path / "instances"), uuid4()
+    assert disks.folder(uuid) is None
+    path = tmp_path / "instances" / str(uuid)
+    path.mkdir()
+    assert disks.folder(uuid) == Folder(path, is_empty=True)
+    (path / "disk.qcow2.1-0.partial").touch()
+    assert disks.folder(uuid) == Folder(path, partials=("disk.qcow2.1-0.partial",), is_empty=True)
+    (path / "disk.qcow2").touch()
+    assert disks.folder(uuid) == Folder(path, True, ("disk.qcow2.1-0.partial",))
+
+    disks.remove_partial(uuid, "disk.qcow2.1-0.partial")
+    disks.remove_partial(uuid, "disk.qcow2.1-0.partial")
+    for name in ("disk.qcow2", "../x.partial"):
+        with pytest.raises(InvalidSpec):
+            disks.remove_partial(uuid, name)
+    assert disks.folder(uuid) == Folder(path, True)
+
+
+def test_files_that_are_set_aside_stay_whole_and_never_replace_others(tmp_path: Path) -> None:
+    disks, uuid, lost = Disks(tmp_path / "instances"), uuid4(), tmp_path / "lost"
+    folder = tmp_path / "instances" / str(uuid)
+    for number, expected in enumerate((lost / str(uuid), lost / f"{uuid}-2")):
+        folder.mkdir()
+        (folder / "disk.qcow2").write_text(f"data {number}")
+        assert disks.set_aside(uuid, lost) == expected
+        assert (expected / "disk.qcow2").read_text() == f"data {number}"
+        assert not disks.has_files(uuid)
+    folder.mkdir()
+    assert disks.set_aside(uuid, lost) is None
+    assert not folder.exists()

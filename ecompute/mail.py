@@ -1,0 +1,102 @@
+"""Small requests to this host, that are no state: letters under ``mail/<provider>/``, answered under ``mail-reply/``.
+
+A letter hangs on its sender's lease, and so does its answer, so that both go when nobody waits any more. An answer is fenced by
+the host key: a process that slept through its own death answers nothing. A letter that makes no sense gets one line in the log,
+and no answer. It knows nothing of what is asked; whoever serves a kind of letter says so in ``answer``.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from uuid import UUID
+
+from common.errors import Conflict, EcomputeError, Permanent
+from common.findings import MOST_BYTES, Letter
+from common.keys import Keys
+from common.logs import fields
+from common.store import Compare, ListWatch, Store, Transaction, Versioned
+
+logger = logging.getLogger(__name__)
+MOST_WAITING = 64  # letters; more than that nobody answers in time
+_STOP_SEEN_SECONDS = 0.5
+
+
+class Mailbox:
+    """The letters to one host, answered one after the other.
+
+    Args:
+        fence: the compare of the living host key; may raise ``StoreUnavailable``.
+        answer: the text to answer with; None where the kind of letter is not known. It may raise ``EcomputeError`` where it
+            cannot be answered now, ``ValueError`` where the letter makes no sense.
+    """
+
+    def __init__(
+        self, store: Store, keys: Keys, provider: UUID, *, fence: Callable[[], Compare], answer: Callable[[Letter], str | None]
+    ) -> None:
+        self._store, self._keys, self._provider = store, keys, provider
+        self._fence, self._answer = fence, answer
+        self._letters: queue.Queue[Versioned] = queue.Queue(MOST_WAITING)
+        self._list_watch = ListWatch(store, keys.mails(provider), self._arrived)
+
+    def watch(self, stop: threading.Event) -> None:
+        """Take letters in until *stop*, over every fault of the store."""
+        self._list_watch.run(stop)
+
+    def run(self, stop: threading.Event) -> None:
+        """Answer letters until *stop*."""
+        while not stop.is_set():
+            try:
+                item = self._letters.get(timeout=_STOP_SEEN_SECONDS)
+            except queue.Empty:
+                continue
+            try:
+                self._serve(item)
+            except EcomputeError as error:
+                logger.warning("a letter is not answered: %s", error, extra=fields(key=item.key))
+            except Exception:  # the next letter is another one's
+                logger.exception("a letter is not answered; this is a bug, please report it", extra=fields(key=item.key))
+
+    def _arrived(self, key: str, item: Versioned | None) -> None:
+        if item is None:
+            return
+        try:
+            self._letters.put_nowait(item)
+        except queue.Full:
+            logger.warning("a letter is not answered: too many others wait", extra=fields(key=key))
+
+    def _serve(self, item: Versioned) -> None:
+        try:
+            reply_key = self._keys.mail_reply(self._keys.parse_letter(item.key))
+            letter = self._read(item)
+        except (ValueError, EcomputeError) as error:
+            _ignore(item, str(error))
+            return
+        if self._list_watch.get(item.key) is None or self._store.get(reply_key) is not None:
+            return  # its sender does not wait any more, or has its answer from before we were restarted
+        try:
+            text = self._answer(letter)
+        except ValueError as error:
+            _ignore(item, str(error))
+            return
+        if text is None:
+            _ignore(item, f"letters of the kind {letter.kind[:40]!r} are not known to this version")
+            return
+        compares = (self._fence(), Compare.unchanged(item.key, item.mod_revision), Compare.absent(reply_key))
+        try:
+            self._store.commit(Transaction(compares, {reply_key: text}, lease_id=item.lease_id))
+        except Conflict:
+            logger.info("an answer came too late, or from a host that lost its lease", extra=fields(key=item.key))
+
+    def _read(self, item: Versioned) -> Letter:
+        if not item.lease_id:
+            raise Permanent("it hangs on no lease, so that its answer would stay for ever")
+        if len(item.value.encode()) > MOST_BYTES:
+            raise Permanent(f"it is longer than {MOST_BYTES} bytes")
+        return Letter.from_json(item.value)
+
+
+def _ignore(item: Versioned, why: str) -> None:
+    logger.warning("ignored a letter: %s", why[:300], extra=fields(key=item.key[:200]))

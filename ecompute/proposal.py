@@ -1,0 +1,71 @@
+"""The spec that a host would write for a guest whose own is lost, or older than the guest. Pure.
+
+What is known comes from the metadata document (names, keys, user data, image), the domain (size, power), the addresses
+(networks), the claim (resources) and our stamp (boots). Restart policy, grace time and group stand nowhere but in the lost
+spec.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from common.metadata import MetadataDocument
+from common.model import Address, Adoption, Desired, ImageRef, InstanceSpec, Nic
+from ecompute.hypervisor import Domain, Stamp
+
+UNKNOWN_IMAGE = "/unknown"  # where no document tells what the disk was made of; a disk that is there is never made again
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What a host still knows of one guest, beside its domain."""
+
+    document: MetadataDocument | None = None
+    addresses: tuple[Address, ...] | None = None
+    claim: Mapping[str, int] | None = None  # None where there is none, or Placement was not asked
+
+
+def proposed(domain: Domain, stamp: Stamp, remains: Remains, known: InstanceSpec | None = None) -> InstanceSpec:
+    """The spec that says what *domain* is; *known* is an older one, which keeps what only specs hold.
+
+    It asks for no boot that the guest has not had, so that adopting it starts and reboots nothing.
+    """
+    document = remains.document
+    base = known or _base(domain, document)
+    if document is not None:
+        base = dataclasses.replace(
+            base,
+            # A spec that names none has the name for it; said or not, the guest is told the same.
+            hostname=document.hostname if base.hostname or document.hostname != base.name else "",
+            keys=document.keys,
+            user_data_base64=document.user_data_base64,
+            image=base.image if base.image.url == document.image else ImageRef(document.image or UNKNOWN_IMAGE),
+        )
+    return dataclasses.replace(
+        base,
+        resources=_resources(domain, remains, base),
+        nics=base.nics if remains.addresses is None else tuple(Nic(address.network) for address in remains.addresses),
+        desired=Desired.RUNNING if domain.is_active else Desired.STOPPED,
+        boot_request=max(stamp.booted, known.boot_request if known else 1, 1),
+        alternates=(),
+        adopts=Adoption(stamp.cluster_id, stamp.spec_revision),
+    )
+
+
+def _base(domain: Domain, document: MetadataDocument | None) -> InstanceSpec:
+    name = document.name if document else domain.name
+    created_at = document.created_at if document else ""
+    return InstanceSpec(
+        domain.uuid, name, ImageRef(UNKNOWN_IMAGE), resources={}, created_at=created_at, created_by="eschedule adopt"
+    )
+
+
+def _resources(domain: Domain, remains: Remains, base: InstanceSpec) -> dict[str, int]:
+    """What is claimed counts, for that is what it pays for; else what the guest was told, else what QEMU was given."""
+    if remains.claim:
+        return dict(remains.claim)
+    if remains.document and remains.document.resources:
+        return dict(remains.document.resources)
+    return {**base.resources, "VCPU": domain.vcpus, "MEMORY_MB": domain.memory_mib}
