@@ -7,7 +7,7 @@ import shutil
 import stat
 import uuid
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -202,33 +202,33 @@ def test_a_removal_that_died_half_way_is_finished_at_the_next_start(
 
 
 def test_an_instances_folder_is_told_apart_by_what_is_in_it(tmp_path: Path) -> None:
-    disks, uuid = Disks(tmp_path / "instances"), uuid4()
-    assert disks.folder(uuid) is None
-    path = tmp_path / "instances" / str(uuid)
+    disks, instance = Disks(tmp_path / "instances"), uuid4()
+    assert disks.folder(instance) is None
+    path = tmp_path / "instances" / str(instance)
     path.mkdir()
-    assert disks.folder(uuid) == Folder(path, is_empty=True)
+    assert disks.folder(instance) == Folder(path, is_empty=True)
     (path / "disk.qcow2.1-0.partial").touch()
-    assert disks.folder(uuid) == Folder(path, partials=("disk.qcow2.1-0.partial",), is_empty=True)
+    assert disks.folder(instance) == Folder(path, partials=("disk.qcow2.1-0.partial",), is_empty=True)
     (path / "disk.qcow2").touch()
-    assert disks.folder(uuid) == Folder(path, True, ("disk.qcow2.1-0.partial",))
+    assert disks.folder(instance) == Folder(path, True, ("disk.qcow2.1-0.partial",))
 
-    disks.remove_partial(uuid, "disk.qcow2.1-0.partial")
-    disks.remove_partial(uuid, "disk.qcow2.1-0.partial")
+    disks.remove_partial(instance, "disk.qcow2.1-0.partial")
+    disks.remove_partial(instance, "disk.qcow2.1-0.partial")
     for name in ("disk.qcow2", "../x.partial"):
         with pytest.raises(InvalidSpec):
-            disks.remove_partial(uuid, name)
-    assert disks.folder(uuid) == Folder(path, True)
+            disks.remove_partial(instance, name)
+    assert disks.folder(instance) == Folder(path, True)
 
 
 def test_files_that_are_set_aside_stay_whole_and_never_replace_others(tmp_path: Path) -> None:
-    disks, uuid, lost = Disks(tmp_path / "instances"), uuid4(), tmp_path / "lost"
-    folder = tmp_path / "instances" / str(uuid)
-    for number, expected in enumerate((lost / str(uuid), lost / f"{uuid}-2")):
+    disks, instance, lost = Disks(tmp_path / "instances"), uuid4(), tmp_path / "lost"
+    folder = tmp_path / "instances" / str(instance)
+    for number, expected in enumerate((lost / str(instance), lost / f"{instance}-2")):
         folder.mkdir()
         (folder / "disk.qcow2").write_text(f"data {number}")
-        assert disks.set_aside(uuid, lost) == expected
+        assert disks.set_aside(instance, lost) == expected
         assert (expected / "disk.qcow2").read_text() == f"data {number}"
-        assert not disks.has_files(uuid)
+        assert not disks.has_files(instance)
     folder.mkdir()
-    assert disks.set_aside(uuid, lost) is None
+    assert disks.set_aside(instance, lost) is None
     assert not folder.exists()
