@@ -60,19 +60,24 @@ class Certificates:
 
 
 class EtcdServer:
-    """One etcd process on loopback.
+    """One etcd process.
 
     Args:
         options: more options of etcd.
         certificates: speak TLS to clients with these, and demand a client certificate of their CA.
+        address: where clients reach it.
     """
 
-    def __init__(self, directory: Path, *, options: Sequence[str] = (), certificates: Certificates | None = None) -> None:
-        self.directory, self.certificates = directory, certificates
+    def __init__(
+        self, directory: Path, *, options: Sequence[str] = (), certificates: Certificates | None = None,
+        address: str = "127.0.0.1",
+    ) -> None:  # fmt: skip
+        self.directory, self.certificates, self.address = directory, certificates, address
         self.client_port, self.peer_port = free_port(), free_port()
         self.scheme = "https" if certificates else "http"
-        self.endpoint = f"{self.scheme}://127.0.0.1:{self.client_port}"
-        self.options = [*options, *self._tls_options()]
+        self.endpoint = f"{self.scheme}://{address}:{self.client_port}"
+        self.options = ["--listen-client-urls", self.endpoint, "--advertise-client-urls", self.endpoint, *options]
+        self.options += self._tls_options()
         self.log = directory / "etcd.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._is_frozen = False
@@ -156,17 +161,23 @@ class EtcdServer:
             return []
         certificate, key = self.certificates.server
         return [
-            "--listen-client-urls", self.endpoint, "--advertise-client-urls", self.endpoint, "--client-cert-auth",
-            "--cert-file", str(certificate), "--key-file", str(key), "--trusted-ca-file", str(self.certificates.ca),
+            "--client-cert-auth", "--cert-file", str(certificate), "--key-file", str(key), "--trusted-ca-file", str(self.certificates.ca),
         ]  # fmt: skip
 
 
 class EtcdCluster:
-    """Three etcd processes that form one cluster; clients speak TLS to it where *certificates* are given."""
+    """Three etcd processes that form one cluster; clients speak TLS to it where *certificates* are given.
 
-    def __init__(self, directory: Path, *, certificates: Certificates | None = None) -> None:
-        names = ("first", "second", "third")
-        self.members = [EtcdServer(directory / name, certificates=certificates) for name in names]
+    Args:
+        address: where clients reach the members.
+        members: how many there are, at most three.
+    """
+
+    def __init__(
+        self, directory: Path, *, certificates: Certificates | None = None, address: str = "127.0.0.1", members: int = 3
+    ) -> None:  # fmt: skip
+        names = ("first", "second", "third")[:members]
+        self.members = [EtcdServer(directory / name, certificates=certificates, address=address) for name in names]
         peers = ",".join(
             f"{name}=http://127.0.0.1:{member.peer_port}" for name, member in zip(names, self.members, strict=True)
         )
@@ -216,7 +227,7 @@ class EtcdAdmin:
         certificates = server.certificates
         certificate, key = certificates.server if certificates else (None, None)
         self._client = etcd3.client(
-            host="127.0.0.1", port=server.client_port, timeout=10,
+            host=server.address, port=server.client_port, timeout=10,
             ca_cert=certificates and certificates.ca, cert_cert=certificate, cert_key=key,
             user="root" if password else None, password=password,
         )  # fmt: skip

@@ -39,10 +39,13 @@ class Rule:
 
 
 class FaultyProxy:
-    """Serves on its own port until closed; *seen* lists every request that reached it, as "METHOD path"."""
+    """Serves on its own port of *address*, where its server is too, until closed.
 
-    def __init__(self, upstream_port: int) -> None:
-        self.upstream_port = upstream_port
+    *seen* lists every request that reached it, as "METHOD path".
+    """
+
+    def __init__(self, upstream_port: int, *, address: str = "127.0.0.1") -> None:
+        self.upstream_port, self.address = upstream_port, address
         self.seen: list[str] = []
         self.connections: set[Any] = set()
         self.released = threading.Event()
@@ -50,14 +53,14 @@ class FaultyProxy:
         self._lock = threading.Lock()
         self.port = free_port()
         handler = type("BoundHandler", (_Handler,), {"proxy": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
+        self._server = ThreadingHTTPServer((address, self.port), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     def inject(self, fault: Fault, method: str = "", path: str = "/", *, times: int = 1, **headers: str) -> Rule:
         rule = Rule(fault, method, path, times, {name.replace("_", "-"): value for name, value in headers.items()})
@@ -104,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_DELETE = _serve
 
     def _forward(self, body: bytes, fault: Fault | None) -> None:
-        upstream = http.client.HTTPConnection("127.0.0.1", self.proxy.upstream_port, timeout=60)
+        upstream = http.client.HTTPConnection(self.proxy.address, self.proxy.upstream_port, timeout=60)
         try:
             kept = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")}
             upstream.request(self.command, self.path, body=body or None, headers=kept)

@@ -218,6 +218,11 @@ class NamespacedHost:
         return Path(inside)
 
     @property
+    def process_one(self) -> int:
+        """The host's first process as this machine counts it; ``/proc/<it>/root`` shows the host's files with all its mounts."""
+        return self._pid
+
+    @property
     def uri(self) -> str:
         """A libvirt URI by which this machine, and the host itself, reaches the host's libvirtd."""
         return f"qemu+unix:///system?socket={self.path('/run/libvirt/libvirt-sock')}"

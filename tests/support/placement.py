@@ -27,17 +27,17 @@ START_SECONDS = 60  # of a machine that is busy with other tests; 2 s else
 
 
 class PlacementServer:
-    """One server; stopped and started again it has the same port and the same data."""
+    """One server at *address*; stopped and started again it has the same port and the same data."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory.absolute()
+    def __init__(self, directory: Path, *, address: str = "127.0.0.1") -> None:
+        self.directory, self.address = directory.absolute(), address
         self.log = self.directory / "placement.log"
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -47,7 +47,8 @@ class PlacementServer:
     def start(self) -> None:
         """Start it and wait until it answers."""
         assert self._process is None, "Placement is running already"
-        self._process = spawn([RUN_PLACEMENT, self.directory / "data", str(self.port)], log=self.log)
+        command = [RUN_PLACEMENT, self.directory / "data", str(self.port)]
+        self._process = spawn(command, log=self.log, env={"LISTEN": self.address})
         wait_until(self._is_up, timeout_seconds=START_SECONDS, what=f"Placement answers at {self.url}", evidence=self.evidence)
 
     def _is_up(self) -> bool:

@@ -1,0 +1,83 @@
+"""Requests made through eschedule's library, for tests that need many of them quickly and on the host that they choose."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from common.model import Desired, ImageRef, InstanceSpec
+from eschedule import changes
+from eschedule.request import Request
+from eschedule.scheduler import Scheduler
+from tests.support.cluster import QUERY, Cluster, Node
+from tests.support.ledger import Ledger
+
+GRACE_SECONDS = 2
+
+
+class _BriefRequest(Request):
+    """A request whose guest gets little time to power off."""
+
+    def spec(self, *arguments: Any, **named: Any) -> InstanceSpec:
+        return dataclasses.replace(super().spec(*arguments, **named), grace_seconds=GRACE_SECONDS)
+
+
+class _Preference(random.Random):
+    """Dice that always fall for one host."""
+
+    def __init__(self, provider: UUID) -> None:
+        super().__init__(0)
+        self.provider = provider
+
+    def shuffle(self, candidates: Any) -> None:
+        candidates.sort(key=lambda candidate: self.provider not in candidate.allocations)
+
+
+class Clients:
+    """Asks a cluster for things and writes down in *ledger* what was asked."""
+
+    def __init__(self, cluster: Cluster, ledger: Ledger) -> None:
+        self.cluster, self.ledger = cluster, ledger
+        self._count = 0
+
+    def create(self, on: Node, *, image: str = "", has_alternates: bool = False, **more: Any) -> UUID:
+        """Record a new instance, which *on* is to build; the other hosts are its alternates where *has_alternates*."""
+        self._count += 1
+        query = QUERY if has_alternates else f"{QUERY}&in_tree={on.provider}"
+        request = _BriefRequest(
+            query=query, resources={"VCPU": 1, "MEMORY_MB": 32, "DISK_GB": 1}, name=f"guest-{self._count}",
+            image=ImageRef(image or str(self.cluster.image)), **more,
+        )  # fmt: skip
+        scheduler = Scheduler(
+            self.cluster.store, self.cluster.placement, self.cluster.keys, policy="random", dice=_Preference(on.provider)
+        )
+        placed = scheduler.create(request)
+        assert placed.provider == on.provider, "the claim was made on another host"
+        self.ledger.asked(placed.uuid, placed.name, Desired.RUNNING)
+        return placed.uuid
+
+    def destroy(self, uuid: UUID) -> None:
+        self._change(uuid, changes.destroyed)
+        self.ledger.asked(uuid, "", None)
+
+    def stop(self, uuid: UUID) -> None:
+        self._change(uuid, changes.stopped)
+        self.ledger.asked(uuid, "", Desired.STOPPED)
+
+    def start(self, uuid: UUID) -> None:
+        self._change(uuid, changes.started)
+        self.ledger.asked(uuid, "", Desired.RUNNING)
+
+    def reboot(self, uuid: UUID, *, hard: bool = False) -> None:
+        self.ledger.asked_to_reboot(uuid)
+        self._change(uuid, changes.rebooted(hard=hard))
+
+    def edit(self, uuid: UUID, fields: Mapping[str, Any]) -> None:
+        """Set *fields* of the spec as they are."""
+        self._change(uuid, lambda _spec, _status: fields)
+
+    def _change(self, uuid: UUID, edit: changes.Edit) -> None:
+        changes.change(self.cluster.store, self.cluster.keys, uuid, edit)
