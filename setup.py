@@ -42,6 +42,7 @@ setup(
         "libvirt-python>=9.0,<13",
         "os-resource-classes>=1.1,<2",
         "os-traits>=3.0,<4",
+        "prometheus_client>=0.16,<1",
         "PyYAML>=6.0,<7",
         "requests>=2.28,<3",
         "urllib3>=1.26,<3",

@@ -138,6 +138,13 @@ class BuilderConfig:
 
 
 @dataclass(frozen=True)
+class MetricsConfig:
+    """Where Prometheus can read numbers."""
+
+    listen: str | None = "127.0.0.1:9179"  # None: nowhere
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """How much is logged and in what form."""
 
@@ -160,6 +167,7 @@ class ComputeConfig:
     metadata: MetadataConfig = MetadataConfig()
     images: ImagesConfig = ImagesConfig()
     builder: BuilderConfig = BuilderConfig()
+    metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()
     source: Path | None = None
 

@@ -47,6 +47,8 @@ def _or_null(schema: Schema) -> Schema:
 
 _FILE = _text("^(/|~/).", "the path of a file, absolute or beginning with ~/")
 _FOLDER = _text("^/[^/]", "an absolute path")
+_PORT = "(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3})"
+_LISTEN = f"^([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\]):{_PORT}$"
 _UUID = _text(UUID_PATTERN, "a uuid")
 _NETWORK = _text("^[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}$", "the name of a libvirt network")
 _PLAIN = _text("^[^\\s]+$", "a text without spaces")
@@ -135,6 +137,7 @@ COMPUTE: Schema = {
                     "shutdown_deadline_seconds": _seconds(1, 3600),
                 }
             ),
+            "metrics": _section({"listen": _or_null(_text(_LISTEN, "HOST:PORT, such as 127.0.0.1:9179,"))}),
             "log": _section(_LOG),
         }
     ),

@@ -214,6 +214,7 @@ class ListWatch:
         self._on_change, self._on_lost = on_change, on_lost
         self._backoff = backoff or Backoff(0.1, 5.0)
         self._lock = threading.Lock()
+        self._filling = threading.Lock()
         self._items: dict[str, Versioned] = {}
         self._cluster_id = 0
         self._revision = 0
@@ -242,11 +243,20 @@ class ListWatch:
         with self._lock:
             return dict(self._items)
 
+    def refresh(self) -> None:
+        """Read everything now, from any thread: the cache is then as new as the store was when this was called.
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+        """
+        with self._filling:
+            self._fill(self._store.list(self._prefix))
+
     def run(self, stop: threading.Event) -> None:
         """Follow the store in the caller's thread until *stop*; no fault of the store ends it."""
         while not stop.is_set():
             try:
-                self._fill(self._store.list(self._prefix))
+                self.refresh()
                 self._follow(stop)
             except EcomputeError as error:
                 self._note_loss(error)
@@ -277,6 +287,8 @@ class ListWatch:
 
     def _apply(self, event: WatchEvent) -> None:
         with self._lock:
+            if event.mod_revision < self._revision:
+                return  # from a watch that is behind what ``refresh`` has read
             if event.item is None:
                 self._items.pop(event.key, None)
             else:

@@ -27,20 +27,22 @@ from common.logs import fields
 from common.metadata import MetadataStore
 from common.model import HostRecord, HostState, OwnerRecord
 from common.placement import Placement
-from common.retry import Backoff
+from common.retry import Backoff, Deadline
 from ecompute import identity, threads
 from ecompute.blueprint import Blueprint
-from ecompute.builder import Builder
 from ecompute.disks import Disks
 from ecompute.facts import FactFinder
-from ecompute.heartbeat import Heartbeat, enroll
+from ecompute.health import ETCD, LIBVIRT, PLACEMENT, Health
+from ecompute.heartbeat import Heartbeat, take_provider
 from ecompute.host_traits import guest_flags
 from ecompute.hypervisor import Domain, HostInfo
 from ecompute.images import ImageCache
 from ecompute.inventory import InventoryKeeper, foreign_use
 from ecompute.kvm_probe import choose_virt_type
 from ecompute.libvirt_driver import LibvirtDriver
+from ecompute.measured_builder import MeasuredBuilder
 from ecompute.metadata_service import MetadataServiceSupervisor
+from ecompute.metrics import Metrics, Sources, serve
 from ecompute.moving import Mover
 from ecompute.network import AddressPools
 from ecompute.patience import Patience
@@ -109,6 +111,9 @@ class Agent:
         self._heartbeat_stop = threading.Event()  # the lease is kept until the last step in hand is finished
         self._usurped: OwnershipError | None = None
         self._resync: Resync | None = None
+        self._specs: SpecWatcher | None = None
+        self._health = Health(now=wall_time, on_back=lambda _: self._ask_resync())
+        self._metrics = Metrics(self._health, version=importlib.metadata.version("etcd-compute"))
 
     def run(self) -> None:
         """Serve until *stop*.
@@ -117,10 +122,11 @@ class Agent:
             OwnershipError: the provider is another's; nothing was built.
             ConfigError: the host cannot be used as configured.
         """
+        stop_metrics = serve(self._metrics, self._config.metrics.listen) if self._config.metrics.listen else None
         supervisor = MetadataServiceSupervisor(self._config)
         if self._config.metadata.mode == "managed":
             self._thread("metadata-service", supervisor.run)
-        hypervisor = LibvirtDriver(self._config.libvirt.uri)
+        hypervisor = LibvirtDriver(self._config.libvirt.uri, on_state=lambda problem: self._health.report(LIBVIRT, problem))
         store = EtcdStore(self._config.etcd)
         # One try a call: what failed is tried again by whoever called, and a worker is to be free for other guests meanwhile.
         one_try = dataclasses.replace(self._config.placement, deadline_seconds=self._config.placement.timeout_seconds)
@@ -133,17 +139,20 @@ class Agent:
         finally:
             self._stop.set()
             self._heartbeat_stop.set()
+            self._health.changed.set()
             for thread in self._threads:
                 thread.join(5.0)
             hypervisor.close()
             store.close()
+            if stop_metrics:
+                stop_metrics()
         if self._usurped:
             raise self._usurped
 
     # -- start -----------------------------------------------------------------------------------------------------------
 
     def _look_around(self, hypervisor: LibvirtDriver) -> Host:
-        info = self._until_it_answers("libvirt", hypervisor.host)
+        info = self._until_it_answers(LIBVIRT, hypervisor.host)
         machine = identity.machine_id()
         provider = identity.provider_uuid(self._config.uuid, machine, info.libvirt_host_uuid)
         self._lock = lock_provider(self._config, provider)
@@ -158,24 +167,32 @@ class Agent:
 
     def _serve(self, host: Host, hypervisor: LibvirtDriver, store: EtcdStore, placement: Placement) -> None:
         owner = OwnerRecord(host.machine_id, host.info.libvirt_host_uuid, host.name, wall_time())
-        self._until_it_answers("etcd", lambda: enroll(store, self._keys, host.provider, owner, take=self._take_provider))
         etcd = self._config.etcd
         heartbeat = Heartbeat(
-            store, self._keys, host.provider, self._host_record(host), ttl_seconds=etcd.lease_ttl_seconds,
+            store, self._keys, host.provider, owner, self._host_record(host), ttl_seconds=etcd.lease_ttl_seconds,
             every_seconds=etcd.heartbeat_every_seconds, on_usurped=self._on_usurped, on_regained=self._on_regained,
+            report=lambda problem: self._health.report(ETCD, problem),
         )  # fmt: skip
         try:
-            self._until_it_answers("etcd", lambda: heartbeat.claim(self._stop))
+            if self._take_provider:
+                patience = Deadline(etcd.lease_ttl_seconds + 5.0)
+                self._until_it_answers(
+                    ETCD,
+                    lambda: take_provider(store, self._keys, host.provider, owner, patience=patience, stop=self._stop),
+                )
+            self._until_it_answers(ETCD, lambda: heartbeat.claim(self._stop))
         except OwnershipError as error:
             if self._stop.is_set():
                 raise Stopped("stopped while waiting for the provider") from error
             raise
         beating = self._thread("heartbeat", heartbeat.run, self._heartbeat_stop)
+        self._thread("health", lambda stop: self._publish_health(heartbeat, stop))
         try:
             self._work(host, hypervisor, store, placement, heartbeat)
         finally:
             # Its end first: a beat under way would take the lease that is given back for a lost one, and make it anew.
             self._heartbeat_stop.set()
+            heartbeat.ask()
             beating.join(3 * etcd.deadline_seconds)
             heartbeat.resign()
 
@@ -185,10 +202,10 @@ class Agent:
         """Put the loop together, run it until told to stop, take it apart again."""
         config = self._config
         statuses = Statuses(
-            store, self._keys, host.provider, fence=heartbeat.fence, now=wall_time, on_conflict=heartbeat.suspect
+            store, self._keys, host.provider, fence=heartbeat.fence, now=wall_time, on_conflict=heartbeat.ask
         )  # fmt: skip
-        self._until_it_answers("etcd", statuses.load)
-        specs = SpecWatcher(store, self._keys, host.provider, self._queue.add)
+        self._until_it_answers(ETCD, statuses.load)
+        specs = self._specs = SpecWatcher(store, self._keys, host.provider, self._queue.add)
         world = self._world(host, hypervisor, placement)
         builder_config = config.builder
         worker_count = builder_config.workers or max(4, os.cpu_count() or 1)
@@ -196,9 +213,9 @@ class Agent:
             world, cluster_id=lambda: specs.cluster_id, orphan_after_seconds=builder_config.orphan_claim_after_seconds
         )
         mover = Mover(world, store=store, keys=self._keys, fence=heartbeat.fence, host_name=host.name, now=wall_time)
-        builder = Builder(
+        builder = MeasuredBuilder(
             world, store=store, keys=self._keys, fence=heartbeat.fence, mover=mover,
-            starts_at_once=builder_config.starts_at_once,
+            starts_at_once=builder_config.starts_at_once, metrics=self._metrics,
         )  # fmt: skip
         reconciler = Reconciler(
             specs=specs, statuses=statuses, finder=finder, builder=builder, patience=world.patience, store=store,
@@ -212,7 +229,7 @@ class Agent:
             hypervisor=hypervisor, placement=placement, provider=host.provider, specs=specs, statuses=statuses,
             reconciler=reconciler, wake=self._queue.add, every_seconds=builder_config.resync_every_seconds,
             keep_inventory=lambda domains: self._keep_inventory(keeper, host, admin, heartbeat, domains),
-            on_outcome=lambda problem: self._on_outcome(heartbeat, problem),
+            health=self._health, looked=self._metrics.looked,
         )  # fmt: skip
         hypervisor.subscribe(self._queue.add, self._resync.ask)
         self._thread("networks", world.networks.run)
@@ -220,7 +237,10 @@ class Agent:
         self._thread("watch-host-admin", admin.run)
         self._wait_for_first_list(specs.synced)
         self._wait_for_first_list(admin.synced)  # else a host that an operator disabled would be enabled for a moment
-        workers = Workers(self._queue, reconciler.reconcile, worker_count)
+        workers = Workers(
+            self._queue, reconciler.reconcile, worker_count, is_outage=self._health.note, passed=self._metrics.passed
+        )
+        self._metrics.watch(Sources(lambda: heartbeat.seconds_left, statuses.phases, lambda: len(self._queue)))
         workers.start()
         self._thread("resync", self._resync.run)
         logger.info("serving", extra=fields(provider=host.provider, instances=len(specs.uuids())))
@@ -232,12 +252,12 @@ class Agent:
         blueprint = Blueprint(
             provider=host.provider, boot_id=host.boot_id, virt_type=host.virt_type, architecture=host.info.architecture,
             machine_type=config.libvirt.machine_type, cpu_mode=config.libvirt.cpu_mode,
-            filter_name=self._until_it_answers("libvirt", lambda: self._filter(hypervisor)),
+            filter_name=self._until_it_answers(LIBVIRT, lambda: self._filter(hypervisor)),
             instances_directory=state / "instances",
         )  # fmt: skip
         return World(
             hypervisor=hypervisor,
-            placement=PlacementGate(placement),
+            placement=PlacementGate(placement, lambda problem: self._health.report(PLACEMENT, problem)),
             images=ImageCache(state / "images", config.images),
             disks=Disks(state / "instances"),
             networks=AddressPools(
@@ -277,19 +297,19 @@ class Agent:
         self, keeper: InventoryKeeper, host: Host, admin: HostAdminWatcher, heartbeat: Heartbeat, domains: list[Domain]
     ) -> None:
         """Make Placement's view of the host equal to the host, and the host record's capacity with it."""
+        if not heartbeat.is_live:
+            return  # the provider may be another machine's by now
         vcpus, memory_mib = foreign_use(domains, host.provider)
         capacity = keeper.sync(host.info, host_admin=admin.current, foreign_vcpus=vcpus, foreign_memory_mib=memory_mib)
         heartbeat.update(capacity=capacity)
 
-    def _on_outcome(self, heartbeat: Heartbeat, problem: str) -> None:
-        """Say it once when something goes away or comes back; the record tells everybody else."""
-        before = heartbeat.record
-        state = HostState.DEGRADED if problem else HostState.READY
-        if problem and before.state is not HostState.DEGRADED:
-            logger.warning("degraded: %s", problem)
-        elif not problem and before.state is HostState.DEGRADED:
-            logger.info("well again")
-        heartbeat.update(state=state, message=problem)
+    def _publish_health(self, heartbeat: Heartbeat, stop: threading.Event) -> None:
+        """Keep the host record's state and message as the services are, until *stop* and then a change."""
+        while not stop.is_set():
+            self._health.changed.wait()
+            self._health.changed.clear()
+            message = self._health.message()
+            heartbeat.update(state=HostState.DEGRADED if message else HostState.READY, message=message)
 
     def _on_usurped(self, error: OwnershipError) -> None:
         self._usurped = error
@@ -297,6 +317,8 @@ class Agent:
         self._stop.set()
 
     def _on_regained(self) -> None:
+        if self._specs:
+            self._specs.refresh()
         logger.info("the host lease was made anew; looking at everything")
         self._ask_resync()
 
@@ -320,19 +342,16 @@ class Agent:
         self._threads.append(thread)
         return thread
 
-    def _until_it_answers(self, what: str, call: Callable[[], T]) -> T:
+    def _until_it_answers(self, service: str, call: Callable[[], T]) -> T:
         """*call*'s answer, however long the service is away; its absence is said once."""
-        backoff, is_said = Backoff(0.2, 5.0), False
+        backoff = Backoff(0.2, 5.0)
         while True:
             try:
                 answer = call()
             except Transient as error:
-                if not is_said:
-                    logger.warning("waiting for %s: %s", what, error)
-                    is_said = True
+                self._health.report(service, str(error))
                 if self._stop.wait(backoff.next()):
-                    raise Stopped(f"stopped while waiting for {what}") from error
+                    raise Stopped(f"stopped while waiting for {service}") from error
                 continue
-            if is_said:
-                logger.info("%s answers", what)
+            self._health.report(service, "")
             return answer

@@ -27,6 +27,8 @@ class KeptConnection(Generic[T]):
         discard: closes a connection, a broken one too; raises nothing.
         on_reconnect: called when a connection is there that callers had to do without, in this class's thread.
         patience_seconds: how long ``get`` waits for an attempt.
+        on_state: told why there is no connection, at each failure, and "" when there is one; it must only take note. Without
+            it a loss and a return are logged here.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class KeptConnection(Generic[T]):
         *,
         patience_seconds: float,
         backoff: Backoff,
+        on_state: Callable[[str], None] | None = None,
     ) -> None:
         self._what, self._open, self._discard, self._on_reconnect = what, open_connection, discard, on_reconnect
-        self._patience_seconds = patience_seconds
+        self._patience_seconds, self._on_state = patience_seconds, on_state
         self._backoff = backoff
         self._changed = threading.Condition()
         self._current: T | None = None
@@ -83,6 +86,7 @@ class KeptConnection(Generic[T]):
         with self._changed:
             if connection is self._current:
                 self._current, self._lost = None, connection
+                self._tell(f"lost the connection to {self._what}")
                 self._changed.notify_all()
 
     def close(self) -> None:
@@ -122,7 +126,8 @@ class KeptConnection(Generic[T]):
         if lost is not None:
             self._discard(lost)
             if not self._is_closed:
-                logger.warning("lost the connection to %s", self._what)
+                if self._on_state is None:
+                    logger.warning("lost the connection to %s", self._what)
                 self._is_missed = True
                 self._pause()  # the service that broke it is hardly back yet
         return not self._is_closed
@@ -139,7 +144,8 @@ class KeptConnection(Generic[T]):
             self._discard(connection)
         elif self._is_missed:
             self._is_missed = False
-            logger.info("connected again to %s", self._what)
+            if self._on_state is None:
+                logger.info("connected again to %s", self._what)
             self._on_reconnect()
 
     def _settle(self, connection: T | None, failure: HypervisorUnavailable | None) -> bool:
@@ -148,12 +154,18 @@ class KeptConnection(Generic[T]):
             if self._is_closed:
                 return False
             self._current, self._failure = connection, failure
+            self._tell("" if failure is None else str(failure))
             self._attempts += 1
             self._is_asked = False
             if connection is not None:
                 self._backoff.reset()
             self._changed.notify_all()
             return True
+
+    def _tell(self, problem: str) -> None:
+        """Called with the lock held, so that what is told last is what is so."""
+        if self._on_state is not None:
+            self._on_state(problem)
 
     def _pause(self) -> None:
         with self._changed:

@@ -3,13 +3,14 @@
 A host is alive while ``hosts/<provider>`` stands, which hangs on a lease that this thread keeps. The key's
 ``create_revision`` is the fence: whoever lost the lease lost the key, and a transaction that compares it then fails, so
 that a process that slept through its own death cannot write. Before a step that starts or destroys, ``is_live`` is asked
-besides, by the monotonic clock.
+besides, by a clock that does not stand still while the host is suspended.
 
 It never touches a guest. It tells the agent when the key is not ours (``on_usurped``) and when it is back (``on_regained``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
-from common.errors import Conflict, EcomputeError, OwnershipError, StoreUnavailable, Transient
+from common.errors import Conflict, EcomputeError, NotLive, OwnershipError, Transient
 from common.keys import Keys
 from common.logs import fields
 from common.model import HostRecord, HostState, OwnerRecord
@@ -28,11 +29,13 @@ logger = logging.getLogger(__name__)
 LEASE_MARGIN_SECONDS = 1.0  # stop acting this long before the lease can be over on the server
 
 
-def enroll(store: Store, keys: Keys, provider: UUID, mine: OwnerRecord, *, take: bool = False) -> None:
-    """Write down that *provider* is this machine, or check that it is.
+def lease_clock() -> float:
+    """Seconds that go on while the host is suspended: a lease does not wait for a host that sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
-    Args:
-        take: the other machine is gone for good, an operator says: this one is its successor.
+
+def enroll(store: Store, keys: Keys, provider: UUID, mine: OwnerRecord) -> int:
+    """Write down that *provider* is this machine, or check that it is; the record's ``mod_revision``.
 
     Raises:
         OwnershipError: the provider belongs to another machine; a clone or a copied config must never build its specs.
@@ -40,89 +43,123 @@ def enroll(store: Store, keys: Keys, provider: UUID, mine: OwnerRecord, *, take:
     key = keys.owner(provider)
     while True:
         found = store.get(key)
-        if found is None:
-            try:
-                store.create(key, mine.to_json())
-            except Conflict:
-                continue
+        if found is not None:
+            check_owner(OwnerRecord.from_json(found.value), provider, mine)
+            return found.mod_revision
+        with contextlib.suppress(Conflict):
+            return store.create(key, mine.to_json())
+
+
+def check_owner(theirs: OwnerRecord, provider: UUID, mine: OwnerRecord) -> None:
+    """Raises: OwnershipError: *provider* is another machine's than *mine*."""
+    if theirs.libvirt_host_uuid != mine.libvirt_host_uuid:
+        raise OwnershipError(
+            f"provider {provider} belongs to {theirs.name} (libvirt host uuid {theirs.libvirt_host_uuid}), this machine is "
+            f"{mine.name} ({mine.libvirt_host_uuid}): give this host its own `uuid:` in compute.yaml, or, if the other "
+            "machine is gone for good, run `ecompute --take-provider` once"
+        )
+
+
+def take_provider(
+    store: Store, keys: Keys, provider: UUID, mine: OwnerRecord, *, patience: Deadline, stop: threading.Event
+) -> None:
+    """Make this machine the successor of the one that *provider* belonged to, which an operator says is gone for good.
+
+    Raises:
+        OwnershipError: that one still has a host key when *patience* is over, so it is not gone: nothing was changed.
+    """
+    while True:
+        owner, host = store.get(keys.owner(provider)), store.get(keys.host(provider))
+        if owner is None or OwnerRecord.from_json(owner.value).libvirt_host_uuid == mine.libvirt_host_uuid:
             return
-        theirs = OwnerRecord.from_json(found.value)
-        if theirs.libvirt_host_uuid == mine.libvirt_host_uuid:
-            return
-        if not take:
+        theirs = OwnerRecord.from_json(owner.value)
+        unchanged = (Compare.absent(keys.host(provider)), Compare.unchanged(keys.owner(provider), owner.mod_revision))
+        if host is None:
+            with contextlib.suppress(Conflict):
+                store.commit(Transaction(compares=unchanged, puts={keys.owner(provider): mine.to_json()}))
+                logger.warning("took the provider over from %s", theirs.name)
+                return
+        if patience.expired or stop.wait(0.5):
             raise OwnershipError(
-                f"provider {provider} belongs to {theirs.name} (libvirt host uuid {theirs.libvirt_host_uuid}), this machine is "
-                f"{mine.name} ({mine.libvirt_host_uuid}): give this host its own `uuid:` in compute.yaml, or, if the other "
-                "machine is gone for good, run `ecompute --take-provider` once"
+                f"provider {provider} is not free to be taken: {theirs.name} still has a heartbeat; stop its ecompute first"
             )
-        try:
-            store.replace(key, mine.to_json(), seen=found.mod_revision)
-        except Conflict:
-            continue
-        logger.warning("took the provider over from %s", theirs.name)
-        return
 
 
 class Heartbeat:
     """Holds the host key of one incarnation.
 
     Args:
+        owner: this machine; the key is only made while the provider belongs to it.
         record: what the key says; its incarnation is this process.
         on_usurped: called once, from this thread, when another incarnation holds the key: stop at once.
-        on_regained: called after a lost lease was replaced by a new one.
+        on_regained: called with a new key after the old one was lost, before the host counts as live again: what was cached
+            while it was nobody's must be read anew. May raise ``Transient``, and is then called again.
+        report: told after each beat what was in the way; "" = the lease is kept and the record written.
+        wait: sleeps so many seconds, or less.
     """
 
     def __init__(
-        self, store: Store, keys: Keys, provider: UUID, record: HostRecord, *, ttl_seconds: int, every_seconds: float,
-        on_usurped: Callable[[OwnershipError], None], on_regained: Callable[[], None],
-        clock: Callable[[], float] = time.monotonic,
+        self, store: Store, keys: Keys, provider: UUID, owner: OwnerRecord, record: HostRecord, *, ttl_seconds: int,
+        every_seconds: float, on_usurped: Callable[[OwnershipError], None], on_regained: Callable[[], None],
+        report: Callable[[str], None] = lambda _: None, clock: Callable[[], float] = lease_clock,
+        wait: Callable[[float], object] | None = None,
     ) -> None:  # fmt: skip
-        self._store, self._key, self._provider = store, keys.host(provider), provider
-        self._record, self._ttl, self._every = record, ttl_seconds, every_seconds
-        self._on_usurped, self._on_regained, self._clock = on_usurped, on_regained, clock
+        self._store, self._keys, self._key, self._provider = store, keys, keys.host(provider), provider
+        self._owner, self._record, self._ttl, self._every = owner, record, ttl_seconds, every_seconds
+        self._on_usurped, self._on_regained, self._report, self._clock = on_usurped, on_regained, report, clock
+        self._asked = threading.Event()
+        self._wait = wait or self._asked.wait
         self._lock = threading.Lock()
         self._lease_id = 0
         self._created = 0
         self._lives_until = 0.0
         self._is_written = True
-        self._is_suspect = False
+        self._has_served = False  # from the first key on, whoever else holds it came after us
+        self._is_caught_up = True
 
     @property
     def record(self) -> HostRecord:
         return self._record
 
     @property
+    def seconds_left(self) -> float:
+        """How long the lease certainly still stands, by our own clock; 0 without a host key."""
+        return max(0.0, self._lives_until - self._clock()) if self._created else 0.0
+
+    @property
     def is_live(self) -> bool:
-        """Whether the lease certainly still stands, by our own clock."""
-        return self._created > 0 and self._clock() < self._lives_until - LEASE_MARGIN_SECONDS
+        """Whether the lease certainly still stands, and what is known of the store is no older than the host key."""
+        return self._is_caught_up and self.seconds_left > LEASE_MARGIN_SECONDS
 
     def fence(self) -> Compare:
         """The compare that makes a transaction fail once the host key is no longer this incarnation's.
 
         Raises:
-            StoreUnavailable: there is no host key at the moment; it is being made anew.
+            NotLive: there is no host key at the moment; it is being made anew.
         """
         if not self._created:
-            raise StoreUnavailable("this host has no live host key in etcd at the moment; it is being made anew")
+            raise NotLive("this host has no live host key in etcd at the moment; it is being made anew")
         return Compare.created_at(self._key, self._created)
 
     def claim(self, stop: threading.Event) -> None:
-        """Create the host key under a new lease; take it over from our own crashed predecessor.
+        """Create the host key under a new lease; the first time take it over from our own crashed predecessor.
 
         Raises:
-            OwnershipError: another living process holds it and did not go away within one TTL.
+            OwnershipError: the provider is another machine's, or another living process holds the key and did not go away
+                within one TTL.
             StoreUnavailable: the store did not answer.
         """
         patience = Deadline(self._ttl + 5.0, self._clock)
         announced = False
         while True:
+            owner_revision = enroll(self._store, self._keys, self._provider, self._owner)
             holder = self._store.get(self._key)
             if holder is None or self._is_predecessor(holder):
                 if holder is not None:
                     # A put over it would keep create_revision and defeat the fence of every write still under way.
                     self._store.delete(self._key, seen=holder.mod_revision)
                 try:
-                    self._create()
+                    self._create(owner_revision)
                 except Conflict:
                     continue
                 return
@@ -142,31 +179,37 @@ class Heartbeat:
                 raise OwnershipError("stopped while waiting for another ecompute to release this provider")
 
     def run(self, stop: threading.Event) -> None:
-        """Keep the lease until *stop*; make lease and key anew when they were lost."""
+        """Keep the lease until *stop* and then ``ask``; make lease and key anew when they were lost."""
         backoff = Backoff(0.2, 2.0)
-        is_lost_known = False
         delay = self._every
-        while not stop.wait(delay):
+        while True:
+            self._wait(delay)
+            self._asked.clear()
+            if stop.is_set():
+                return
             try:
                 self._beat(stop)
             except OwnershipError as error:
-                self._on_usurped(error)
+                if not stop.is_set():
+                    self._on_usurped(error)
                 return
             except Transient as error:
                 delay = min(backoff.next(), self._every)
-                if not is_lost_known:
-                    logger.warning("cannot keep the host lease, trying on: %s", error)
-                    is_lost_known = True
+                if not isinstance(error, Conflict):
+                    self._report(str(error))
                 continue
             except EcomputeError as error:
                 # A record of another schema on our key: nothing that trying again at full speed would cure.
                 delay = self._every
                 logger.error("cannot keep the host lease: %s", error)
                 continue
-            if is_lost_known:
-                logger.info("the host lease is kept again")
-            is_lost_known, delay = False, self._every
+            self._report("")
+            delay = self._every
             backoff.reset()
+
+    def ask(self) -> None:
+        """Have the next beat made now: a fenced write failed, or it is time to stop."""
+        self._asked.set()
 
     def update(
         self, *, state: HostState | None = None, message: str | None = None, capacity: dict[str, int] | None = None
@@ -187,10 +230,6 @@ class Heartbeat:
         except Transient as error:
             logger.debug("host record not written yet: %s", error)
 
-    def suspect(self) -> None:
-        """A fenced write failed: have the next beat look whether the key is still ours."""
-        self._is_suspect = True
-
     def resign(self) -> None:
         """Give the lease back, and the key with it; best effort, the lease ends by itself."""
         self._lives_until = 0.0
@@ -204,16 +243,24 @@ class Heartbeat:
         theirs = HostRecord.from_json(holder.value)
         mine = self._record
         return theirs.incarnation == mine.incarnation or (
-            theirs.boot_id == mine.boot_id and theirs.libvirt_host_uuid == mine.libvirt_host_uuid
+            not self._has_served and theirs.boot_id == mine.boot_id and theirs.libvirt_host_uuid == mine.libvirt_host_uuid
         )
 
-    def _create(self) -> None:
+    def _create(self, owner_revision: int) -> None:
         asked_at = self._clock()
         lease = self._store.grant_lease(self._ttl)
+        owner = Compare.unchanged(self._keys.owner(self._provider), owner_revision)
         with self._lock:
-            created = self._store.create(self._key, self._record.to_json(), lease_id=lease.id)
-            self._lease_id, self._created, self._is_written = lease.id, created, True
+            change = Transaction(
+                compares=(Compare.absent(self._key), owner), puts={self._key: self._record.to_json()}, lease_id=lease.id
+            )
+            self._store.commit(change)
+            found = self._store.get(self._key)
+            if found is None or found.lease_id != lease.id:
+                raise Conflict("the host key went away as soon as it was made")
+            self._lease_id, self._created, self._is_written = lease.id, found.create_revision, True
             self._lives_until = asked_at + lease.ttl_seconds
+            self._has_served = True
 
     def _beat(self, stop: threading.Event) -> None:
         asked_at = self._clock()
@@ -221,21 +268,19 @@ class Heartbeat:
         # Without a key the lease alone is worth nothing: making it may have failed the last time.
         if left > 0 and self._created and not self._is_lost():
             self._lives_until = asked_at + left
-            if not self._is_written:
-                self._write()
-            return
-        if self._created:
-            logger.warning("the host lease was lost; making it anew")
-        self._created = 0
-        self.claim(stop)
-        self._on_regained()
+            self._write()
+        else:
+            if self._created:
+                logger.warning("the host lease was lost; making it anew")
+            self._created, self._is_caught_up = 0, False
+            self.claim(stop)
+        if not self._is_caught_up:
+            self._on_regained()
+            self._is_caught_up = True
 
     def _is_lost(self) -> bool:
-        """Whether the key went away under a living lease (deleted by hand, store restored); asked only on suspicion."""
-        if not self._is_suspect:
-            return False
+        """Whether the key went away under a living lease: deleted by hand, or the store was restored."""
         holder = self._store.get(self._key)
-        self._is_suspect = False
         return holder is None or holder.create_revision != self._created
 
     def _write(self) -> None:

@@ -150,16 +150,20 @@ class LibvirtDriver:
     Args:
         uri: of a libvirt on this machine, such as ``qemu:///system``.
         patience_seconds: how long a call waits for a connection to be opened.
+        on_state: told why libvirt is away, and "" when it is back; without it that is logged.
     """
 
-    def __init__(self, uri: str, *, patience_seconds: float = 10.0, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self, uri: str, *, patience_seconds: float = 10.0, backoff: Backoff | None = None,
+        on_state: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
         self._uri = uri
         self._on_domain: list[Callable[[UUID], None]] = []
         self._on_reconnect: list[Callable[[], None]] = []
         self._callback_id: int | None = None  # of the one connection; touched in its keeper's thread only
         self._connection = KeptConnection[libvirt.virConnect](
             f"libvirt at {uri}", self._open, self._discard, self._tell_reconnected,
-            patience_seconds=patience_seconds, backoff=backoff or Backoff(0.1, 5.0),
+            patience_seconds=patience_seconds, backoff=backoff or Backoff(0.1, 5.0), on_state=on_state,
         )  # fmt: skip
 
     # -- domains -----------------------------------------------------------------------------------------------------------

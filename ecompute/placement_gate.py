@@ -32,10 +32,14 @@ class Claims(Protocol):
 
 
 class PlacementGate:
-    """*placement*, asked by one thread at a time from its first missing answer until it answers again."""
+    """*placement*, asked by one thread at a time from its first missing answer until it answers again.
 
-    def __init__(self, placement: Claims) -> None:
-        self._placement = placement
+    Args:
+        on_outcome: told after each question what was in the way; "" = it answered.
+    """
+
+    def __init__(self, placement: Claims, on_outcome: Callable[[str], None] = lambda _: None) -> None:
+        self._placement, self._on_outcome = placement, on_outcome
         self._lock = threading.Lock()
         self._problem = ""
         self._is_probed = False
@@ -72,3 +76,4 @@ class PlacementGate:
                 self._problem = problem
                 if is_probe:
                     self._is_probed = False
+            self._on_outcome(problem)

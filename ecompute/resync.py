@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping
 from uuid import UUID
 
-from common.errors import EcomputeError, Transient
+from common.errors import EcomputeError, PlacementUnavailable
 from common.placement import Placement
 from ecompute.facts import Glimpse
+from ecompute.health import INVENTORY, LIBVIRT, PLACEMENT, Health
 from ecompute.hypervisor import Domain, Hypervisor
 from ecompute.machine import Allocation
 from ecompute.reconciler import Reconciler
@@ -23,6 +25,7 @@ from ecompute.statuses import Statuses
 from ecompute.watcher import SpecWatcher
 
 logger = logging.getLogger(__name__)
+MOST_RETRY_SECONDS = 15.0  # between two tries while a service is away
 JITTER = 0.2  # of the period, either way, so that hosts that started together do not ask together
 
 
@@ -31,17 +34,18 @@ class Resync:
 
     Args:
         keep_inventory: called with all domains; makes Placement's view of the host equal to the host.
-        on_outcome: called with "" after a look that went well, else with what was in the way.
+        health: told of every service that was asked.
+        looked: told how long each look took in seconds, and whether nothing was in the way.
     """
 
     def __init__(
         self, *, hypervisor: Hypervisor, placement: Placement, provider: UUID, specs: SpecWatcher, statuses: Statuses,
         reconciler: Reconciler, wake: Callable[[UUID], None], keep_inventory: Callable[[list[Domain]], None],
-        every_seconds: float, on_outcome: Callable[[str], None],
+        every_seconds: float, health: Health, looked: Callable[[float, bool], None] = lambda *_: None,
     ) -> None:  # fmt: skip
         self._hypervisor, self._placement, self._provider = hypervisor, placement, provider
         self._specs, self._statuses, self._reconciler, self._wake = specs, statuses, reconciler, wake
-        self._keep_inventory, self._every, self._on_outcome = keep_inventory, every_seconds, on_outcome
+        self._keep_inventory, self._every, self._health, self._looked = keep_inventory, every_seconds, health, looked
         self._asked = threading.Event()
 
     def ask(self) -> None:
@@ -52,45 +56,57 @@ class Resync:
         """Look every period, or when asked, until *stop* and then ``ask``."""
         retry_seconds = 1.0
         while not stop.is_set():
-            problem = self._look_once()
-            self._on_outcome(problem)
+            began = time.monotonic()
+            is_well = self._look_once()
+            self._looked(time.monotonic() - began, is_well)
             period = self._every * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, keeps no secret
-            retry_seconds = min(retry_seconds * 2, period) if problem else 1.0
-            self._asked.wait(retry_seconds if problem else period)
+            retry_seconds = 1.0 if is_well else min(retry_seconds * 2, period, MOST_RETRY_SECONDS)
+            self._asked.wait(period if is_well else retry_seconds)
             self._asked.clear()
 
-    def _look_once(self) -> str:
+    def _look_once(self) -> bool:
         try:
             return self.look()
-        except Transient as error:
-            return str(error)
         except EcomputeError as error:
-            logger.error("resync: %s", error)
-            return str(error)
+            if not self._health.note(error):
+                logger.error("resync: %s", error)
         except Exception:  # the thread must outlive a bug: the other guests are served
             logger.exception("resync failed; this is a bug, please report it")
-            return "resync failed, see the log"
+        return False
 
-    def look(self) -> str:
-        """Compare everything once; "" or what could not be asked.
+    def look(self) -> bool:
+        """Compare everything once; False where something could not be asked.
 
         Raises:
             HypervisorUnavailable: nothing can be said without the domains.
         """
         domains = self._hypervisor.list()
-        problem = ""
-        allocations: Mapping[UUID, Mapping[str, int]] | None = None
-        try:
-            allocations = self._placement.provider_allocations(self._provider)
-            self._keep_inventory(domains)
-        except EcomputeError as error:
-            # An inventory that cannot be written is no reason to lose sight of the guests.
-            problem = str(error)
+        self._health.report(LIBVIRT, "")
+        allocations = self._allocations()
+        # An inventory that cannot be written is no reason to lose sight of the guests.
+        is_well = allocations is not None and self._inventory_is_kept(domains)
         if self._specs.synced.is_set():
             self._compare({domain.uuid: domain for domain in domains}, allocations)
         for uuid in self._statuses.unwritten() & self._specs.uuids():
             self._wake(uuid)
-        return problem
+        return is_well
+
+    def _allocations(self) -> Mapping[UUID, Mapping[str, int]] | None:
+        try:
+            return self._placement.provider_allocations(self._provider)
+        except EcomputeError as error:
+            self._health.report(PLACEMENT, str(error))
+            return None
+
+    def _inventory_is_kept(self, domains: list[Domain]) -> bool:
+        try:
+            self._keep_inventory(domains)
+        except EcomputeError as error:
+            self._health.report(PLACEMENT if isinstance(error, PlacementUnavailable) else INVENTORY, str(error))
+            return False
+        self._health.report(PLACEMENT, "")
+        self._health.report(INVENTORY, "")
+        return True
 
     def _compare(self, domains: Mapping[UUID, Domain], allocations: Mapping[UUID, Mapping[str, int]] | None) -> None:
         stamped = {uuid for uuid, domain in domains.items() if domain.stamp and domain.stamp.provider == self._provider}

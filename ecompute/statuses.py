@@ -8,6 +8,7 @@ stays here, marked unwritten, until ``flush``.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import logging
 import threading
@@ -71,6 +72,11 @@ class Statuses:
     def uuids(self) -> set[UUID]:
         with self._lock:
             return set(self._known)
+
+    def phases(self) -> dict[str, int]:
+        """How many instances are in each phase."""
+        with self._lock:
+            return dict(collections.Counter(str(status.phase) for status in self._known.values()))
 
     def note(self, uuid: UUID, status: InstanceStatus) -> None:
         """Remember *status* as the newest; it reaches etcd with the next ``flush``."""

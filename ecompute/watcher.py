@@ -50,6 +50,10 @@ class SpecWatcher:
         """Follow until *stop*, over every fault of the store."""
         self._list_watch.run(stop)
 
+    def refresh(self) -> None:
+        """Read all specs now, from any thread. Raises: StoreUnavailable."""
+        self._list_watch.refresh()
+
     @property
     def synced(self) -> threading.Event:
         """Set once the first list is in."""

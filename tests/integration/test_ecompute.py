@@ -202,7 +202,7 @@ def test_ecompute_ends_by_a_second_signal_even_while_it_waits_for_etcd(local_dep
     process = local_deployment.start_ecompute()
     log = local_deployment.directory / "ecompute.log"
     wait_until(
-        lambda: "waiting for etcd" in log.read_text(), timeout_seconds=20, what="it waits", evidence=local_deployment.evidence
+        lambda: "etcd is away" in log.read_text(), timeout_seconds=20, what="it waits", evidence=local_deployment.evidence
     )
     process.send_signal(signal.SIGTERM)
     wait_until(lambda: process.poll() is not None, timeout_seconds=20, what="it ends", evidence=local_deployment.evidence)

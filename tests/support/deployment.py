@@ -74,6 +74,7 @@ class Deployment:
         self.machine, self.directory = machine, directory
         self.prefix = unique_prefix()
         self.etcd_port, self.etcd_peer_port, self.placement_port = free_port(), free_port(), free_port()
+        self.metrics_port = free_port()
         self.state_dir, self.run_dir = state_dir, run_dir
         self.compute_file, self.schedule_file = directory / "compute.yaml", directory / "schedule.yaml"
         self._etcd: Process | None = None
@@ -236,6 +237,7 @@ class Deployment:
             "paths": {"state_dir": self.state_dir, "run_dir": self.run_dir},
             # The machine's own disk must not decide whether a test passes.
             "inventory": {"vcpu": {"allocation_ratio": 16.0}, "disk_gb": {"reserved": 0, "allocation_ratio": 1.0}},
+            "metrics": {"listen": f"127.0.0.1:{self.metrics_port}"},
             "log": {"level": "debug"},
         }
         self.compute_file.write_text(yaml.safe_dump({**defaults, **compute}))

@@ -408,6 +408,18 @@ def test_https_with_all_its_files(compute, tmp_path):
     assert config.etcd.key_file == tmp_path / "key"
 
 
+@pytest.mark.parametrize("listen", ["127.0.0.1:9179", "[::1]:1", "0.0.0.0:65535", "host-1.example:9179", None])
+def test_where_metrics_may_listen(compute, listen):
+    assert compute(yaml.safe_dump({"metrics": {"listen": listen}})).metrics.listen == listen
+
+
+@pytest.mark.parametrize("listen", ["9179", ":9179", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "::1:9179", "http://a:1"])
+def test_where_metrics_may_not_listen(faults, listen):
+    assert faults(yaml.safe_dump({"metrics": {"listen": listen}})) == [
+        f'metrics.listen is "{listen}", needs HOST:PORT, such as 127.0.0.1:9179, or null'
+    ]
+
+
 def test_a_check_between_keys_is_silent_about_a_key_that_failed_itself(faults):
     assert faults("etcd: {deadline_seconds: abc, lease_ttl_seconds: 3}") == [
         'etcd.deadline_seconds is "abc", needs a number from 0.05 to 3600'

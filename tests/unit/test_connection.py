@@ -23,6 +23,7 @@ class Service:
         self.discarded: list[int] = []
         self.reconnects = 0
         self.is_down = False
+        self.states: list[str] = []
         self.answers = threading.Event()
         self.answers.set()
         self.kept = KeptConnection[int](
@@ -32,6 +33,7 @@ class Service:
             self._reconnected,
             patience_seconds=0.5,
             backoff=Backoff(0.01, 0.05),
+            on_state=self.states.append,
         )
 
     def _open(self) -> int:
@@ -114,3 +116,15 @@ def test_what_was_being_opened_at_the_end_is_discarded_too(service: Service) -> 
     service.answers.set()
     closer.join(5)
     wait_until(lambda: service.discarded == [1] or service.opened == 0, timeout_seconds=5, what="discarded")
+
+
+def test_it_tells_when_it_is_away_and_when_it_is_back(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    connection = service.kept.get()
+    assert service.states == [""]
+    service.is_down = True
+    service.kept.lost(connection)
+    assert service.states[1] == "lost the connection to the service"
+    wait_until(lambda: "nobody listens" in service.states, timeout_seconds=10, what="a try failed")
+    service.is_down = False
+    wait_until(lambda: service.states[-1] == "", timeout_seconds=10, what="it is back")
+    assert not caplog.records, "whoever is told says it"

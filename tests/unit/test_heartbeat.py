@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from uuid import UUID, uuid4
 
 import pytest
 
-from common.errors import Conflict, OwnershipError, StoreUnavailable
+from common.errors import Conflict, EcomputeError, NotLive, OwnershipError, StoreUnavailable
 from common.keys import Keys
 from common.model import HostRecord, HostState, OwnerRecord
+from common.retry import Deadline
 from common.store import Compare, Transaction
-from ecompute.heartbeat import Heartbeat, enroll
+from ecompute.heartbeat import Heartbeat, enroll, lease_clock, take_provider
 from tests.fakes.clock import FakeClock
 from tests.fakes.store import FakeStore
 
@@ -41,12 +43,18 @@ class Stop(threading.Event):
     def wait(self, timeout: float | None = None) -> bool:
         self.clock.now += timeout or 0.0
         self.turns -= 1
-        return self.turns < 0 or self.is_set()
+        if self.turns < 0:
+            self.set()
+        return self.is_set()
 
 
 def record(**changes: object) -> HostRecord:
     base = HostRecord("h1", boot_id="boot", incarnation=uuid4(), libvirt_host_uuid="machine", libvirt_uri="test:///default")
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+MINE = OwnerRecord(machine_id="m", libvirt_host_uuid="machine", name="h1")
+CLONE = OwnerRecord(machine_id="m", libvirt_host_uuid="two", name="h2")
 
 
 class Heart:
@@ -55,20 +63,31 @@ class Heart:
     def __init__(self, store: FakeStore, clock: FakeClock, mine: HostRecord | None = None) -> None:
         self.usurped: list[OwnershipError] = []
         self.regained = 0
+        self.cannot_read: EcomputeError | None = None
+        self.reports: list[str] = []
         self.clock = clock
+        self.stop = Stop(clock)
         self.beat = Heartbeat(
-            store, KEYS, PROVIDER, mine or record(), ttl_seconds=30, every_seconds=10, clock=clock,
-            on_usurped=self.usurped.append, on_regained=self._on_regained,
+            store, KEYS, PROVIDER, MINE, mine or record(), ttl_seconds=30, every_seconds=10, clock=clock,
+            on_usurped=self.usurped.append, on_regained=self._on_regained, report=self.reports.append,
+            wait=self._wait,
         )  # fmt: skip
 
     def _on_regained(self) -> None:
+        assert not self.beat.is_live, "nothing may be begun before the specs were read anew"
+        if self.cannot_read:
+            raise self.cannot_read
         self.regained += 1
+
+    def _wait(self, seconds: float) -> bool:
+        return self.stop.wait(seconds)
 
     def claim(self) -> None:
         self.beat.claim(Stop(self.clock))
 
     def run(self, turns: int) -> None:
-        self.beat.run(Stop(self.clock, turns))
+        self.stop = Stop(self.clock, turns)
+        self.beat.run(self.stop)
 
 
 def test_the_key_says_who_is_there_and_is_live_while_the_lease_stands(store: FakeStore, clock: FakeClock) -> None:
@@ -96,7 +115,7 @@ def test_beats_keep_the_key_far_beyond_one_lease(store: FakeStore, clock: FakeCl
 
 
 def test_without_a_key_there_is_no_fence(store: FakeStore, clock: FakeClock) -> None:
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(NotLive):
         Heart(store, clock).beat.fence()
 
 
@@ -156,18 +175,79 @@ def test_a_process_that_woke_up_after_another_took_over_stops(store: FakeStore, 
     assert not heart.beat.is_live
 
 
-def test_a_key_deleted_under_a_living_lease_is_noticed_on_suspicion(store: FakeStore, clock: FakeClock) -> None:
+def test_a_process_that_woke_up_takes_nobody_on_its_own_machine_for_its_predecessor(store: FakeStore, clock: FakeClock) -> None:
+    """Whoever holds the key now came after it: two that take it from each other would both write."""
+    heart, later = Heart(store, clock), Heart(store, clock)
+    heart.claim()
+    clock.now += 31
+    later.claim()
+    held = store.get(KEY)
+    heart.run(turns=20)
+    assert held is not None
+    assert store.get(KEY) == held
+    assert heart.regained == 0
+    assert not heart.beat.is_live
+
+
+def test_a_machine_whose_provider_was_taken_stops_at_once_and_writes_nothing(store: FakeStore, clock: FakeClock) -> None:
+    heart = Heart(store, clock)
+    heart.claim()
+    clock.now += 31
+    take(store, CLONE)
+    before = store.list("/t/")
+    heart.run(turns=1)
+    assert [str(error) for error in heart.usurped] and "belongs to h2" in str(heart.usurped[0])
+    assert store.list("/t/").items == before.items, "also where the new machine is not up at the moment"
+
+
+def test_a_host_is_not_live_again_before_its_specs_were_read_anew(store: FakeStore, clock: FakeClock) -> None:
+    heart = Heart(store, clock)
+    heart.claim()
+    clock.now += 31
+    heart.cannot_read = StoreUnavailable("away")
+    heart.run(turns=3)
+    assert store.get(KEY) is not None
+    assert not heart.beat.is_live
+    heart.cannot_read = None
+    heart.run(turns=1)
+    assert heart.regained == 1
+    assert heart.beat.is_live
+
+
+def test_a_host_that_was_suspended_does_not_believe_in_its_lease() -> None:
+    """No test can suspend the machine; that the clock is the one that counts such time must do."""
+    assert abs(lease_clock() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 5
+
+
+def test_a_key_deleted_under_a_living_lease_is_made_anew_with_the_next_beat(store: FakeStore, clock: FakeClock) -> None:
     heart = Heart(store, clock)
     heart.claim()
     found = store.get(KEY)
     assert found is not None
     store.delete(KEY, seen=found.mod_revision)
     heart.run(turns=1)
-    assert store.get(KEY) is None
-    heart.beat.suspect()
-    heart.run(turns=1)
     assert store.get(KEY) is not None
     assert heart.regained == 1
+
+
+def test_a_beat_is_made_at_once_when_asked_for(store: FakeStore) -> None:
+    regained, stop = threading.Event(), threading.Event()
+    beat = Heartbeat(
+        store, KEYS, PROVIDER, MINE, record(), ttl_seconds=3600, every_seconds=1000, on_usurped=pytest.fail,
+        on_regained=regained.set,
+    )  # fmt: skip
+    beat.claim(stop)
+    found = store.get(KEY)
+    assert found is not None
+    store.delete(KEY, seen=found.mod_revision)
+    thread = threading.Thread(target=beat.run, args=(stop,))
+    thread.start()
+    beat.ask()
+    assert regained.wait(10)
+    stop.set()
+    beat.ask()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_a_store_that_is_away_is_waited_out(store: FakeStore, clock: FakeClock) -> None:
@@ -176,9 +256,11 @@ def test_a_store_that_is_away_is_waited_out(store: FakeStore, clock: FakeClock) 
     store.break_with(StoreUnavailable("away"))
     heart.run(turns=10)
     assert not heart.usurped
+    assert heart.reports == ["away"] * 10
     store.break_with(None)
     heart.run(turns=2)
     assert heart.beat.is_live
+    assert heart.reports[-1] == ""
 
 
 def test_a_changed_state_is_written_under_the_same_key(store: FakeStore, clock: FakeClock) -> None:
@@ -214,14 +296,14 @@ def test_resigning_takes_the_key_away(store: FakeStore, clock: FakeClock) -> Non
     assert not heart.beat.is_live
 
 
-MINE = OwnerRecord(machine_id="m", libvirt_host_uuid="one", name="h1")
-CLONE = OwnerRecord(machine_id="m", libvirt_host_uuid="two", name="h2")
+def take(store: FakeStore, mine: OwnerRecord) -> None:
+    clock = FakeClock()
+    take_provider(store, KEYS, PROVIDER, mine, patience=Deadline(35, clock), stop=Stop(clock))
 
 
 def test_enrolling_twice_on_one_machine_is_fine(store: FakeStore) -> None:
-    enroll(store, KEYS, PROVIDER, MINE)
-    enroll(store, KEYS, PROVIDER, dataclasses.replace(MINE, name="renamed"))
-    assert store.get(KEYS.owner(PROVIDER)) is not None
+    revision = enroll(store, KEYS, PROVIDER, MINE)
+    assert enroll(store, KEYS, PROVIDER, dataclasses.replace(MINE, name="renamed")) == revision
 
 
 def test_a_clone_is_refused_though_the_first_is_down(store: FakeStore) -> None:
@@ -232,9 +314,18 @@ def test_a_clone_is_refused_though_the_first_is_down(store: FakeStore) -> None:
 
 def test_a_successor_may_take_the_provider_when_told(store: FakeStore) -> None:
     enroll(store, KEYS, PROVIDER, MINE)
-    enroll(store, KEYS, PROVIDER, CLONE, take=True)
+    take(store, CLONE)
+    enroll(store, KEYS, PROVIDER, CLONE)
     with pytest.raises(OwnershipError):
         enroll(store, KEYS, PROVIDER, MINE)
+
+
+def test_the_provider_of_a_living_machine_is_not_taken_and_stays_its_own(store: FakeStore, clock: FakeClock) -> None:
+    heart = Heart(store, clock)
+    heart.claim()
+    with pytest.raises(OwnershipError, match="h1 still has a heartbeat"):
+        take(store, CLONE)
+    assert enroll(store, KEYS, PROVIDER, MINE)
 
 
 def test_the_fence_names_this_very_key(store: FakeStore, clock: FakeClock) -> None:
@@ -250,10 +341,10 @@ class KeyCannotBeMade(FakeStore):
 
     is_refusing = False
 
-    def create(self, key: str, value: str, *, lease_id: int = 0) -> int:
+    def commit(self, transaction: Transaction) -> int:
         if self.is_refusing:
             raise StoreUnavailable("away just now")
-        return super().create(key, value, lease_id=lease_id)
+        return super().commit(transaction)
 
 
 def test_a_deleted_key_that_could_not_be_made_anew_at_once_is_made_later(clock: FakeClock) -> None:
@@ -263,7 +354,6 @@ def test_a_deleted_key_that_could_not_be_made_anew_at_once_is_made_later(clock: 
     found = store.get(KEY)
     assert found is not None
     store.delete(KEY, seen=found.mod_revision)
-    heart.beat.suspect()
     store.is_refusing = True
     heart.run(turns=1)
     assert not heart.beat.is_live

@@ -120,6 +120,24 @@ def test_after_a_gap_that_was_compacted_only_the_difference_is_reported(store):
         run.wait_for(("later", "1"))
 
 
+def test_a_refresh_is_ahead_of_the_watch_which_then_brings_back_nothing_old(store):
+    """Whoever was paused for long must not act on the events that it slept through, one by one."""
+    created = store.create(f"{PREFIX}a", "1")
+    reports = []
+    follower = ListWatch(store, PREFIX, lambda key, item: reports.append(item.value if item else None))
+    follower.refresh()
+    replaced = store.replace(f"{PREFIX}a", "2", seen=created)
+    store.replace(f"{PREFIX}a", "3", seen=replaced)
+    store.create(f"{PREFIX}b", "4")
+    late = list(next(store.watch(PREFIX, revision=replaced, cluster_id=store.cluster_id(), stop=threading.Event())))
+    follower.refresh()
+    assert reports == ["1", "3", "4"]
+    for event in late:
+        follower._apply(event)
+    assert follower.get(f"{PREFIX}a").value == "3"
+    assert "2" not in reports
+
+
 def test_a_store_that_is_away_at_the_start_is_waited_for_and_reported_lost_once(store):
     store.break_with(StoreUnavailable("etcd is away"))
     with following(store) as run:

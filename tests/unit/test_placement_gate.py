@@ -100,3 +100,15 @@ def test_well_it_is_asked_by_many_at_once() -> None:
     for thread in threads:
         thread.join(10)
     assert placement.calls == 4
+
+
+def test_every_outcome_is_told_and_a_refusal_is_an_answer() -> None:
+    placement, outcomes = Scripted(), list[str]()
+    gate = PlacementGate(placement, outcomes.append)
+    gate.consumer(uuid4())
+    placement.is_away = True
+    with pytest.raises(PlacementUnavailable):
+        gate.consumer(uuid4())
+    with pytest.raises(Conflict):
+        gate.assert_allocation(uuid4(), {})
+    assert outcomes == ["", "Placement does not answer", ""]

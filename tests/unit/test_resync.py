@@ -10,11 +10,13 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from common.errors import Transient
+from common.errors import ConfigError, EcomputeError, PlacementUnavailable, Transient
 from common.metadata import MetadataDocument
 from common.model import Desired, InstanceSpec
+from ecompute.health import PLACEMENT, Health
+from ecompute.hypervisor import Domain
 from ecompute.resync import Resync
-from tests.unit.test_reconciler import KEYS, Loop, Specs
+from tests.support.loop import KEYS, Loop, Specs
 
 
 class AllSpecs(Specs):
@@ -32,11 +34,17 @@ class Look:
 
     def __init__(self, loop: Loop) -> None:
         self.woken: list[UUID] = []
+        self.health = Health(now=lambda: "now")
+        self.inventory_problem: EcomputeError | None = None
         self.resync = Resync(
             hypervisor=loop.hypervisor, placement=loop.placement, provider=loop.provider,  # type: ignore[arg-type]
             specs=AllSpecs(loop.store, loop.provider), statuses=loop.statuses, reconciler=loop.reconciler,  # type: ignore[arg-type]
-            wake=self.woken.append, keep_inventory=lambda _: None, every_seconds=60.0, on_outcome=lambda _: None,
+            wake=self.woken.append, keep_inventory=self._keep_inventory, every_seconds=60.0, health=self.health,
         )  # fmt: skip
+
+    def _keep_inventory(self, _: list[Domain]) -> None:
+        if self.inventory_problem:
+            raise self.inventory_problem
 
     def __call__(self) -> list[UUID]:
         self.woken.clear()
@@ -108,6 +116,34 @@ def test_a_claim_of_somebody_else_is_left_alone_and_not_looked_at_each_time(
     assert look() == []
     assert loop.placement.consumer(uuid) is not None
     assert not [record for record in caplog.records if record.message == "step"], "nothing was released"
+
+
+def test_a_look_says_what_is_away_and_what_is_back(loop: Loop) -> None:
+    look = Look(loop)
+    for error, message in (
+        (PlacementUnavailable("no answer"), "Placement is away since now: no answer"),
+        (ConfigError("another provider has this name"), "inventory since now: another provider has this name"),
+    ):
+        look.inventory_problem = error
+        assert not look.resync.look()
+        assert look.health.message() == message
+        look.inventory_problem = None
+        assert look.resync.look()
+        assert look.health.message() == ""
+
+
+def test_guests_are_looked_at_though_placement_is_away(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = loop.request()
+    loop.settle(spec)
+    loop.hypervisor.guest_powers_off(spec.uuid)
+
+    def away(_: UUID) -> None:
+        raise PlacementUnavailable("no answer")
+
+    monkeypatch.setattr(loop.placement, "provider_allocations", away)
+    look = Look(loop)
+    assert look() == [spec.uuid]
+    assert look.health.is_away(PLACEMENT)
 
 
 def test_a_status_without_its_spec_wakes_nobody(loop: Loop) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from uuid import UUID, uuid4
 
 import pytest
 
-from common.errors import Permanent, Transient
+from common.errors import Permanent, StoreUnavailable, Transient
+from ecompute.health import Health
 from ecompute.workers import Workers
 from ecompute.workqueue import WorkQueue
 
@@ -31,6 +33,31 @@ def test_no_error_of_a_pass_ends_a_worker(error: Exception) -> None:
     assert queue.failures(bad) == 1
     queue.close()
     assert workers.join(10)
+
+
+def test_what_a_missing_service_keeps_from_being_done_is_no_line_for_each_instance(caplog: pytest.LogCaptureFixture) -> None:
+    """An hour without etcd and fifty guests would be thousands of lines that say the same."""
+    queue: WorkQueue[UUID] = WorkQueue(first_seconds=0.001, most_seconds=0.002)
+    instances = [uuid4() for _ in range(50)]
+    passed: list[tuple[str, str]] = []
+    again = threading.Event()
+    health = Health(now=lambda: "now")
+
+    def reconcile(uuid: UUID) -> None:
+        if len(passed) > 500:
+            again.set()
+        raise StoreUnavailable("etcd does not answer")
+
+    workers = Workers(queue, reconcile, 4, is_outage=health.note, passed=lambda *what: passed.append(what))
+    with caplog.at_level(logging.INFO):
+        for uuid in instances:
+            queue.add(uuid)
+        workers.start()
+        assert again.wait(20)
+        queue.close()
+        assert workers.join(10)
+    assert [record.getMessage() for record in caplog.records] == ["etcd is away: etcd does not answer"]
+    assert set(passed) == {("retry", "StoreUnavailable")}
 
 
 def test_all_of_the_time_is_for_whichever_worker_needs_it() -> None:
