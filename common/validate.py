@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from common.errors import ConfigError
-from common.model import ImageRef, Restart
+from common.model import GroupPolicy, ImageRef, Restart
 from common.text import nearest, quoted
 from common.validate_keys import parse_public_keys
 from common.validate_query import RequestQuery, parse_resources_query
@@ -25,6 +25,7 @@ __all__ = [
     "parse_checksum",
     "parse_count",
     "parse_group",
+    "parse_group_policy",
     "parse_hostname",
     "parse_image",
     "parse_instance",
@@ -43,6 +44,7 @@ IMAGE_MOST_CHARACTERS = 4096
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _DIGEST_HEX = {"sha256": 64, "sha512": 128}
+_ORDERS = ("spread", "pack", "random")  # schedule.yaml's policy: in which order hosts are tried
 _NETWORK = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 
 
@@ -78,8 +80,22 @@ def parse_hostname(text: str) -> str:
 
 
 def parse_group(text: str) -> str:
-    """Like ``parse_name``: a group whose instances never share a host."""
+    """Like ``parse_name``: a group whose instances are kept apart or together."""
     return parse_name(text, "group")
+
+
+def parse_group_policy(text: str) -> GroupPolicy:
+    """How the instances of a group are spread over hosts.
+
+    Raises:
+        ConfigError: it is no such policy.
+    """
+    known = [policy.value for policy in GroupPolicy]
+    if text not in known:
+        near = nearest(text, known)
+        hint = f"; did you mean {near}?" if near else "" if text not in _ORDERS else "; the one of schedule.yaml is another"
+        raise ConfigError(f"--policy {quoted(text)} of a group is none of {', '.join(known)}{hint}")
+    return GroupPolicy(text)
 
 
 def parse_network(text: str) -> str:

@@ -93,7 +93,18 @@ def _parser() -> tuple[Parser, tuple[str, ...]]:
     parser.add_argument("--check-config", action="store_true", help="check the configuration, say where it is, and end")
     parser.add_argument("--version", action="store_true", help="print the version and end")
     verbs = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    for add in (_add_create, _add_list, _add_show, _add_destroy, _add_stop, _add_start, _add_hosts):
+    for add in (
+        _add_create,
+        _add_list,
+        _add_show,
+        _add_destroy,
+        _add_stop,
+        _add_start,
+        _add_reboot,
+        _add_hosts,
+        _add_audit,
+        _add_adopt,
+    ):
         add(verbs)
     return parser, tuple(verbs.choices)
 
@@ -137,6 +148,13 @@ def _add_create(verbs: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--image", help="http(s):// or file:// URL, or an absolute path on the host")
     parser.add_argument("--checksum", metavar="sha256:HEX", help="what the image's bytes must come to; sha512: is taken too")
     parser.add_argument("--name", help="1 to 63 of a-z, 0-9 and -; unique (default: vm- and eight digits of the uuid)")
+    parser.add_argument("--count", metavar="N", help="so many instances, all or none, 1 to 1000: NAME-1 … NAME-N, or {n} in it")
+    parser.add_argument("--group", metavar="NAME", help="of instances that are kept apart, or together, as --policy says")
+    parser.add_argument(
+        "--policy", metavar="POLICY",
+        help="of the group: anti-affinity (each on a host of its own; the default), affinity (all on one host), or soft-… of"
+        " these, which yield where there is no other room",
+    )  # fmt: skip
     parser.add_argument("--hostname", metavar="NAME", help="what the guest calls itself (default: its name)")
     parser.add_argument("--key", metavar="FILE", action="append", help="public ssh key to let in; may be repeated")
     parser.add_argument("--user-data", metavar="FILE", help="handed to the guest's cloud-init; at most 64 KiB")
@@ -177,9 +195,42 @@ def _add_start(verbs: argparse._SubParsersAction[Parser]) -> None:
     _waiting(parser, "the start")
 
 
+def _add_reboot(verbs: argparse._SubParsersAction[Parser]) -> None:
+    parser = _verb(verbs, "reboot", "reboot guests; those that are down are started", "eschedule reboot web-1 --hard")
+    parser.add_argument("--hard", action="store_true", help="pull the plug instead of asking the guest to shut down first")
+    _instances(parser)
+    _waiting(parser, "the reboot")
+
+
 def _instances(parser: Parser) -> None:
     parser.add_argument("instances", metavar="NAME|UUID", nargs="+")
 
 
 def _add_hosts(verbs: argparse._SubParsersAction[Parser]) -> None:
     _json(_verb(verbs, "hosts", "list the hosts, their state, and how much of them is used", "eschedule hosts"))
+
+
+def _add_audit(verbs: argparse._SubParsersAction[Parser]) -> None:
+    parser = _verb(
+        verbs, "audit", "compare etcd, Placement and the hosts; exit code 0 only when all agrees", "eschedule audit --fix"
+    )  # fmt: skip
+    parser.add_argument("hosts", metavar="HOST", nargs="*", help="look at these hosts only, by name or provider")
+    parser.add_argument("--fix", action="store_true", help="cure what is safe; no guest and no disk is ever taken away")
+    parser.add_argument("--wait-seconds", metavar="N", help="wait at most so long for the hosts (default: 10)")
+    parser.add_argument(
+        "--orphan-seconds", metavar="N",
+        help="with --fix, release a claim that nobody has wanted for so long (default: 60; at least 10)",
+    )  # fmt: skip
+    _json(parser)
+
+
+def _add_adopt(verbs: argparse._SubParsersAction[Parser]) -> None:
+    parser = _verb(
+        verbs, "adopt", "take over guests that etcd has lost, or remembers otherwise than they are", "eschedule adopt web-1"
+    )  # fmt: skip
+    parser.add_argument("instances", metavar="NAME|UUID", nargs="*")
+    parser.add_argument("--all", action="store_true", help="every guest that etcd has lost")
+    parser.add_argument("--spec", action="store_true", help="of a guest whose request in etcd is older: what etcd says counts")
+    parser.add_argument("--domain", action="store_true", help="of such a guest: what the guest is counts")
+    parser.add_argument("--name", metavar="NEW", help="another name, where its own is taken")
+    _waiting(parser, "it")

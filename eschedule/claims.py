@@ -6,18 +6,19 @@ what Placement's answers mean. Nothing here touches etcd.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from common.errors import Conflict, NoCapacity, PlacementUnavailable
-from common.placement_types import Allocations, Consumer, plain
+from common.placement_types import Allocations, Claim, Consumer, plain
 from common.retry import Backoff, Deadline
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FRESH_SECONDS = 30.0  # a claim without an instance is released by others when it is older: its host, or an operator's audit
 TRIES_PER_CANDIDATE = 3  # while Placement says that somebody else is changing the same records
 
 
@@ -41,15 +43,22 @@ class Holding:
 
     Args:
         made_here: this run made it, so this run may give it back; a claim that was found may be somebody else's business.
+        seen_at: when it was certainly not older than now, in seconds since the machine started.
     """
 
     consumer: UUID
     allocations: dict[UUID, dict[str, int]]
     made_here: bool
+    seen_at: float = 0.0
 
     @property
     def resources(self) -> dict[str, int]:
         return totals(self.allocations)
+
+
+def seconds_since_boot() -> float:
+    """A clock that goes on while the machine sleeps, as a laptop with a closed lid does, unlike the monotonic one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 class Claims:
@@ -57,13 +66,16 @@ class Claims:
 
     Args:
         deadline_seconds: how long a claim with an unknown outcome is asked after before it is left as it may be.
+        boot_clock: tells how old a claim is, also over a sleep of the machine.
     """
 
     def __init__(
         self, placement: Placement, *, deadline_seconds: float, clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep, dice: random.Random | None = None,
+        boot_clock: Callable[[], float] = seconds_since_boot,
     ) -> None:  # fmt: skip
         self._placement = placement
+        self._boot_clock = boot_clock
         self._deadline_seconds = deadline_seconds
         self._clock = clock
         self._sleep = sleep
@@ -78,13 +90,13 @@ class Claims:
             Conflict: the uuid holds something else, or is not ours.
             PlacementUnavailable: no answer; with ``outcome_unknown`` the claim may have been made.
         """
-        deadline = Deadline(self._deadline_seconds, self._clock)
+        deadline, begun = Deadline(self._deadline_seconds, self._clock), self._boot_clock()
         backoff = Backoff(0.05, 1.0, random=self._dice.random)
         conflicts, in_doubt = 0, False
         while True:
             try:
                 self._placement.claim(consumer, allocations)
-                return Holding(consumer, plain(allocations), made_here=True)
+                return Holding(consumer, plain(allocations), made_here=True, seen_at=begun)
             except NoCapacity:
                 return Refusal.NO_ROOM
             except Conflict:
@@ -103,6 +115,69 @@ class Claims:
                 if deadline.expired:
                     raise
             self._sleep(min(backoff.next(), max(0.0, deadline.remaining())))
+
+    def claim_all(self, wanted: Mapping[UUID, Allocations]) -> dict[UUID, Holding] | Refusal:
+        """Hold all that is *wanted*, by consumer, or nothing of it.
+
+        Where some of the consumers hold something already, these claims are answered and nothing is claimed for the others.
+
+        Raises:
+            Conflict: a uuid holds something else, or is not ours.
+            PlacementUnavailable: no answer; with ``outcome_unknown`` the claims may have been made.
+        """
+        deadline, begun = Deadline(self._deadline_seconds, self._clock), self._boot_clock()
+        backoff = Backoff(0.05, 1.0, random=self._dice.random)
+        conflicts, in_doubt = 0, False
+        while True:
+            try:
+                self._placement.replace_consumers([Claim(consumer, what) for consumer, what in wanted.items()])
+                return {c: Holding(c, plain(what), made_here=True, seen_at=begun) for c, what in wanted.items()}
+            except NoCapacity:
+                return Refusal.NO_ROOM
+            except Conflict:
+                if found := self._found_of(wanted, made_here=in_doubt):
+                    return found
+                conflicts += 1
+                if conflicts >= TRIES_PER_CANDIDATE:
+                    return Refusal.CONTENDED
+            except PlacementUnavailable as error:
+                if not error.outcome_unknown:
+                    raise
+                in_doubt = True
+                if found := self._found_of(wanted, made_here=True):
+                    return found
+                if deadline.expired:
+                    raise
+            self._sleep(min(backoff.next(), max(0.0, deadline.remaining())))
+
+    def stale(self, holdings: Iterable[Holding]) -> list[Holding]:
+        """Those that are so old that others may take them for left behind."""
+        now = self._boot_clock()
+        return [holding for holding in holdings if now - holding.seen_at > FRESH_SECONDS]
+
+    def renewed(self, holding: Holding) -> Holding | None:
+        """*holding* as it stands, written anew, so that whoever was about to release it finds it changed; None if it is gone.
+
+        Raises:
+            PlacementUnavailable: no answer.
+        """
+        for _ in range(TRIES_PER_CANDIDATE):
+            seen_at = self._boot_clock()
+            held = self._placement.consumer(holding.consumer)
+            if held is None or plain(held.allocations) != holding.allocations:
+                return None
+            try:
+                self._placement.replace_consumers([Claim(holding.consumer, held.allocations, held.generation)])
+            except NoCapacity:  # of a host that has less than it had: what is held is held
+                pass
+            except Conflict:
+                continue
+            except PlacementUnavailable as error:
+                if not error.outcome_unknown:
+                    raise
+                continue
+            return dataclasses.replace(holding, seen_at=seen_at)
+        raise PlacementUnavailable(f"the claim of {holding.consumer} could not be renewed: it kept changing")
 
     def release(self, holding: Holding) -> bool:
         """Give *holding* back where it is still what it was; False where Placement did not answer.
@@ -129,7 +204,14 @@ class Claims:
                 f"the uuid {consumer} holds {describe(totals(held.allocations))} in Placement as {held.consumer_type}, which is"
                 " not this request; take another --uuid"
             )
-        return Holding(consumer, plain(held.allocations), made_here=made_here)
+        found = Holding(consumer, plain(held.allocations), made_here=made_here, seen_at=self._boot_clock())
+        # One that an earlier run left behind may be about to be released.
+        return found if made_here else self.renewed(found)
+
+    def _found_of(self, wanted: Mapping[UUID, Allocations], *, made_here: bool) -> dict[UUID, Holding]:
+        """What the consumers in *wanted* hold already."""
+        found = {c: self._found(c, allocations, made_here=made_here) for c, allocations in wanted.items()}
+        return {consumer: holding for consumer, holding in found.items() if holding is not None}
 
 
 def totals(allocations: Allocations) -> dict[str, int]:

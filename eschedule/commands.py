@@ -1,4 +1,4 @@
-"""What each verb does: reads arguments, calls the library, hands the result to the screen. ``create`` has its own module."""
+"""What each verb does: reads arguments, calls the library, hands the result to the screen. ``create`` has its own modules."""
 
 from __future__ import annotations
 
@@ -11,14 +11,24 @@ from uuid import UUID
 from common.errors import ConfigError, Conflict, EcomputeError, NoCapacity, PlacementUnavailable, Transient
 from common.validate import parse_instance
 from eschedule import render
-from eschedule.changes import Edit, change, destroyed, find, started, stopped
-from eschedule.creating import create, row_of, unreached, wait, wait_seconds_of
+from eschedule.adopt import adopt
+from eschedule.audit import audit
+from eschedule.changes import Edit, change, destroyed, find, rebooted, started, stopped
+from eschedule.creating import create_one
+from eschedule.creating_set import create_set
 from eschedule.follow import Ending, Goal
+from eschedule.intake import request_from
 from eschedule.interruption import Interrupted
 from eschedule.listing import list_hosts, list_instances
 from eschedule.session import Session
+from eschedule.waiting import row_of, unreached, wait, wait_seconds_of
 
 Command = Callable[[Session, argparse.Namespace], int]
+
+
+def create(session: Session, options: argparse.Namespace) -> int:
+    request = request_from(options, session.config)
+    return (create_set if request.count > 1 else create_one)(session, options, request)
 
 
 def list_(session: Session, options: argparse.Namespace) -> int:
@@ -61,6 +71,10 @@ def start(session: Session, options: argparse.Namespace) -> int:
     return _change_all(session, options, started, Goal.RUNNING, "running")
 
 
+def reboot(session: Session, options: argparse.Namespace) -> int:
+    return _change_all(session, options, rebooted(hard=options.hard), Goal.REBOOTED, "rebooted")
+
+
 COMMANDS: dict[str, Command] = {
     "create": create,
     "list": list_,
@@ -68,7 +82,10 @@ COMMANDS: dict[str, Command] = {
     "destroy": destroy,
     "stop": stop,
     "start": start,
+    "reboot": reboot,
     "hosts": hosts,
+    "audit": audit,
+    "adopt": adopt,
 }
 
 

@@ -1,15 +1,16 @@
-"""Waiting for an instance to become what was asked for, across moves between hosts, by watching etcd: nothing is polled.
+"""Waiting for instances to become what was asked for, across moves between hosts, by watching etcd.
 
-``judge`` is pure: what one view of an instance means for a goal. ``Follower`` keeps the view: the spec, the status and the
-host key at the provider where the instance lives. A spec that vanishes there has moved or is gone, which
-``instances/<uuid>`` says. Whoever asks gets every new view, for its progress line.
+``judge`` is pure: what one view of an instance means for a goal. ``Follower`` keeps the views: the spec, the status and the
+host key at the provider where an instance lives, which ``instances/<uuid>`` says. Statuses are watched; the rest, which seldom
+changes, is read again now and then, and at once where a status speaks of a spec that we do not know. Whoever asks gets every
+new view, for its progress line.
 """
 
 from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -18,19 +19,25 @@ from common.keys import Keys
 from common.model import Desired, HostRecord, InstanceKey, InstanceSpec, InstanceStatus, Phase
 from common.retry import Deadline
 from common.store import Store, Versioned
-from eschedule.board import Board
+from eschedule.board import Board, Items
 
 TICK_SECONDS = 1.0  # how often an unchanged view is handed out again, for the clock on a progress line
+HOSTS_WATCHED_AT_MOST = 8  # one by one; of a set on more of them all statuses of the cluster are watched, by one watch
 _STUCK = (Phase.HELD, Phase.QUARANTINED)
-_WANTED = {"running": Desired.RUNNING, "stopped": Desired.STOPPED, "gone": Desired.DELETED}
 
 
 class Goal(enum.StrEnum):
     """What is waited for."""
 
     RUNNING = "running"
+    REBOOTED = "rebooted"
     STOPPED = "stopped"
     GONE = "gone"
+
+
+_WANTED = {
+    Goal.RUNNING: Desired.RUNNING, Goal.REBOOTED: Desired.RUNNING, Goal.STOPPED: Desired.STOPPED, Goal.GONE: Desired.DELETED,
+}  # fmt: skip
 
 
 class Ending(enum.Enum):
@@ -84,16 +91,23 @@ def judge(goal: Goal, view: View) -> Outcome | None:
     status = view.status
     if status is None or not view.is_fresh:
         return None
-    if goal.value == status.phase.value.lower():
+    if _is_reached(goal, view.spec, status):
         return Outcome(Ending.REACHED, view=view)
     if status.phase in _STUCK or (goal is not Goal.GONE and status.phase in _ENDS[goal]):
         return Outcome(Ending.FAILED, because(status), view)
     return None
 
 
+def _is_reached(goal: Goal, spec: InstanceSpec, status: InstanceStatus) -> bool:
+    if goal is Goal.REBOOTED:  # a guest that has not been shut down yet is running, too
+        return status.phase is Phase.RUNNING and status.booted >= spec.boot_request
+    return goal.value == status.phase.value.lower()
+
+
 # A phase that does not change by itself any more, so that waiting on would be in vain.
 _ENDS = {
     Goal.RUNNING: (Phase.FAILED, Phase.REFUSED, Phase.STOPPED, Phase.PAUSED),
+    Goal.REBOOTED: (Phase.FAILED, Phase.REFUSED, Phase.STOPPED, Phase.PAUSED),
     Goal.STOPPED: (Phase.FAILED, Phase.REFUSED),
 }
 
@@ -108,7 +122,8 @@ class Follower:
     """Waits for instances.
 
     Args:
-        on_view: called with each new view, and every second with an unchanged one; it must not raise.
+        on_view: called with each new view; where one instance alone is followed also every second with an unchanged one. It
+            must not raise.
     """
 
     def __init__(
@@ -120,42 +135,130 @@ class Follower:
         self._on_view = on_view
         self._clock = clock
 
-    def follow(self, instance: UUID, goal: Goal, wait_seconds: float) -> Outcome:
+    def follow(self, instance: UUID, goal: Goal, wait_seconds: float, *, provider: UUID | None = None) -> Outcome:
         """Wait until *instance* has reached *goal*, cannot reach it any more, or *wait_seconds* are over.
+
+        Args:
+            provider: where the instance was a moment ago, which spares a question.
 
         Raises:
             StoreUnavailable: etcd did not answer when it was asked where the instance is.
             UnsupportedSchema: a newer version wrote the instance's records.
             Permanent: the instance's records contradict each other.
         """
-        deadline = Deadline(wait_seconds, self._clock)
-        place, last = self._place(instance), None
-        while place is not None:
-            known = InstanceKey.from_json(place.value)
-            for view in self._views(instance, known, deadline):
-                if view is None:
-                    break
-                last = view
-                self._on_view(view)
-                if outcome := judge(goal, view):
-                    return outcome
-            else:
-                return Outcome(Ending.TIMED_OUT, view=last)
-            place = self._moved(instance, place)
-        return self._gone(instance, goal, last)
+        found = self.follow_all({instance: provider}, goal, wait_seconds)[instance]
+        if isinstance(found, EcomputeError):
+            raise found
+        return found
 
-    def _place(self, instance: UUID) -> Versioned | None:
-        return self._store.get(self._keys.instance(instance))
+    def follow_all(
+        self, instances: Mapping[UUID, UUID | None], goal: Goal, wait_seconds: float
+    ) -> dict[UUID, Outcome | EcomputeError]:
+        """``follow`` for several at once, each with its provider as far as known; what it raises for one is its entry here.
 
-    def _moved(self, instance: UUID, before: Versioned) -> Versioned | None:
-        """Where *instance* is now that its spec is not where *before* says; None where it is gone.
-
-        The spec and this key change in one transaction, so an unchanged key with no spec behind it is damage.
+        Raises:
+            StoreUnavailable: etcd did not answer when it was asked where the instances are.
         """
-        now = self._place(instance)
-        if now is not None and now.mod_revision == before.mod_revision:
-            raise Permanent(f"{now.key} is there, but the spec that it points to is missing", "Damaged")
-        return now
+        deadline = Deadline(wait_seconds, self._clock)
+        wait = _Wait(instances, goal)
+        wait.providers |= self._places([instance for instance, provider in instances.items() if provider is None])
+        while True:
+            for instance in wait.pending():
+                if instance not in wait.providers:
+                    wait.endings[instance] = self._gone(instance, goal, wait.views.get(instance))
+            if not wait.pending():
+                return wait.endings
+            if not self._follow(wait, deadline):
+                return wait.timed_out()
+
+    def _places(self, instances: Iterable[UUID]) -> dict[UUID, UUID]:
+        """The providers of those of *instances* that are there."""
+        by_key = {self._keys.instance(instance): instance for instance in instances}
+        found = self._store.get_many(by_key) if by_key else {}
+        return {by_key[key]: InstanceKey.from_json(item.value).provider for key, item in found.items()}
+
+    def _follow(self, wait: _Wait, deadline: Deadline) -> bool:
+        """Follow those pending as long as they stay where they are; False where *deadline* came first."""
+        keys_of = {instance: self._keys_of(instance, wait.providers[instance]) for instance in wait.pending()}
+        statuses = {keys[2] for keys in keys_of.values()}
+        hosts = {wait.providers[instance] for instance in keys_of}
+        watched = statuses if len(statuses) == 1 else {self._keys.statuses(provider) for provider in hosts}
+        watched = watched if len(watched) <= HOSTS_WATCHED_AT_MOST else {self._keys.statuses()}
+        wait.seen.clear()
+        with Board(self._store, (key for keys in keys_of.values() for key in keys), watched) as board:
+            for items in board.changes(deadline, TICK_SECONDS):
+                if self._look(wait, keys_of, items, board):
+                    return True
+        return False
+
+    def _look(self, wait: _Wait, keys_of: Mapping[UUID, tuple[str, ...]], items: Items, board: Board) -> bool:
+        """Judge every instance that changed; whether none is left to be followed where it was."""
+        is_any_elsewhere = False
+        for instance in wait.pending():
+            found = tuple(items.get(key) for key in keys_of[instance])
+            if wait.seen.get(instance) == found:
+                if len(keys_of) == 1:
+                    self._on_view(wait.views[instance])
+                continue
+            try:
+                is_there = self._judge(wait, instance, found, board)
+            except EcomputeError as error:
+                wait.endings[instance] = error
+                continue
+            is_any_elsewhere |= not is_there
+        # What several share, as a host key, stays; an instance's own keys need not be read any more.
+        board.forget(key for instance in keys_of if instance in wait.endings for key in keys_of[instance][:3])
+        return is_any_elsewhere or not wait.pending()
+
+    def _judge(self, wait: _Wait, instance: UUID, found: Sequence[Versioned | None], board: Board) -> bool:
+        """Note what *found*, the keys of *instance*, means; False where it is not at this provider any more.
+
+        Raises:
+            EcomputeError: it cannot be followed.
+        """
+        place, spec_item, status_item, host_item = found
+        provider = wait.providers[instance]
+        known = InstanceKey.from_json(place.value) if place else None
+        if known is None or spec_item is None or known.provider != provider:
+            board.read_again()
+            return self._elsewhere(wait, instance)
+        view = View(
+            instance, known.name, provider, host_name(host_item),
+            InstanceSpec.from_json(spec_item.value), spec_item.mod_revision,
+            InstanceStatus.from_json(status_item.value) if status_item else None,
+        )  # fmt: skip
+        wait.views[instance] = view
+        self._on_view(view)
+        if view.status and view.status.spec_revision > view.spec_revision:
+            board.read_again()  # it speaks of a change that we have not seen, as that it be stopped
+            return True
+        wait.seen[instance] = tuple(found)
+        if outcome := judge(wait.goal, view):
+            wait.endings[instance] = outcome
+        return True
+
+    def _elsewhere(self, wait: _Wait, instance: UUID) -> bool:
+        """Look where *instance* is, whose keys are not all where they were; whether they are after all, as a new look says.
+
+        Raises:
+            Permanent: the key that says where it is names this provider, but its spec is not there.
+        """
+        provider = wait.providers[instance]
+        keys = self._keys_of(instance, provider)[:2]
+        found = self._store.get_many(keys)
+        if keys[0] not in found:
+            del wait.providers[instance]
+            return False
+        now = InstanceKey.from_json(found[keys[0]].value).provider
+        if now == provider and keys[1] not in found:
+            # Both change in one transaction, and were read by one.
+            raise Permanent(f"{keys[0]} is there, but the spec that it points to is missing", "Damaged")
+        wait.providers[instance] = now
+        return now == provider
+
+    def _keys_of(self, instance: UUID, provider: UUID) -> tuple[str, str, str, str]:
+        keys = self._keys
+        return keys.instance(instance), keys.spec(provider, instance), keys.status(provider, instance), keys.host(provider)
 
     def _gone(self, instance: UUID, goal: Goal, last: View | None) -> Outcome:
         if goal is not Goal.GONE:
@@ -172,22 +275,25 @@ class Follower:
             return Outcome(Ending.FAILED, f"it is gone but for {', '.join(names)}", last)
         return Outcome(Ending.REACHED, view=last)
 
-    def _views(self, instance: UUID, known: InstanceKey, deadline: Deadline) -> Iterator[View | None]:
-        """Views of *instance* at its present provider until *deadline*; None once its spec is not there (any more)."""
-        provider, keys = known.provider, self._keys
-        spec_key, status_key, host_key = keys.spec(provider, instance), keys.status(provider, instance), keys.host(provider)
-        with Board(self._store, (spec_key, status_key, host_key)) as board:
-            for items in board.changes(deadline, TICK_SECONDS):
-                spec_item = items[spec_key]
-                if spec_item is None:
-                    yield None
-                    return
-                status_item = items[status_key]
-                yield View(
-                    instance, known.name, provider, host_name(items[host_key]),
-                    InstanceSpec.from_json(spec_item.value), spec_item.mod_revision,
-                    InstanceStatus.from_json(status_item.value) if status_item else None,
-                )  # fmt: skip
+
+class _Wait:
+    """How far one wait for several instances has come."""
+
+    def __init__(self, instances: Mapping[UUID, UUID | None], goal: Goal) -> None:
+        self.goal = goal
+        self.instances = tuple(instances)
+        self.providers = {instance: provider for instance, provider in instances.items() if provider is not None}
+        self.views: dict[UUID, View] = {}
+        self.seen: dict[UUID, tuple[Versioned | None, ...]] = {}  # the items that the view is made of
+        self.endings: dict[UUID, Outcome | EcomputeError] = {}
+
+    def pending(self) -> list[UUID]:
+        return [instance for instance in self.instances if instance not in self.endings]
+
+    def timed_out(self) -> dict[UUID, Outcome | EcomputeError]:
+        """The endings, where those still pending have run out of time."""
+        late = {instance: Outcome(Ending.TIMED_OUT, view=self.views.get(instance)) for instance in self.pending()}
+        return {**self.endings, **late}
 
 
 def host_name(item: Versioned | None) -> str | None:

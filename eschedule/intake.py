@@ -10,9 +10,13 @@ from pathlib import Path
 
 from common.config import ScheduleConfig
 from common.errors import ConfigError
+from common.model import GroupPolicy
 from common.validate import (
     USER_DATA_MOST_BYTES,
     check_user_data,
+    parse_count,
+    parse_group,
+    parse_group_policy,
     parse_hostname,
     parse_image,
     parse_name,
@@ -23,7 +27,7 @@ from common.validate import (
     parse_restart,
     parse_uuid,
 )
-from eschedule.request import Request
+from eschedule.request import NUMBER, Request, numbered
 
 KEY_FILE_MOST_BYTES = 65536
 NICS_AT_MOST = 16
@@ -38,12 +42,16 @@ def request_from(options: argparse.Namespace, config: ScheduleConfig) -> Request
     parsed = parse_resources_query(options.query)
     if options.uuid is not None and options.request_id is not None:
         raise ConfigError("--uuid and --request-id both name the instance; give one of them")
+    count = 1 if options.count is None else parse_count(options.count, "--count")
+    if options.uuid is not None and count > 1:
+        raise ConfigError("--uuid names one instance, --count asks for several; give --request-id instead of --uuid")
+    group, group_policy = _group(options)
     user_data = None if options.user_data is None else _user_data(Path(options.user_data))
     return Request(
         query=parsed.query,
         resources=parsed.resources,
         image=parse_image(_image(options, config), options.checksum),
-        name=None if options.name is None else parse_name(options.name),
+        name=None if options.name is None else _name(options.name, count),
         keys=_keys(options.key, config),
         user_data=user_data,
         hostname=None if options.hostname is None else parse_hostname(options.hostname),
@@ -51,7 +59,31 @@ def request_from(options: argparse.Namespace, config: ScheduleConfig) -> Request
         restart=parse_restart(options.restart or config.defaults.restart),
         uuid=None if options.uuid is None else parse_uuid(options.uuid, "--uuid"),
         request_id=None if options.request_id is None else parse_request_id(options.request_id),
+        group=group,
+        group_policy=group_policy,
+        count=count,
     )
+
+
+def _name(text: str, count: int) -> str:
+    """The name, or the common part of the names of *count* instances, all of which have been checked by the longest."""
+    longest = numbered(text, count, count)
+    try:
+        parse_name(longest)
+    except ConfigError as error:
+        if longest == text:
+            raise
+        raise ConfigError(f"{error}; it is --name {text} with its number") from None
+    return longest if count == 1 and NUMBER in text else text
+
+
+def _group(options: argparse.Namespace) -> tuple[str | None, GroupPolicy]:
+    if options.group is None:
+        if options.policy is not None:
+            raise ConfigError("--policy says how the instances of a group are spread; give --group NAME with it")
+        return None, GroupPolicy.ANTI_AFFINITY
+    policy = GroupPolicy.ANTI_AFFINITY if options.policy is None else parse_group_policy(options.policy)
+    return parse_group(options.group), policy
 
 
 def _image(options: argparse.Namespace, config: ScheduleConfig) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote
+from uuid import UUID
 
 from common.placement_types import DISABLED_TRAIT, OWNER_TRAIT
 
@@ -34,6 +35,13 @@ class Query:
         own = [trait for key, value in self.pairs if key == "root_required" for trait in _parts(value)]
         traits = dict.fromkeys([*own, OWNER_TRAIT, f"!{DISABLED_TRAIT}"])
         return Query((*self.without("root_required").pairs, ("root_required", ",".join(traits))))
+
+    def on_host(self, provider: UUID) -> Query:
+        """The same on *provider* alone, as far as Placement can be told so: an ``in_tree`` of the user's own stays as it is."""
+        keys = {key for key, _ in self.pairs}
+        if "in_tree" in keys or "resources" not in keys:
+            return self
+        return Query((*self.pairs, ("in_tree", str(provider))))
 
     def without(self, key: str) -> Query:
         return Query(tuple(pair for pair in self.pairs if pair[0] != key))

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.model import InstanceSpec, InstanceStatus
+from common.model import InstanceSpec, InstanceStatus, Move
 from common.text import escaped, shortened
 from eschedule.follow import View
 from eschedule.listing import HostName, HostRow, InstanceRow
@@ -98,12 +98,25 @@ def _spec_pairs(spec: InstanceSpec, now: datetime.datetime) -> list[tuple[str, s
         ("hostname", spec.hostname if spec.hostname != spec.name else ""),
         ("keys", ", ".join(_key_text(key) for key in spec.keys)),
         ("user data", f"{len(user_data)} bytes" if user_data else ""),
-        ("group", spec.group or ""),
+        ("group", f"{spec.group} ({spec.group_policy})" if spec.group else ""),
         ("desired", str(spec.desired)),
         ("restart", str(spec.restart)),
-        ("alternates", str(len(spec.alternates)) if spec.alternates else ""),
+        ("alternates", _alternates(spec)),
+        *(("moved", _move(move)) for move in spec.moves),
         ("created", f"{spec.created_at} ({age(spec.created_at, now)} ago) by {spec.created_by}" if spec.created_at else ""),
     ]
+
+
+def _alternates(spec: InstanceSpec) -> str:
+    """How many other hosts are left for an instance that cannot be built where it is."""
+    if not spec.alternates:
+        return "none left" if spec.moves else ""
+    return f"{len(spec.alternates)} other host{'s' if len(spec.alternates) != 1 else ''} left"
+
+
+def _move(move: Move) -> str:
+    reason = ": ".join(part for part in (move.reason, move.message) if part)
+    return f"from {move.host or move.provider}: {reason}, {move.at}"
 
 
 def _key_text(key: str) -> str:

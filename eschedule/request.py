@@ -10,12 +10,14 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from common.model import Alternate, ImageRef, InstanceSpec, Nic, Restart
+from common.model import Alternate, GroupPolicy, ImageRef, InstanceSpec, Nic, Restart
 
 ALTERNATES_AT_MOST = 3
+NUMBER = "{n}"  # in a name: which instance of its set this is
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,11 @@ class Request:
     Args:
         query: Placement's own query string, ``resources=VCPU:1,…`` with all that it can express.
         resources: the amount per resource class that *query* asks for in all.
-        name: None takes ``vm-`` and the first eight digits of the uuid.
+        name: None takes ``vm-`` and the first eight digits of the uuid. Of a set it is the common part, see ``numbered``.
         hostname: what the guest calls itself; None takes the name.
-        group: instances of one group never share a host.
+        group: instances of one group are kept apart or together, as *group_policy* says.
         uuid: None derives it from *request_id*, else a new one is made.
+        count: how many instances; above 1 the request is one for a set, and ``members`` are those for its instances.
     """
 
     query: str
@@ -41,12 +44,14 @@ class Request:
     networks: tuple[str, ...] = ("default",)
     restart: Restart = Restart.NEVER
     group: str | None = None
+    group_policy: GroupPolicy = GroupPolicy.ANTI_AFFINITY
     uuid: UUID | None = None
     request_id: str | None = None
+    count: int = 1
 
     def digest(self) -> str:
         """A fingerprint of what is asked for; who asks, when, and under which uuid are no part of it."""
-        parts = {
+        parts: dict[str, Any] = {
             "query": self.query,
             "image": [self.image.url, self.image.checksum],
             "name": self.name,
@@ -57,6 +62,11 @@ class Request:
             "restart": self.restart.value,
             "group": self.group,
         }
+        # Only where they say something, so that requests of earlier versions are still known.
+        if self.group is not None:
+            parts["group_policy"] = self.group_policy.value
+        if self.count > 1:
+            parts["count"] = self.count
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
@@ -67,6 +77,13 @@ class Request:
         if self.request_id is not None:
             return uuid5(uuid5(NAMESPACE_URL, f"etcd-compute:{prefix}"), self.request_id)
         return new_uuid()
+
+    def members(self, base: UUID) -> tuple[Request, ...]:
+        """The requests for the single instances of a set, whose uuids are computed from *base*, their names from the name."""
+        return tuple(
+            replace(self, uuid=uuid5(base, str(n)), request_id=None, name=self.name and numbered(self.name, n, self.count))
+            for n in range(1, self.count + 1)
+        )
 
     def instance_name(self, instance: UUID) -> str:
         return self.name or f"vm-{instance.hex[:8]}"
@@ -93,11 +110,19 @@ class Request:
             hostname=self.hostname or name,
             alternates=alternates[:ALTERNATES_AT_MOST],
             group=self.group,
+            group_policy=self.group_policy,
             restart=self.restart,
             request_digest=self.digest(),
             created_at=created_at,
             created_by=created_by,
         )
+
+
+def numbered(name: str, number: int, count: int) -> str:
+    """The name of instance *number* of *count*: ``{n}`` in *name* is the number; without it a set's have it at their end."""
+    if NUMBER in name:
+        return name.replace(NUMBER, str(number))
+    return f"{name}-{number}" if count > 1 else name
 
 
 def _base64(data: bytes | None) -> str | None:

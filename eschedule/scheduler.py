@@ -4,58 +4,33 @@
 
 Each step can be repeated after a crash or a lost answer under the same uuid, and then goes on from where it was. A claim
 that this run made and does not use is given back; one whose use is unknown is kept, since giving it back could take it
-from under a guest. ``follow`` waits for what comes of it.
+from under a guest. ``follow`` waits for what comes of it, ``batch`` does the same for a set of instances.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import logging
-import random
-import time
-import uuid as uuids
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
-from common.errors import ConfigError, Conflict, EcomputeError, NoCapacity, StoreUnavailable, Transient
-from common.keys import Keys
-from common.model import Alternate, HostRecord, InstanceKey, InstanceSpec
-from common.store import Compare, Store, Transaction, Versioned
-from eschedule import whynot
-from eschedule.claims import Claims, Holding, Refusal, describe
-from eschedule.interruption import Interruption
-from eschedule.ordering import in_order
-from eschedule.query import Query
+from common.errors import Conflict, EcomputeError, GroupTaken, NoCapacity, StoreUnavailable, Transient
+from common.groups import GroupChange
+from common.model import Alternate, InstanceKey, InstanceSpec
+from common.retry import Backoff
+from common.store import Versioned
+from eschedule import grouping
+from eschedule.claims import Holding, Refusal, describe
+from eschedule.planning import GROUP_TRIES, STORE_TRIES, Live, Placed, Planner, Search, left_by_an_earlier_run, taken
 from eschedule.request import Request
 
 if TYPE_CHECKING:
-    from common.placement import Candidate, Candidates, Placement
+    from common.placement import Candidate
 
-log = logging.getLogger(__name__)
+__all__ = ["Placed", "Scheduler"]
 
-SPEC_BYTES_AT_MOST = 256 * 1024
-STORE_TRIES = 3  # while what refused the transaction is gone again when it is looked at
-
-
-@dataclass(frozen=True)
-class Placed:
-    """An instance that is recorded in etcd, which its host is to build.
-
-    Args:
-        is_repeat: the instance was there already, from an earlier run of the same request.
-        timings_ms: what "candidates", "claim" and "store" took; empty for a repeat.
-    """
-
-    uuid: UUID
-    name: str
-    provider: UUID
-    host: str
-    is_repeat: bool = False
-    timings_ms: dict[str, float] = field(default_factory=dict)
+QUESTIONS_AT_MOST = 4  # to Placement, where what is known of the group turns out to be old each time
 
 
 @dataclass(frozen=True)
@@ -68,64 +43,14 @@ class _Option:
     alternates: tuple[Alternate, ...]
 
 
-@dataclass
-class _Search:
-    """What one search for a host has come across so far."""
-
-    dead: set[UUID] = field(default_factory=set)
-    lost: set[UUID] = field(default_factory=set)
-    in_group: set[UUID] = field(default_factory=set)
-    was_contended: bool = False
-    timings_ms: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def measured(self, step: str, clock: Callable[[], float]) -> Iterator[None]:
-        """Add the time spent inside to *step*."""
-        begun = clock()
-        try:
-            yield
-        finally:
-            self.timings_ms[step] = round(self.timings_ms.get(step, 0.0) + (clock() - begun) * 1000, 1)
-
-
-class Scheduler:
-    """Creates instances.
-
-    Args:
-        policy: "spread", "pack" or "random".
-        interruption: where a signal between claim and record is asked after.
-        on_step: told what is being done, for people; it must not raise. *on_warning* likewise of what was left undone.
-    """
-
-    def __init__(
-        self, store: Store, placement: Placement, keys: Keys, *, policy: str = "spread",
-        candidates_limit: int = 10, claim_deadline_seconds: float = 30, created_by: str = "",
-        interruption: Interruption | None = None, on_step: Callable[[str], None] = lambda _step: None,
-        on_warning: Callable[[str], None] = log.warning,
-        clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
-        dice: random.Random | None = None, new_uuid: Callable[[], UUID] = uuids.uuid4,
-        now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
-    ) -> None:  # fmt: skip
-        self._store = store
-        self._placement = placement
-        self._keys = keys
-        self._policy = policy
-        self._limit = candidates_limit
-        self._created_by = created_by
-        self._interruption = interruption or Interruption()
-        self._on_step = on_step
-        self._on_warning = on_warning
-        self._clock = clock
-        self._dice = dice or random.Random()  # noqa: S311 - only an order
-        self._new_uuid = new_uuid
-        self._now = now
-        self._claims = Claims(placement, deadline_seconds=claim_deadline_seconds, clock=clock, sleep=sleep, dice=self._dice)
+class Scheduler(Planner):
+    """Creates instances one by one."""
 
     def create(self, request: Request) -> Placed:
         """Claim a host for *request* and record the instance. The same request again answers the instance that is there.
 
         Raises:
-            Conflict: the name or the uuid belongs to something else; nothing is left behind.
+            Conflict: the name or the uuid belongs to something else, or the group has another policy; nothing is left behind.
             NoCapacity: no live host can take it; the text says why not.
             ConfigError: the spec is larger than 256 KiB.
             StoreUnavailable: etcd did not say whether the instance is recorded: repeat it with the same uuid.
@@ -135,12 +60,11 @@ class Scheduler:
         request = dataclasses.replace(request, uuid=request.instance_uuid(self._keys.prefix, self._new_uuid))
         instance = request.uuid
         assert instance is not None  # noqa: S101 - set above
-        name = request.instance_name(instance)
         self._refuse_oversized(request, instance)
         self._on_step("reading etcd")
-        if repeat := self._look_up(instance, name, request):
+        if repeat := self._look_up(instance, request.instance_name(instance), request):
             return repeat
-        search = _Search()
+        search = Search(grouping.read(self._store, self._keys, request.group, request.group_policy))
         for option in self._options(request, search):
             with self._interruption.shield():
                 if placed := self._try(request, instance, option, search):
@@ -157,7 +81,7 @@ class Scheduler:
         if instance_key in found:
             return self._repeat(instance, found[instance_key], request)
         if name_key in found:
-            raise Conflict(_taken(name, found[name_key].value))
+            raise Conflict(taken(name, found[name_key].value))
         return None
 
     def _repeat(self, instance: UUID, item: Versioned, request: Request) -> Placed:
@@ -172,38 +96,29 @@ class Scheduler:
 
     # -- candidates -------------------------------------------------------------------------------------------------
 
-    def _options(self, request: Request, search: _Search) -> Iterator[_Option]:
-        """Live candidates in the order of the policy: at first the limited answer, then, all of it lost, an unlimited one."""
-        query = str(Query.parse(request.query).on_hosts())
-        for limit in (self._limit, None):
-            self._on_step("asking Placement for candidates")
-            with search.measured("candidates", self._clock):
-                answer = self._placement.candidates(query, limit)
-                options = self._live(answer, search)
-            yield from options
-            if not answer.candidates:
+    def _options(self, request: Request, search: Search) -> Iterator[_Option]:
+        """Live candidates in the order of the policies: at first the limited answer, then, all of it lost, an unlimited one.
+
+        Whoever tries them may find that the group has changed; it is asked again then.
+        """
+        for attempt in range(QUESTIONS_AT_MOST):
+            group, has_any = search.group, False
+            for query in self._queries(request, group):
+                live = self._ask(query, None if attempt else self._wide(self._limit, group), search)
+                has_any |= bool(live.answer.candidates)
+                yield from self._options_of(live, search)
+            if search.group is group and (attempt or not has_any):
                 return
 
-    def _live(self, answer: Candidates, search: _Search) -> list[_Option]:
-        ordered = [(candidate, candidate.host(answer.summaries)) for candidate in in_order(answer, self._policy, self._dice)]
-        hosts = self._hosts({provider for _, provider in ordered})
-        search.dead |= {provider for _, provider in ordered} - hosts.keys()
-        live = [(candidate, provider) for candidate, provider in ordered if provider in hosts]
-        first_of = {provider: candidate for candidate, provider in reversed(live)}
-        alternates = [_alternate(candidate, provider) for candidate, provider in live if first_of[provider] is candidate]
-        return [
-            _Option(candidate, provider, hosts[provider], tuple(a for a in alternates if a.provider != provider))
-            for candidate, provider in live
-        ]
-
-    def _hosts(self, providers: set[UUID]) -> dict[UUID, str]:
-        """The names of those *providers* whose host is alive, by one read."""
-        by_key = {self._keys.host(provider): provider for provider in providers}
-        return {by_key[key]: _host_name(item, by_key[key]) for key, item in self._store.get_many(by_key).items()}
+    def _options_of(self, live: Live, search: Search) -> Iterator[_Option]:
+        for candidate, provider in live.ordered:
+            if not (search.group and search.group.bars(provider)):
+                alternates = live.alternates(search.group, but=[provider])
+                yield _Option(candidate, provider, live.hosts[provider], alternates)
 
     # -- claim and record -------------------------------------------------------------------------------------------
 
-    def _try(self, request: Request, instance: UUID, option: _Option, search: _Search) -> Placed | None:
+    def _try(self, request: Request, instance: UUID, option: _Option, search: Search) -> Placed | None:
         """Claim *option* and record the instance there; None where another candidate has to be tried."""
         self._interruption.check()
         self._on_step(f"claiming {describe(request.resources)} on {option.host}")
@@ -213,9 +128,7 @@ class Scheduler:
             search.lost.add(option.provider)
             search.was_contended |= claim is Refusal.CONTENDED
             return None
-        if self._interruption.is_pending:
-            self._give_back(claim)
-            self._interruption.check()
+        self._end_if_interrupted(claim)
         self._on_step(f"recording the instance for {option.host}")
         with search.measured("store", self._clock):
             placed = self._record(request, instance, claim, self._at(claim, option), search)
@@ -230,17 +143,30 @@ class Scheduler:
         alternates = tuple(a for a in option.alternates if a.provider != provider)
         return _Option(option.candidate, provider, hosts.get(provider, str(provider)), alternates)
 
-    def _record(self, request: Request, instance: UUID, claim: Holding, option: _Option, search: _Search) -> Placed | None:
-        spec = request.spec(
-            instance, claim.resources, option.alternates,
-            created_at=self._now().isoformat(timespec="milliseconds").replace("+00:00", "Z"), created_by=self._created_by,
-        )  # fmt: skip
-        transaction = self._transaction(spec, option.provider, needs_live_host=claim.made_here)
-        for _ in range(STORE_TRIES):
+    def _end_if_interrupted(self, claim: Holding) -> None:
+        if self._interruption.is_pending:
+            self._give_back(claim)
+            self._interruption.check()
+
+    def _record(self, request: Request, instance: UUID, claim: Holding, option: _Option, search: Search) -> Placed | None:
+        spec = self._spec(request, instance, claim, option.alternates)
+        puts, live = self._puts(spec, option.provider), [option.provider] if claim.made_here else []
+        found: Mapping[str, Versioned] = search.group.items if search.group else {}
+        backoff = Backoff(0.01, 0.3, random=self._dice.random)
+        for _ in range(GROUP_TRIES if search.group else STORE_TRIES):
+            if (fresh := self._fresh(claim)) is None:
+                search.lost.add(option.provider)
+                return None
+            claim = fresh
             try:
-                self._store.commit(transaction)
+                joining = self._joining(spec, option, search, found)
+                self._store.commit(self._transaction(puts, joining, live))
+            except GroupTaken:
+                self._lose_to_group(spec, claim, option, search)
+                return None
             except Conflict:
-                refused = self._refused(request, spec, claim, option, search)
+                found = self._store.get_many(self._keys_in_question(spec, option, search))
+                refused = self._refused(request, spec, claim, option, found)
                 if refused != "again":
                     return refused
             except EcomputeError as error:
@@ -249,82 +175,49 @@ class Scheduler:
                 raise  # where it may have happened the claim has to stay
             else:
                 return Placed(instance, spec.name, option.provider, option.host)
+            self._end_if_interrupted(claim)
+            self._sleep(backoff.next())
         self._give_back(claim)
         raise Transient(f"the instance {spec.name} could not be recorded: its keys kept changing; try again")
 
-    def _transaction(self, spec: InstanceSpec, provider: UUID, *, needs_live_host: bool) -> Transaction:
+    def _fresh(self, claim: Holding) -> Holding | None:
+        """*claim*, asked after where this program slept over it: others may have taken it for left behind; None if so."""
+        return self._claims.renewed(claim) if self._claims.stale([claim]) else claim
+
+    def _joining(
+        self, spec: InstanceSpec, option: _Option, search: Search, found: Mapping[str, Versioned]
+    ) -> GroupChange:  # fmt: skip
+        if search.group is None:
+            return GroupChange()
+        return grouping.join_all(self._keys, search.group, [(option.provider, spec.uuid)], found)
+
+    def _lose_to_group(self, spec: InstanceSpec, claim: Holding, option: _Option, search: Search) -> None:
+        """Give the claim back, since the group does not let the instance be there, and look what the group is like now."""
+        self._give_back(claim)
+        if not claim.made_here:
+            raise Transient(left_by_an_earlier_run(spec.name, option.host))
+        search.group = grouping.read(self._store, self._keys, spec.group, spec.group_policy)
+
+    def _keys_in_question(self, spec: InstanceSpec, option: _Option, search: Search) -> list[str]:
+        """What may have refused the transaction."""
         keys = self._keys
-        puts = {
-            keys.instance(spec.uuid): InstanceKey(provider, spec.name, spec.request_digest).to_json(),
-            keys.spec(provider, spec.uuid): spec.to_json(),
-            keys.name(spec.name): str(spec.uuid),
-        }
-        if spec.group is not None:
-            puts[keys.group(spec.group, provider)] = str(spec.uuid)
-        compares = [Compare.absent(key) for key in puts]
-        if needs_live_host:
-            compares.append(Compare.present(keys.host(provider)))
-        return Transaction(tuple(compares), puts)
+        own = [keys.instance(spec.uuid), keys.name(spec.name), keys.host(option.provider)]
+        return own + grouping.keys_to_read(keys, search.group, [option.provider])
 
     def _refused(
-        self, request: Request, spec: InstanceSpec, claim: Holding, option: _Option, search: _Search
-    ) -> Placed | Literal["again"] | None:
-        """What to make of a transaction that did not hold.
+        self, request: Request, spec: InstanceSpec, claim: Holding, option: _Option, found: Mapping[str, Versioned]
+    ) -> Placed | Literal["again"] | None:  # fmt: skip
+        """What to make of a transaction that did not hold, from the keys as they were *found* then.
 
         An instance of this uuid that is there now uses the claim, so the claim stays with it.
         """
-        keys = self._keys
-        instance_key, name_key, host_key = keys.instance(spec.uuid), keys.name(spec.name), keys.host(option.provider)
-        group_key = keys.group(spec.group, option.provider) if spec.group else None
-        found = self._store.get_many([key for key in (instance_key, name_key, host_key, group_key) if key])
+        instance_key, name_key = self._keys.instance(spec.uuid), self._keys.name(spec.name)
         if instance_key in found:
             return self._repeat(spec.uuid, found[instance_key], request)
         if name_key in found:
             self._give_back(claim)
-            raise Conflict(_taken(spec.name, found[name_key].value))
-        if group_key in found:
-            search.in_group.add(option.provider)
-        elif claim.made_here and host_key not in found:
-            search.dead.add(option.provider)
-        else:
+            raise Conflict(taken(spec.name, found[name_key].value))
+        if not claim.made_here or self._keys.host(option.provider) in found:
             return "again"
         self._give_back(claim)
         return None
-
-    def _give_back(self, claim: Holding) -> None:
-        if claim.made_here and not self._claims.release(claim):
-            self._on_warning(f"the claim of {claim.consumer} could not be given back; its host does so within ten minutes")
-
-    # -- why not ----------------------------------------------------------------------------------------------------
-
-    def _why_not(self, request: Request, search: _Search) -> str:
-        self._on_step("asking why not")
-        try:
-            return whynot.explain(
-                request, placement=self._placement, host_names=self._hosts, lost=frozenset(search.lost),
-                in_group=frozenset(search.in_group),
-            )  # fmt: skip
-        except EcomputeError as error:
-            return f"no host can take {describe(request.resources)}; why could not be found out: {error}"
-
-    def _refuse_oversized(self, request: Request, instance: UUID) -> None:
-        spec = request.spec(instance, request.resources, (), created_at="", created_by=self._created_by)
-        size = len(spec.to_json().encode())
-        if size > SPEC_BYTES_AT_MOST:
-            raise ConfigError(f"the request is {size} bytes, at most {SPEC_BYTES_AT_MOST} fit: fewer keys or less user data")
-
-
-def _taken(name: str, owner: str) -> str:
-    return f"the name {name} is taken by the instance {owner}; choose another, or look at it: eschedule show {name}"
-
-
-def _alternate(candidate: Candidate, provider: UUID) -> Alternate:
-    return Alternate(provider, {str(p): dict(amounts) for p, amounts in candidate.allocations.items()})
-
-
-def _host_name(item: Versioned, provider: UUID) -> str:
-    """A host is alive by its key being there; a record that we cannot read only costs its name."""
-    try:
-        return HostRecord.from_json(item.value).name
-    except EcomputeError:
-        return str(provider)

@@ -16,6 +16,7 @@ from uuid import UUID
 from common.errors import EcomputeError
 from common.placement_types import DISABLED_TRAIT, OWNER_TRAIT, Candidates
 from eschedule.claims import describe
+from eschedule.grouping import Group
 from eschedule.query import Query, any_free, unmet
 from eschedule.request import Request
 
@@ -36,25 +37,27 @@ class Host:
 
 
 def explain(
-    request: Request, *, placement: Placement, host_names: HostNames, lost: frozenset[UUID], in_group: frozenset[UUID],
+    request: Request, *, placement: Placement, host_names: HostNames, lost: frozenset[UUID], group: Group | None,
 ) -> str:  # fmt: skip
     """One line that says why nothing took *request*.
 
     Args:
         host_names: the names of those of some hosts that are alive.
         lost: hosts whose room was taken while this request tried them.
-        in_group: hosts that the request's group is on already.
+        group: the request's group as it is now.
     """
     query = Query.parse(request.query)
     hosts = _hosts(placement.candidates(str(any_free(c)), None) for c in sorted(request.resources))
-    names = host_names(set(hosts))
+    names = host_names({*hosts, *([group.anchor] if group and group.anchor else [])})
     reasons = {
-        p: _reason(h, request, query, is_alive=p in names, is_lost=p in lost, is_in_group=p in in_group)
+        p: _reason(h, request, query, is_alive=p in names, is_lost=p in lost, is_barred=group is not None and group.bars(p))
         for p, h in hosts.items()
     }
     puzzling = {p for p, reason in reasons.items() if reason is None}
     reasons |= _excluded(query, placement, puzzling)
     reasons |= _too_large_for_one(request, placement, [p for p in puzzling if reasons[p] is None])
+    if group and group.anchor:
+        return f"no host can take {describe(request.resources)}: {_of_anchor(request, group.anchor, hosts, names, reasons)}"
     full = max(0, len(placement.providers(OWNER_TRAIT)) - len(hosts))
     return f"no host can take {describe(request.resources)}: {summary(request, hosts, names, reasons, full)}"
 
@@ -75,6 +78,21 @@ def summary(
     return f"{total} host{'s' if total != 1 else ''}: {', '.join(parts)}; see: eschedule hosts"
 
 
+def _of_anchor(
+    request: Request, anchor: UUID, hosts: Mapping[UUID, Host], names: Mapping[UUID, str], reasons: Mapping[UUID, str | None]
+) -> str:  # fmt: skip
+    """Why the one host that a group under strict affinity lives on cannot take another of its instances."""
+    if anchor not in names:
+        reason = "without a heartbeat"
+    elif anchor not in hosts:
+        reason = "full"
+    else:
+        reason = reasons.get(anchor) or "refused by Placement"
+        reason += _nearest(reason, request, [hosts[anchor]], names)
+    name = names.get(anchor, f"the host of provider {anchor}")
+    return f"the group {request.group} has affinity and lives on {name}: {reason}; see: eschedule hosts"
+
+
 def _hosts(answers: Iterable[Candidates]) -> dict[UUID, Host]:
     """Every host in *answers*, once each, though they may come in several."""
     providers = {p: summary for answer in answers for p, summary in answer.summaries.items()}
@@ -87,7 +105,7 @@ def _hosts(answers: Iterable[Candidates]) -> dict[UUID, Host]:
     return hosts
 
 
-def _reason(host: Host, request: Request, query: Query, *, is_alive: bool, is_lost: bool, is_in_group: bool) -> str | None:
+def _reason(host: Host, request: Request, query: Query, *, is_alive: bool, is_lost: bool, is_barred: bool) -> str | None:
     """The first thing that *host* fails, None where nothing that we can judge speaks against it."""
     if not is_alive:
         return "without a heartbeat"
@@ -97,7 +115,7 @@ def _reason(host: Host, request: Request, query: Query, *, is_alive: bool, is_lo
         return complaints[0]
     if short := [c for c, amount in sorted(request.resources.items()) if host.free[c] < amount]:
         return f"short of {' and '.join(short)}"
-    if is_in_group:
+    if is_barred:
         return f"taken by the group {request.group}"
     return "lost to another request just now" if is_lost else None
 

@@ -106,6 +106,30 @@ def test_releasing_compares_the_generation_and_forgives_what_is_gone(world: Worl
     assert world.placement.consumer(consumer) is None
 
 
+class TestReplacing:
+    def generation(self, world: World, consumer: UUID) -> int:
+        held = world.placement.consumer(consumer)
+        assert held is not None
+        return held.generation
+
+    def test_what_is_written_again_has_another_generation(self, world: World) -> None:
+        host, consumer = world.make_host(), uuid4()
+        world.placement.claim(consumer, {host: {"VCPU": 8}})
+        before = self.generation(world, consumer)
+        world.placement.replace_consumers([Claim(consumer, {host: {"VCPU": 8}}, generation=before)])
+        assert self.generation(world, consumer) > before
+        with pytest.raises(Conflict):
+            world.placement.release(consumer, before)
+        with pytest.raises(Conflict):
+            world.placement.replace_consumers([Claim(consumer, {host: SMALL}, generation=before)])
+
+    def test_nothing_is_asked_for_by_no_allocations(self, world: World) -> None:
+        host, consumer = world.make_host(), uuid4()
+        world.placement.claim(consumer, {host: SMALL})
+        world.placement.replace_consumers([Claim(consumer, {}, generation=self.generation(world, consumer))])
+        assert world.placement.consumer(consumer) is None
+
+
 def test_providers_by_trait_and_inventories(world: World) -> None:
     host = world.make_host()
     assert host in {provider.uuid for provider in world.placement.providers(OWNER_TRAIT)}

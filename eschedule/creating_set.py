@@ -1,0 +1,129 @@
+"""The command ``create --count N``: place the set, follow all of it, say what came of each."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import uuid as uuids
+from collections import Counter
+from functools import partial
+from uuid import UUID
+
+from common.errors import EcomputeError, Permanent
+from eschedule import render
+from eschedule.batch import BatchScheduler, PlacedSet
+from eschedule.creating import again_line, milliseconds, place_of, planner_of, repeatable, timings_file_of, write_timings
+from eschedule.follow import Ending, Follower, Goal, Outcome, View
+from eschedule.interruption import Interrupted
+from eschedule.request import Request
+from eschedule.session import Session
+from eschedule.waiting import rows_of, unreached, wait_seconds_of
+
+
+def create_set(session: Session, options: argparse.Namespace, request: Request) -> int:
+    """Create all that *request* asks for, or nothing; the exit code: 1 where one failed, 4 where one was not waited for.
+
+    Raises:
+        EcomputeError: as ``BatchScheduler.create_all``; a lost answer comes with the line that repeats the request.
+    """
+    wait_seconds = wait_seconds_of(session, options)
+    timings_file = timings_file_of(options)
+    if request.request_id is None:
+        request = dataclasses.replace(request, request_id=str(uuids.uuid4()))
+    assert request.request_id is not None  # noqa: S101 - set above
+    begun = session.clock()
+    outcomes: dict[UUID, Outcome | EcomputeError] = {}
+    placed: PlacedSet | None = None
+    try:
+        placed = _place(session, request, again_line(options, "--request-id", request.request_id))
+        waiting_since = session.clock()
+        if not options.no_wait:
+            outcomes = _wait_for_all(session, placed, wait_seconds)
+    except Interrupted as interrupted:
+        session.screen.message(_left_behind(session, request, placed, interrupted))
+        return interrupted.exit_code
+    ended = session.clock()
+    waited, total = milliseconds(ended - waiting_since), milliseconds(ended - begun)
+    if timings_file:
+        instances = [
+            {"uuid": str(p.uuid), "name": p.name, "provider": str(p.provider), "host": p.host} for p in placed.instances
+        ]
+        write_timings(session, timings_file, {"instances": instances}, {**placed.timings_ms, "wait": waited, "total": total})
+    _print(session, options, placed)
+    return _tell_failures(session, placed, outcomes, waited / 1000)
+
+
+def _place(session: Session, request: Request, again: str) -> PlacedSet:
+    placed = repeatable(partial(planner_of(session, BatchScheduler).create_all, request), "request id", again)
+    known = sum(one.is_repeat for one in placed.instances)
+    if known:
+        session.screen.message(f"{known} of {request.count} instances are there already, from this same request")
+    session.interruption.check()
+    return placed
+
+
+def _wait_for_all(session: Session, placed: PlacedSet, wait_seconds: float) -> dict[UUID, Outcome | EcomputeError]:
+    views: dict[UUID, View] = {}
+    warned: set[UUID] = set()
+
+    def on_view(view: View) -> None:
+        views[view.uuid] = view
+        if view.host is None and view.provider not in warned:
+            warned.add(view.provider)
+            session.screen.warning(f"{view.where}: what is to be built there goes on when that host is back")
+        session.screen.progress(progress_of_set(views, len(placed.instances)))
+
+    follower = Follower(session.store, session.keys, on_view=on_view, clock=session.clock)
+    return follower.follow_all({one.uuid: one.provider for one in placed.instances}, Goal.RUNNING, wait_seconds)
+
+
+def progress_of_set(views: dict[UUID, View], count: int) -> str:
+    """How far a set of *count* instances has come: ``2 of 4 running, 1 building, 1 waiting for a host``."""
+    phases = Counter(str(view.status.phase).lower() for view in views.values() if view.status and view.is_fresh)
+    running = phases.pop("running", 0)
+    waiting = count - running - sum(phases.values())
+    others = [f"{number} {phase}" for phase, number in sorted(phases.items())]
+    return ", ".join([f"{running} of {count} running", *others, *([f"{waiting} waiting for a host"] if waiting else [])])
+
+
+def _print(session: Session, options: argparse.Namespace, placed: PlacedSet) -> None:
+    rows = rows_of(session, [one.uuid for one in placed.instances])
+    if options.json:
+        session.screen.data(render.as_json([render.instance_json(row) for row in rows]))
+    else:
+        session.screen.data(render.instance_table(rows, datetime.datetime.now(datetime.UTC)))
+
+
+def _tell_failures(
+    session: Session, placed: PlacedSet, outcomes: dict[UUID, Outcome | EcomputeError], waited_seconds: float
+) -> int:  # fmt: skip
+    """Say of each instance that does not run why; the exit code."""
+    codes = {0}
+    for one in placed.instances:
+        outcome = outcomes.get(one.uuid)
+        if outcome is None or (isinstance(outcome, Outcome) and outcome.ending is Ending.REACHED):
+            continue
+        error = unreached(one.name, outcome, Goal.RUNNING, waited_seconds) if isinstance(outcome, Outcome) else outcome
+        session.screen.error(str(error))
+        codes.add(1 if isinstance(error, Permanent) else 4)
+    if codes == {0} and outcomes:
+        session.screen.message(f"all {len(placed.instances)} run after {session.screen.elapsed()}")
+    return 1 if 1 in codes else max(codes)
+
+
+def _left_behind(session: Session, request: Request, placed: PlacedSet | None, interrupted: Interrupted) -> str:
+    """What a run that was interrupted leaves, as etcd says it now."""
+    members = request.members(request.instance_uuid(session.keys.prefix, uuids.uuid4))
+    keys = [session.keys.instance(member.uuid) for member in members if member.uuid]
+    try:
+        found = len(session.store.get_many(keys))
+    except EcomputeError:
+        return f"interrupted; what of the set was recorded is unknown; look: eschedule list; request id: {request.request_id}"
+    if placed and found:
+        return f"interrupted; {found} instances go on being built; look: eschedule list"
+    if found:
+        return f"interrupted; of {request.count} instances {found} were recorded or are to be destroyed; look: eschedule list"
+    if interrupted.was_forced:
+        return "interrupted in the middle; no instance was recorded; claims, if any were made, are released within ten minutes"
+    return "interrupted; nothing was created"

@@ -1,0 +1,90 @@
+"""Waiting for one instance with live progress, how long, what is said when it did not end well; and what one is like now.
+
+What all commands that change something have in common. ``follow`` knows when a wait is over; here it meets the screen.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from uuid import UUID
+
+from common.errors import ConfigError, EcomputeError, Permanent, Transient
+from common.model import InstanceKey
+from common.validate import parse_seconds
+from eschedule import render
+from eschedule.changes import read
+from eschedule.follow import Ending, Follower, Goal, Outcome, View
+from eschedule.listing import InstanceRow, host_names, instance_row
+from eschedule.screen import seconds_text
+from eschedule.session import Session
+
+
+def wait(session: Session, instance: UUID, goal: Goal, wait_seconds: float, *, provider: UUID | None = None) -> Outcome:
+    """Follow *instance* to *goal* with live progress; a host without a heartbeat is named once.
+
+    Args:
+        provider: where it was a moment ago, which spares a question.
+    """
+    warned: set[UUID] = set()
+
+    def on_view(view: View) -> None:
+        if view.host is None and view.provider not in warned:
+            warned.add(view.provider)
+            session.screen.warning(f"{view.where}: {view.name} goes on when that host is back")
+        session.screen.progress(render.progress_line(view))
+
+    follower = Follower(session.store, session.keys, on_view=on_view, clock=session.clock)
+    return follower.follow(instance, goal, wait_seconds, provider=provider)
+
+
+def wait_seconds_of(session: Session, options: argparse.Namespace) -> float:
+    """How long to wait.
+
+    Raises:
+        ConfigError: the option is no number.
+    """
+    if options.wait_seconds is None:
+        return session.config.wait_seconds
+    if options.no_wait:
+        raise ConfigError("--no-wait and --wait-seconds exclude each other; give one of them")
+    return parse_seconds(options.wait_seconds, "--wait-seconds")
+
+
+def row_of(session: Session, instance: UUID, who: UUID | str | None = None) -> InstanceRow:
+    """*instance* as it is now.
+
+    Raises:
+        Permanent: it is not there.
+    """
+    found = read(session.store, session.keys, instance, who)
+    alive = {found.provider: found.host} if found.host else {}
+    host = host_names(session.store, session.keys, {found.provider}, alive)[found.provider]
+    return instance_row(found.uuid, host, found.spec_item, found.status_item)
+
+
+def rows_of(session: Session, instances: Sequence[UUID]) -> list[InstanceRow]:
+    """*instances* as they are now, in that order, by two reads; those that are gone are left out."""
+    keys = session.keys
+    places = session.store.get_many([keys.instance(instance) for instance in instances])
+    providers = {i: InstanceKey.from_json(places[k].value).provider for i in instances if (k := keys.instance(i)) in places}
+    found = session.store.get_many(
+        [key for i, p in providers.items() for key in (keys.spec(p, i), keys.status(p, i), keys.host(p))]
+    )
+    alive = {provider: item for provider in providers.values() if (item := found.get(keys.host(provider)))}
+    names = host_names(session.store, keys, set(providers.values()), alive)
+    return [
+        instance_row(i, names[p], found[keys.spec(p, i)], found.get(keys.status(p, i)))
+        for i, p in providers.items()
+        if keys.spec(p, i) in found
+    ]
+
+
+def unreached(name: str, outcome: Outcome, goal: Goal, seconds: float) -> EcomputeError:
+    """The error for a wait that did not end well; its text says what goes on and how to look at it."""
+    view = outcome.view
+    where = f" on {view.where}" if view else ""
+    if outcome.ending is Ending.TIMED_OUT:
+        doing = render.progress_line(view) if view else name
+        return Transient(f"not {goal} after {seconds_text(seconds)}: {doing}; it goes on; look: eschedule show {name}")
+    return Permanent(f"{name}{where}: {outcome.message}; details: eschedule show {name}; remove it: eschedule destroy {name}")
