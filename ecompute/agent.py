@@ -12,6 +12,7 @@ import datetime
 import importlib.metadata
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from common.model import HostRecord, HostState, OwnerRecord
 from common.placement import Placement
 from common.retry import Backoff, Deadline
 from ecompute import identity, threads
+from ecompute.auditor import Auditor
 from ecompute.blueprint import Blueprint
 from ecompute.disks import Disks
 from ecompute.facts import FactFinder
@@ -40,6 +42,7 @@ from ecompute.images import ImageCache
 from ecompute.inventory import InventoryKeeper, foreign_use
 from ecompute.kvm_probe import choose_virt_type
 from ecompute.libvirt_driver import LibvirtDriver
+from ecompute.mail import Mailbox
 from ecompute.measured_builder import MeasuredBuilder
 from ecompute.metadata_service import MetadataServiceSupervisor
 from ecompute.metrics import Metrics, Sources, serve
@@ -80,20 +83,29 @@ class Host:
     virt_type: str
 
 
-def lock_provider(config: ComputeConfig, provider: UUID) -> LockFile:
+@dataclass(frozen=True)
+class ProviderLock:
+    """Both are given back by the kernel when the process ends."""
+
+    file: LockFile
+    name: socket.socket
+
+
+def lock_provider(config: ComputeConfig, provider: UUID) -> ProviderLock:
     """The lock that makes this process the only ecompute of *provider* on this machine, held until the process ends.
 
     Raises:
         OwnershipError: another one holds it.
     """
-    lock = LockFile(config.paths.run_dir / f"{provider}.lock")
+    lock, name = LockFile(config.paths.run_dir / f"{provider}.lock"), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         lock.acquire({"program": "ecompute"})
-    except Conflict as error:
+        name.bind(f"\0etcd-compute-{provider}")  # one a machine, whatever its run_dir
+    except (Conflict, OSError) as error:
         raise OwnershipError(
             f"provider {provider} is already served by another ecompute on this machine: {error}; stop that one first"
         ) from error
-    return lock
+    return ProviderLock(lock, name)
 
 
 class Agent:
@@ -225,11 +237,17 @@ class Agent:
         )  # fmt: skip
         admin = HostAdminWatcher(store, self._keys, host.provider, self._ask_resync)
         keeper = InventoryKeeper(placement, host.provider, host.name, config)
+        auditor = Auditor(
+            world=world, placement=placement, specs=specs, statuses=statuses, store=store, keys=self._keys,
+            provider=host.provider, host=host.name, state_directory=config.paths.state_dir, is_live=lambda: heartbeat.is_live,
+            show=self._metrics.set_findings,
+        )  # fmt: skip
+        mailbox = Mailbox(store, self._keys, host.provider, fence=heartbeat.fence, answer=auditor.answer)
         self._resync = Resync(
             hypervisor=hypervisor, placement=placement, provider=host.provider, specs=specs, statuses=statuses,
             reconciler=reconciler, wake=self._queue.add, every_seconds=builder_config.resync_every_seconds,
             keep_inventory=lambda domains: self._keep_inventory(keeper, host, admin, heartbeat, domains),
-            health=self._health, looked=self._metrics.looked,
+            health=self._health, looked=self._metrics.looked, audit=auditor.note,
         )  # fmt: skip
         hypervisor.subscribe(self._queue.add, self._resync.ask)
         self._thread("networks", world.networks.run)
@@ -243,6 +261,8 @@ class Agent:
         self._metrics.watch(Sources(lambda: heartbeat.seconds_left, statuses.phases, lambda: len(self._queue)))
         workers.start()
         self._thread("resync", self._resync.run)
+        self._thread("watch-mail", mailbox.watch)
+        self._thread("mail", mailbox.run)
         logger.info("serving", extra=fields(provider=host.provider, instances=len(specs.uuids())))
         self._stop.wait()
         self._put_down(workers)

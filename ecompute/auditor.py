@@ -46,16 +46,17 @@ class Auditor:
     Args:
         placement: to be asked while others work; it takes one try a call.
         is_live: whether the host lease certainly stands; nothing is fixed without it.
+        show: given how many findings there are of each kind, after each look.
     """
 
     def __init__(
         self, *, world: World, placement: Placement, specs: SpecWatcher, statuses: Statuses, store: Store, keys: Keys,
         provider: UUID, host: str, state_directory: Path, is_live: Callable[[], bool],
-        sleep: Callable[[float], object] = time.sleep,
+        show: Callable[[Mapping[str, int]], None] = lambda _: None, sleep: Callable[[float], object] = time.sleep,
     ) -> None:  # fmt: skip
         self._world, self._placement, self._specs, self._statuses = world, placement, specs, statuses
         self._store, self._keys, self._provider, self._host = store, keys, provider, host
-        self._lost, self._is_live, self._sleep = state_directory / "lost", is_live, sleep
+        self._lost, self._is_live, self._show, self._sleep = state_directory / "lost", is_live, show, sleep
         self._lock = threading.Lock()
         self._suspected: frozenset[object] = frozenset()
         self._findings: tuple[Finding, ...] = ()
@@ -67,10 +68,6 @@ class Auditor:
         """What the last two resyncs both found."""
         with self._lock:
             return self._findings
-
-    def counts(self) -> dict[str, int]:
-        """How many findings there are of each kind, for metrics."""
-        return dict(Counter(finding.kind for finding in self.findings))
 
     def note(self, domains: Sequence[Domain], allocations: Allocations | None) -> None:
         """Compare what a resync has listed; say what is new and what is over. Never raises: the guests come first."""
@@ -88,6 +85,7 @@ class Auditor:
         confirmed = tuple(finding for finding in found if finding.identity in self._suspected)
         with self._lock:
             before, self._findings, self._suspected = self._findings, confirmed, identities
+        self._show(Counter(str(finding.kind) for finding in confirmed))
         _say_changes(before, confirmed)
 
     # -- when asked --------------------------------------------------------------------------------------------------------

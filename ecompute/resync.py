@@ -36,16 +36,19 @@ class Resync:
         keep_inventory: called with all domains; makes Placement's view of the host equal to the host.
         health: told of every service that was asked.
         looked: told how long each look took in seconds, and whether nothing was in the way.
+        audit: given the domains and claims of each look, None where Placement did not say; it never raises.
     """
 
     def __init__(
         self, *, hypervisor: Hypervisor, placement: Placement, provider: UUID, specs: SpecWatcher, statuses: Statuses,
         reconciler: Reconciler, wake: Callable[[UUID], None], keep_inventory: Callable[[list[Domain]], None],
         every_seconds: float, health: Health, looked: Callable[[float, bool], None] = lambda *_: None,
+        audit: Callable[[list[Domain], Mapping[UUID, Mapping[str, int]] | None], None] = lambda *_: None,
     ) -> None:  # fmt: skip
         self._hypervisor, self._placement, self._provider = hypervisor, placement, provider
         self._specs, self._statuses, self._reconciler, self._wake = specs, statuses, reconciler, wake
         self._keep_inventory, self._every, self._health, self._looked = keep_inventory, every_seconds, health, looked
+        self._audit = audit
         self._asked = threading.Event()
 
     def ask(self) -> None:
@@ -87,6 +90,7 @@ class Resync:
         is_well = allocations is not None and self._inventory_is_kept(domains)
         if self._specs.synced.is_set():
             self._compare({domain.uuid: domain for domain in domains}, allocations)
+            self._audit(domains, allocations)
         for uuid in self._statuses.unwritten() & self._specs.uuids():
             self._wake(uuid)
         return is_well
