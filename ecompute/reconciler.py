@@ -180,7 +180,7 @@ class Reconciler:
 
     def _take_in_turn(self, hand: _Pass, spec: InstanceSpec | None, decision: Decision) -> bool:
         """``_take``; but a download may last, and the other guests want to be served meanwhile."""
-        if spec is not None and decision.phase is Phase.RESCHEDULING:
+        if spec is not None and decision.phase in (Phase.RESCHEDULING, Phase.FAILED):
             self._announce(hand, spec, decision)
         if spec is None or decision.step is not Step.FETCH_IMAGE:
             return self._take(hand, spec, decision)
@@ -235,7 +235,9 @@ class Reconciler:
     def _announce(self, hand: _Pass, spec: InstanceSpec, decision: Decision) -> None:
         """Write why the instance leaves before the first thing is undone: the next process is not to build it here again."""
         known = self._statuses.get(hand.uuid)
-        if known is None or known.phase is not decision.phase:
+        if decision.phase is Phase.FAILED:
+            self._statuses.flush(hand.uuid)  # the failure; it is Failed when all is undone
+        elif known is None or known.phase is not decision.phase:
             self._report(spec, hand.facts, decision)
 
     def _permit(self, hand: _Pass, step: Step) -> None:

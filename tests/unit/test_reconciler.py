@@ -108,6 +108,28 @@ def test_a_refusal_fails_for_good_and_takes_everything_away_but_the_request(loop
     assert loop.specs.get(spec.uuid) is not None
 
 
+def test_a_failure_is_remembered_by_the_next_process_however_far_the_cleaning_up_came(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would find an instance without a claim, and no longer know why."""
+    spec = loop.request()
+    loop.hypervisor.fail_next("start", HypervisorRejected("QEMU says no"))
+    release = loop.placement.release
+
+    def die_after(consumer: UUID, generation: int) -> None:
+        release(consumer, generation)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.placement, "release", die_after)
+        loop.settle(spec)
+    loop.restart()
+    loop.settle(spec)
+    status = loop.status(spec)
+    assert (status.phase, status.reason) == (Phase.FAILED, "HypervisorRejected")
+    assert "QEMU says no" in status.message
+
+
 def test_a_guest_that_ran_keeps_its_disk_when_a_later_start_is_refused(loop: Loop) -> None:
     spec = loop.request()
     loop.settle(spec)
