@@ -73,6 +73,7 @@ class _Set:
     Args:
         placed: what is recorded, by this run or an earlier one; *written* is what this run recorded.
         seats: what is claimed and not recorded yet.
+        may_be_left_behind: whether it has not been asked yet what an earlier run left claimed.
     """
 
     request: Request
@@ -80,6 +81,7 @@ class _Set:
     placed: dict[UUID, Placed] = field(default_factory=dict)
     written: list[UUID] = field(default_factory=list)
     seats: dict[UUID, _Seat] = field(default_factory=dict)
+    may_be_left_behind: bool = True
 
     def missing(self) -> list[UUID]:
         """What is neither recorded nor claimed."""
@@ -191,9 +193,7 @@ class BatchScheduler(Planner):
             self._end_if_interrupted(chosen)
             if round_:
                 plan = self._plan(chosen, search)
-            self._on_step(f"claiming {describe(chosen.request.resources)} for each of {len(plan)}")
-            with search.measured("claim", self._clock):
-                is_refused = self._claim(chosen, plan, search)
+            is_refused = bool(plan) and self._claim(chosen, plan, search)
             if not chosen.missing():
                 self._end_if_interrupted(chosen)
                 with search.measured("store", self._clock):
@@ -222,6 +222,8 @@ class BatchScheduler(Planner):
             Conflict: the group has another policy.
         """
         request, missing = chosen.request, chosen.missing()
+        if not missing:
+            return []
         known = grouping.read(self._store, self._keys, request.group, request.group_policy)
         search.group = chosen.seated(known)
         limit = self._wide(max(self._limit, len(missing)), search.group)
@@ -235,7 +237,20 @@ class BatchScheduler(Planner):
                 return [(uuid, option, live) for uuid, option in zip(missing, options, strict=True)]
             if len(live.answer.candidates) < limit:
                 break
+        if self._take_up(chosen):
+            return self._plan(chosen, search)
         raise NoCapacity(self._why_not_all(chosen, len(options), search))
+
+    def _take_up(self, chosen: _Set) -> bool:
+        """Whether an earlier run has claimed room for some of those missing, which is why nobody has room; it is used then."""
+        if not chosen.may_be_left_behind:
+            return False
+        chosen.may_be_left_behind = False
+        for uuid in chosen.missing():
+            if claim := self._claims.left_behind(uuid, chosen.request.resources):
+                provider, host = self._place_of(claim)
+                chosen.seats[uuid] = _Seat(chosen.members[uuid], uuid, claim, provider, host, ())
+        return bool(chosen.seats)
 
     def _ask_all(self, request: Request, limit: int | None, search: Search) -> Live:
         """The answers to all questions for *request* as one."""
@@ -263,28 +278,22 @@ class BatchScheduler(Planner):
 
     def _claim(self, chosen: _Set, plan: list[tuple[UUID, Option, Live]], search: Search) -> bool:
         """Claim all that is planned; whether it was refused. Claims of an earlier run are taken where they are instead."""
-        claimed = self._claims.claim_all({uuid: candidate.allocations for uuid, (candidate, _), _ in plan})
+        self._on_step(f"claiming {describe(chosen.request.resources)} for each of {len(plan)}")
+        with search.measured("claim", self._clock):
+            claimed = self._claims.claim_all({uuid: candidate.allocations for uuid, (candidate, _), _ in plan})
         if isinstance(claimed, Refusal):
             search.was_contended |= claimed is Refusal.CONTENDED
             return True
         own = {provider for _, (_, provider), _ in plan} if search.group and search.group.keeps_apart else set()
         for number, (uuid, (_, planned), live) in enumerate(plan):
             if uuid in claimed:
-                provider, host = self._place_of(claimed[uuid], planned, live)
+                is_as_planned = claimed[uuid].made_here or planned in claimed[uuid].allocations
+                provider, host = (planned, live.hosts[planned]) if is_as_planned else self._place_of(claimed[uuid])
                 others = live.alternates(search.group, but={provider, *own})
                 turn = number % len(others) if others else 0  # so that all do not run to one host when theirs fails
-                chosen.seats[uuid] = _Seat(
-                    chosen.members[uuid], uuid, claimed[uuid], provider, host, others[turn:] + others[:turn]
-                )
+                alternates = others[turn:] + others[:turn]
+                chosen.seats[uuid] = _Seat(chosen.members[uuid], uuid, claimed[uuid], provider, host, alternates)
         return False
-
-    def _place_of(self, claim: Holding, planned: UUID, live: Live) -> tuple[UUID, str]:
-        """The host of *claim*, which may be one that an earlier run made elsewhere."""
-        if claim.made_here or planned in claim.allocations:
-            return planned, live.hosts[planned]
-        hosts = self._hosts(set(claim.allocations))
-        provider = next(iter(hosts), next(iter(claim.allocations)))
-        return provider, hosts.get(provider, str(provider))
 
     # -- recording --------------------------------------------------------------------------------------------------
 

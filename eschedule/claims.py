@@ -150,6 +150,14 @@ class Claims:
                     raise
             self._sleep(min(backoff.next(), max(0.0, deadline.remaining())))
 
+    def left_behind(self, consumer: UUID, resources: Mapping[str, int]) -> Holding | None:
+        """What an earlier run of the same request claimed of *resources* for *consumer*, wherever it is.
+
+        Raises:
+            Conflict: it holds something else, or is not ours.
+        """
+        return self._found(consumer, {consumer: resources}, made_here=False)
+
     def stale(self, holdings: Iterable[Holding]) -> list[Holding]:
         """Those that are so old that others may take them for left behind."""
         now = self._boot_clock()

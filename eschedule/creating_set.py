@@ -46,10 +46,8 @@ def create_set(session: Session, options: argparse.Namespace, request: Request) 
     ended = session.clock()
     waited, total = milliseconds(ended - waiting_since), milliseconds(ended - begun)
     if timings_file:
-        instances = [
-            {"uuid": str(p.uuid), "name": p.name, "provider": str(p.provider), "host": p.host} for p in placed.instances
-        ]
-        write_timings(session, timings_file, {"instances": instances}, {**placed.timings_ms, "wait": waited, "total": total})
+        what = {"instances": [place_of(one) for one in placed.instances]}
+        write_timings(session, timings_file, what, {**placed.timings_ms, "wait": waited, "total": total})
     _print(session, options, placed)
     return _tell_failures(session, placed, outcomes, waited / 1000)
 

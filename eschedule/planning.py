@@ -172,6 +172,12 @@ class Planner:
         by_key = {self._keys.host(provider): provider for provider in providers}
         return {by_key[key]: _host_name(item, by_key[key]) for key, item in self._store.get_many(by_key).items()}
 
+    def _place_of(self, claim: Holding) -> tuple[UUID, str]:
+        """The host of a *claim* that was found: of the providers that it is of the one that is alive."""
+        hosts = self._hosts(set(claim.allocations))
+        provider = next(iter(hosts), next(iter(claim.allocations)))
+        return provider, hosts.get(provider, str(provider))
+
     # -- what is written --------------------------------------------------------------------------------------------
 
     def _spec(self, request: Request, instance: UUID, claim: Holding, alternates: tuple[Alternate, ...]) -> InstanceSpec:

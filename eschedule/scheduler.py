@@ -12,21 +12,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from uuid import UUID
 
 from common.errors import Conflict, EcomputeError, GroupTaken, NoCapacity, StoreUnavailable, Transient
 from common.groups import GroupChange
 from common.model import Alternate, InstanceKey, InstanceSpec
+from common.placement_types import Candidate
 from common.retry import Backoff
 from common.store import Versioned
 from eschedule import grouping
 from eschedule.claims import Holding, Refusal, describe
 from eschedule.planning import GROUP_TRIES, STORE_TRIES, Live, Placed, Planner, Search, left_by_an_earlier_run, taken
 from eschedule.request import Request
-
-if TYPE_CHECKING:
-    from common.placement import Candidate
 
 __all__ = ["Placed", "Scheduler"]
 
@@ -70,6 +68,9 @@ class Scheduler(Planner):
                 if placed := self._try(request, instance, option, search):
                     return placed
             self._interruption.check()
+        with self._interruption.shield():
+            if placed := self._take_up(request, instance, search):
+                return placed
         if search.was_contended:
             raise Transient(f"no host for {describe(request.resources)}: other requests kept changing the same ones; try again")
         raise NoCapacity(self._why_not(request, search))
@@ -134,14 +135,21 @@ class Scheduler(Planner):
             placed = self._record(request, instance, claim, self._at(claim, option), search)
         return placed and dataclasses.replace(placed, timings_ms={} if placed.is_repeat else dict(search.timings_ms))
 
+    def _take_up(self, request: Request, instance: UUID, search: Search) -> Placed | None:
+        """Record the instance where an earlier run has claimed its room, which is why nobody has room for it any more."""
+        claim = self._claims.left_behind(instance, request.resources)
+        if claim is None:
+            return None
+        provider, host = self._place_of(claim)
+        return self._record(request, instance, claim, _Option(Candidate(claim.allocations), provider, host, ()), search)
+
     def _at(self, claim: Holding, option: _Option) -> _Option:
         """*option*, or for a claim that was found elsewhere an option there."""
         if option.provider in claim.allocations or claim.made_here:
             return option
-        hosts = self._hosts(set(claim.allocations))
-        provider = next(iter(hosts), next(iter(claim.allocations)))
+        provider, host = self._place_of(claim)
         alternates = tuple(a for a in option.alternates if a.provider != provider)
-        return _Option(option.candidate, provider, hosts.get(provider, str(provider)), alternates)
+        return _Option(option.candidate, provider, host, alternates)
 
     def _end_if_interrupted(self, claim: Holding) -> None:
         if self._interruption.is_pending:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -28,6 +28,7 @@ from common.store import Transaction
 from eschedule import changes
 from eschedule.follow import Ending, Follower, Goal, Outcome, View, judge
 from eschedule.listing import list_hosts, list_instances
+from eschedule.render import progress_line
 from tests.fakes.placement import FakePlacement
 from tests.fakes.store import FakeStore
 from tests.support.processes import wait_until
@@ -44,6 +45,7 @@ class Stage:
         self.uuid, self.provider = uuid4(), uuid4()
         self.views: list[View] = []
         self.has_view = threading.Event()
+        self.places = {self.uuid: self.provider}
         self.add_host(self.provider, "node1")
         self.spec = InstanceSpec(self.uuid, "web-1", ImageRef("/srv/tiny.qcow2"), {"VCPU": 1})
         instance = InstanceKey(self.provider, "web-1", "").to_json()
@@ -97,6 +99,30 @@ class Stage:
                 deletes=(KEYS.spec(self.provider, self.uuid), KEYS.status(self.provider, self.uuid)),
             )
         )
+
+    def add_instance(self, name: str) -> UUID:
+        """Another one, on a host of its own."""
+        uuid, provider = uuid4(), uuid4()
+        self.add_host(provider, f"host of {name}")
+        spec = dataclasses.replace(self.spec, uuid=uuid, name=name)
+        puts = {KEYS.instance(uuid): InstanceKey(provider, name, "").to_json(), KEYS.spec(provider, uuid): spec.to_json()}
+        self.store.commit(Transaction(puts=puts))
+        self.places[uuid] = provider
+        return uuid
+
+    def report_of(self, uuid: UUID, phase: Phase, **fields: Any) -> None:
+        provider = self.places[uuid]
+        revision = self.revision(KEYS.spec(provider, uuid))
+        status = InstanceStatus(phase, spec_revision=revision, **fields)
+        self.store.commit(Transaction(puts={KEYS.status(provider, uuid): status.to_json()}))
+
+    def move_one(self, uuid: UUID, target: UUID) -> None:
+        old = self.places[uuid]
+        spec = self.store.get(KEYS.spec(old, uuid))
+        assert spec is not None
+        puts = {KEYS.instance(uuid): InstanceKey(target, "moved", "").to_json(), KEYS.spec(target, uuid): spec.value}
+        self.store.commit(Transaction(puts=puts, deletes=(spec.key,)))
+        self.places[uuid] = target
 
     def follow(self, goal: Goal, wait_seconds: float = WAIT_SECONDS) -> Outcome:
         return Follower(self.store, KEYS, on_view=self._note).follow(self.uuid, goal, wait_seconds)
@@ -159,6 +185,24 @@ class TestJudge:
         outcome = judge(goal, self.view(desired, phase))
         assert (outcome.ending if outcome else None) == ending
 
+    @pytest.mark.parametrize(
+        ("phase", "booted", "ending"),
+        [
+            (Phase.RUNNING, 1, None),
+            (Phase.REBOOTING, 1, None),
+            (Phase.BUILDING, 2, None),
+            (Phase.RUNNING, 2, Ending.REACHED),
+            (Phase.STOPPED, 1, Ending.FAILED),
+        ],
+    )
+    def test_a_reboot_is_over_when_the_guest_runs_for_that_very_request(
+        self, phase: Phase, booted: int, ending: Ending | None
+    ) -> None:
+        view = self.view(Desired.RUNNING, phase, booted=booted)
+        view = dataclasses.replace(view, spec=dataclasses.replace(view.spec, boot_request=2))
+        outcome = judge(Goal.REBOOTED, view)
+        assert (outcome.ending if outcome else None) == ending
+
     def test_a_status_of_an_older_spec_means_nothing(self) -> None:
         assert judge(Goal.RUNNING, self.view(Desired.RUNNING, Phase.FAILED, spec_revision=6)) is None
         assert judge(Goal.STOPPED, self.view(Desired.STOPPED, Phase.STOPPED, spec_revision=6)) is None
@@ -199,6 +243,48 @@ class TestFollowing:
         outcome = stage.following(Goal.RUNNING, move)
         assert outcome.ending is Ending.REACHED
         assert outcome.view and (outcome.view.provider, outcome.view.host) == (target, "node2")
+
+    def test_a_move_is_told_and_an_older_status_at_the_new_host_means_nothing(self, stage: Stage) -> None:
+        target = uuid4()
+        stage.add_host(target, "node2")
+        old = InstanceStatus(Phase.FAILED, spec_revision=1, failure="NoSpace").to_json()
+        stage.store.create(KEYS.status(target, stage.uuid), old)
+
+        def move() -> None:
+            stage.report(Phase.RESCHEDULING, reason="NoSpace")
+            said = "web-1: Rescheduling (NoSpace) on node1"
+            wait_until(lambda: said in self.lines(stage), timeout_seconds=WAIT_SECONDS, what="the move is told")
+            stage.move(target)
+            said_then = "web-1: waiting for the host on node2"
+            wait_until(lambda: said_then in self.lines(stage), timeout_seconds=WAIT_SECONDS, what="the new host is told")
+            stage.report(Phase.RUNNING, provider=target)
+
+        outcome = stage.following(Goal.RUNNING, move)
+        assert outcome.ending is Ending.REACHED
+        assert outcome.view and outcome.view.host == "node2"
+
+    def lines(self, stage: Stage) -> list[str]:
+        return [progress_line(view) for view in stage.views]
+
+    def test_it_is_found_where_it_moved_before_it_was_first_looked_at(self, stage: Stage) -> None:
+        target = uuid4()
+        stage.add_host(target, "node2")
+        stage.move(target)
+        stage.report(Phase.RUNNING, provider=target)
+        outcome = Follower(stage.store, KEYS).follow(stage.uuid, Goal.RUNNING, WAIT_SECONDS, provider=stage.provider)
+        assert outcome.view and outcome.view.host == "node2"
+
+    def test_a_status_of_a_newer_spec_is_judged_by_that_spec(self, stage: Stage) -> None:
+        def stop() -> None:
+            stage.ask(desired=Desired.STOPPED)
+            stage.report(Phase.STOPPED)
+
+        outcome = stage.following(Goal.RUNNING, stop)
+        assert (outcome.ending, outcome.message) == (Ending.FAILED, "somebody asked meanwhile that it be stopped")
+
+    def test_a_change_that_no_status_tells_of_is_seen_all_the_same(self, stage: Stage) -> None:
+        outcome = stage.following(Goal.RUNNING, lambda: stage.ask(desired=Desired.DELETED))
+        assert (outcome.ending, outcome.message) == (Ending.FAILED, "somebody asked meanwhile that it be deleted")
 
     def test_being_destroyed_meanwhile_ends_a_wait_for_running(self, stage: Stage) -> None:
         outcome = stage.following(Goal.RUNNING, stage.forget)
@@ -283,6 +369,74 @@ class TestFollowing:
             stage.follow(Goal.RUNNING)
 
 
+class TestFollowingASet:
+    """Several instances on several hosts at once."""
+
+    @pytest.fixture
+    def uuids(self, stage: Stage) -> list[UUID]:
+        return [stage.uuid, *(stage.add_instance(f"web-{n}") for n in range(2, 15))]
+
+    def test_each_ends_by_itself(self, stage: Stage, uuids: list[UUID]) -> None:
+        *running, failed, moved, gone, damaged, slow = uuids
+        for uuid in running:
+            stage.report_of(uuid, Phase.RUNNING)
+        target = uuid4()
+        stage.add_host(target, "node2")
+
+        def act() -> None:
+            assert stage.has_view.wait(WAIT_SECONDS)
+            stage.report_of(failed, Phase.FAILED, failure="NoSpace")
+            stage.move_one(moved, target)
+            stage.report_of(moved, Phase.RUNNING)
+            stage.remove(KEYS.instance(gone), KEYS.spec(stage.places[gone], gone))
+            stage.remove(KEYS.spec(stage.places[damaged], damaged))
+
+        thread = threading.Thread(target=act)
+        thread.start()
+        known = {uuid: stage.provider if uuid == moved else None for uuid in uuids}
+        outcomes = Follower(stage.store, KEYS, on_view=stage._note).follow_all(known, Goal.RUNNING, 3.0)
+        thread.join()
+        endings = {u: o.ending if isinstance(o, Outcome) else type(o) for u, o in outcomes.items()}
+        assert endings == {
+            **dict.fromkeys(running, Ending.REACHED), failed: Ending.FAILED, moved: Ending.REACHED, gone: Ending.FAILED,
+            damaged: Permanent, slow: Ending.TIMED_OUT,
+        }  # fmt: skip
+
+    def test_what_has_ended_is_not_read_any_more(self, stage: Stage, uuids: list[UUID]) -> None:
+        read, keys = stage.store.get_many, []
+
+        def counting(wanted: Iterable[str]) -> Any:
+            keys.append(list(wanted))
+            return read(keys[-1])
+
+        stage.store.get_many = counting  # type: ignore[method-assign]
+        for uuid in uuids[1:]:
+            stage.report_of(uuid, Phase.RUNNING)
+        Follower(stage.store, KEYS).follow_all(dict.fromkeys(uuids), Goal.RUNNING, 3.0)
+        assert len(keys[1]) > 40
+        assert not any(str(uuid) in key for key in keys[-1] for uuid in uuids[1:])
+
+    def test_one_costs_few_questions(self, stage: Stage) -> None:
+        asked: list[str] = []
+        for name in ("get", "get_many", "list", "cluster_id", "watch"):
+            method = getattr(stage.store, name)
+            setattr(stage.store, name, lambda *a, _m=method, _n=name, **o: (asked.append(_n), _m(*a, **o))[1])
+
+        def build() -> None:
+            stage.report(Phase.BUILDING)
+            stage.report(Phase.RUNNING)
+
+        follower = Follower(stage.store, KEYS, on_view=stage._note)
+        thread = threading.Thread(target=lambda: (stage.has_view.wait(WAIT_SECONDS), build()))
+        revision = stage.revision(KEYS.spec(stage.provider, stage.uuid))
+        asked.clear()
+        stage.revision = lambda _key: revision  # type: ignore[method-assign]
+        thread.start()
+        follower.follow(stage.uuid, Goal.RUNNING, WAIT_SECONDS, provider=stage.provider)
+        thread.join()
+        assert sorted(asked) == ["get_many", "list", "watch"]
+
+
 class TestChanges:
     def value(self, stage: Stage) -> dict[str, Any]:
         item = stage.store.get(KEYS.spec(stage.provider, stage.uuid))
@@ -360,9 +514,17 @@ class TestChanges:
         spec = InstanceSpec(uuid4(), "web-1", ImageRef("/x"), {}, desired=desired)
         assert changes.started(spec, InstanceStatus(phase) if phase else None) == expected
 
+    @pytest.mark.parametrize("hard", [False, True])
+    @pytest.mark.parametrize("desired", [Desired.RUNNING, Desired.STOPPED])
+    def test_reboot_asks_for_another_boot(self, stage: Stage, hard: bool, desired: Desired) -> None:
+        stage.ask(desired=desired, boot_request=3)
+        changes.change(stage.store, KEYS, stage.uuid, changes.rebooted(hard=hard))
+        value = self.value(stage)
+        assert (value["desired"], value["boot_request"], value["hard_reboot"]) == ("running", 4, hard)
+
     def test_what_is_being_destroyed_is_neither_started_nor_stopped(self) -> None:
         spec = InstanceSpec(uuid4(), "web-1", ImageRef("/x"), {}, desired=Desired.DELETED)
-        for edit in (changes.started, changes.stopped):
+        for edit in (changes.started, changes.stopped, changes.rebooted(hard=True)):
             with pytest.raises(Conflict, match="web-1 is being destroyed"):
                 edit(spec, None)
 

@@ -119,7 +119,7 @@ class TestAntiAffinity:
         assert asked.uuid
         stage.placement.hold(asked.uuid, {host: SMALL})
         before_commits(stage, lambda: join(stage, host))
-        with pytest.raises(Transient, match="the claim that an earlier run .* is on node1") as caught:
+        with pytest.raises(Transient, match=r"the claim that an earlier run .* is on node1") as caught:
             stage.scheduler.create(asked)
         assert not isinstance(caught.value, Conflict)
         assert asked.uuid in stage.placement.consumers

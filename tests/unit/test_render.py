@@ -13,13 +13,16 @@ import pytest
 
 from common.model import (
     Address,
+    Alternate,
     Desired,
     Event,
+    GroupPolicy,
     HostRecord,
     HostState,
     ImageRef,
     InstanceSpec,
     InstanceStatus,
+    Move,
     Phase,
     Progress,
 )
@@ -110,6 +113,26 @@ class TestTables:
 
 
 class TestBlock:
+    def test_the_group_and_where_it_has_been(self) -> None:
+        moved = dataclasses.replace(
+            SPEC, group="web", group_policy=GroupPolicy.SOFT_AFFINITY, alternates=(Alternate(PROVIDER, {}),),
+            moves=(
+                Move(PROVIDER, "node7", "2026-05-01T11:58:00.000Z", "NoSpace", "12 MiB are free"),
+                Move(PROVIDER, "", "2026-05-01T11:59:00.000Z", "ImageNotFound"),
+            ),
+        )  # fmt: skip
+        lines = render.instance_block(row(spec=moved), NOW).splitlines()
+        for line in (
+            "group       web (soft-affinity)",
+            "alternates  1 other host left",
+            "moved       from node7: NoSpace: 12 MiB are free, 2026-05-01T11:58:00.000Z",
+            f"moved       from {PROVIDER}: ImageNotFound, 2026-05-01T11:59:00.000Z",
+        ):
+            assert line in lines
+        spent = dataclasses.replace(moved, alternates=())
+        assert "alternates  none left" in render.instance_block(row(spec=spent), NOW).splitlines()
+        assert [move["host"] for move in render.instance_json(row(spec=moved))["spec"]["moves"]] == ["node7", ""]
+
     def test_all_about_an_instance(self) -> None:
         text = render.instance_block(ROW, NOW)
         for line in (

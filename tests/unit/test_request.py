@@ -15,7 +15,7 @@ import pytest
 
 from common.config import DefaultsConfig, ScheduleConfig
 from common.errors import ConfigError
-from common.model import Alternate, ImageRef, InstanceSpec, Nic, Restart
+from common.model import Alternate, GroupPolicy, ImageRef, InstanceSpec, Nic, Restart
 from common.placement_types import Candidate, Candidates, ProviderSummary, Usage
 from eschedule.arguments import parse
 from eschedule.intake import request_from
@@ -68,6 +68,7 @@ class TestDigest:
             {"networks": ("default", "default")},
             {"restart": Restart.ALWAYS},
             {"group": "web"},
+            {"count": 2},
         ],
     )
     def test_everything_that_is_asked_for_is_part_of_it(self, change: dict[str, Any]) -> None:
@@ -202,12 +203,50 @@ class TestIntake:
             ((IMAGE, "--user-data", "a\0b"), "cannot be read"),
             ((IMAGE, "--name", "two words"), "has a space"),
             ((IMAGE, *["--network", "lan"] * 17), "at most 16"),
+            ((IMAGE, "--policy", "affinity"), "--policy says how the instances of a group are spread; give --group NAME"),
+            ((IMAGE, "--group", "web", "--policy", "afinity"), "did you mean affinity?"),
+            ((IMAGE, "--group", "web", "--policy", "pack"), "the one of schedule.yaml is another"),
+            ((IMAGE, "--group", "web 1"), "group"),
+            ((IMAGE, "--count", "0"), "--count is"),
+            ((IMAGE, "--count", "1001"), "a whole number from 1 to 1000"),
+            ((IMAGE, "--count", "2.5"), "a whole number from 1 to 1000"),
+            ((IMAGE, "--count", "2", "--uuid", str(INSTANCE)), "--uuid names one instance, --count asks for several"),
+            ((IMAGE, "--count", "1000", "--name", "x" * 59), "it is --name x+ with its number"),
+            ((IMAGE, "--name", "web-{m}"), 'has "{"'),
         ],
     )
     def test_what_is_wrong_is_said_in_one_line(self, arguments: tuple[str, ...], said: str) -> None:
         with pytest.raises(ConfigError, match=said) as caught:
             self.request(*arguments)
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            ((), (None, GroupPolicy.ANTI_AFFINITY)),
+            (("--group", "web"), ("web", GroupPolicy.ANTI_AFFINITY)),
+            (("--group", "web", "--policy", "soft-affinity"), ("web", GroupPolicy.SOFT_AFFINITY)),
+        ],
+    )
+    def test_groups(self, arguments: tuple[str, ...], expected: tuple[str | None, GroupPolicy]) -> None:
+        asked = self.request(IMAGE, *arguments)
+        assert (asked.group, asked.group_policy) == expected
+
+    @pytest.mark.parametrize(
+        ("arguments", "names"),
+        [
+            (("--name", "web"), ["web"]),
+            (("--name", "web-{n}"), ["web-1"]),
+            (("--name", "web", "--count", "1"), ["web"]),
+            (("--name", "web", "--count", "2"), ["web-1", "web-2"]),
+            (("--name", "{n}web", "--count", "2"), ["1web", "2web"]),
+            (("--name", "x" * 61, "--count", "9"), [f"{'x' * 61}-{n}" for n in range(1, 10)]),
+        ],
+    )
+    def test_names_of_several(self, arguments: tuple[str, ...], names: list[str]) -> None:
+        asked = self.request(IMAGE, *arguments)
+        members = asked.members(INSTANCE) if asked.count > 1 else (asked,)
+        assert [member.name for member in members] == names
 
     def test_a_default_key_file_that_is_missing_names_the_configuration(self) -> None:
         config = ScheduleConfig(defaults=DefaultsConfig(key_files=(Path("/nowhere.pub"),)))

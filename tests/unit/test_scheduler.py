@@ -184,6 +184,14 @@ class TestRepeats:
         assert stage.placement.consumers[asked.uuid].allocations == {hosts[1]: SMALL}
         assert hosts[1] not in {a.provider for a in stage.spec(hosts[1], asked.uuid).alternates}
 
+    def test_its_claim_is_found_also_where_it_took_the_last_room(self, stage: Stage) -> None:
+        host, asked = stage.host("node1", VCPU=1), request()
+        assert asked.uuid
+        stage.placement.hold(asked.uuid, {host: SMALL})
+        placed = stage.scheduler.create(asked)
+        assert (placed.provider, placed.host) == (host, "node1")
+        assert set(stage.placement.consumers) == {asked.uuid}
+
     def test_a_claim_of_other_amounts_under_that_uuid_is_a_conflict(self, stage: Stage) -> None:
         host, asked = stage.host("node1"), request()
         assert asked.uuid
