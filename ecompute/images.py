@@ -25,7 +25,7 @@ from typing import Any
 
 from common.config import ImagesConfig
 from common.errors import Cancelled, ChecksumMismatch, ImageInvalid, ImageNotFound, InvalidSpec, NoSpace
-from common.files import PARTIAL, file_errors, fsync_directory, make_directory, partial_path, write_atomically
+from common.files import PARTIAL, file_errors, fsync_directory, make_directory, partial_path, remove_partials, write_atomically
 from common.model import ImageRef
 from ecompute import image_probe
 from ecompute.image_flight import Flight
@@ -60,6 +60,7 @@ class ImageCache:
         make_directory(directory, DIRECTORY_MODE)
         make_directory(self._index, 0o700)
         _remove_dead_partials(directory)
+        remove_partials(self._index)
 
     def is_cached(self, image: ImageRef) -> CachedImage | None:
         """*image*, where it is here; asks no server and changes nothing."""

@@ -366,6 +366,15 @@ def test_what_a_killed_process_left_is_no_image_and_goes_at_the_next_start(tmp_p
     assert fetch(cache, tmp_path / "a.img").format == "raw"
 
 
+def test_half_a_note_in_the_index_goes_at_the_next_start(tmp_path: Path) -> None:
+    cache = ImageCache(tmp_path / "images", ImagesConfig())
+    fetch(cache, make_raw(tmp_path / "a.img"))
+    (whole,) = (tmp_path / "images" / "index").iterdir()
+    files.partial_path(whole).write_text('{"dig')
+    assert ImageCache(tmp_path / "images", ImagesConfig()).is_cached(ImageRef(str(tmp_path / "a.img"))) is not None
+    assert list((tmp_path / "images" / "index").iterdir()) == [whole]
+
+
 def test_an_index_that_cannot_be_read_only_costs_a_fetch(cache: ImageCache, tmp_path: Path) -> None:
     image = ImageRef(str(make_raw(tmp_path / "a.img")))
     found = fetch(cache, image)
