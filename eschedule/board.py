@@ -167,6 +167,8 @@ class Board:
                     self._heard[event.key] = revision, event.item
                     self._items[event.key] = event.item
                     self._tell()
+                    if event.item is None:
+                        self._reread.set()  # what went seldom went alone
         return revision
 
     def _tell(self) -> None:

@@ -222,6 +222,12 @@ class Follower:
         if known is None or spec_item is None or known.provider != provider:
             board.read_again()
             return self._elsewhere(wait, instance)
+        last = wait.views.get(instance)
+        if status_item is None and last and last.status and instance not in wait.puzzling:
+            # With its status goes its spec, by a move or the end: which the board reads at once: only then it means anything.
+            wait.puzzling.add(instance)
+            return True
+        wait.puzzling.discard(instance)
         view = View(
             instance, known.name, provider, host_name(host_item),
             InstanceSpec.from_json(spec_item.value), spec_item.mod_revision,
@@ -285,6 +291,7 @@ class _Wait:
         self.providers = {instance: provider for instance, provider in instances.items() if provider is not None}
         self.views: dict[UUID, View] = {}
         self.seen: dict[UUID, tuple[Versioned | None, ...]] = {}  # the items that the view is made of
+        self.puzzling: set[UUID] = set()  # whose status has just gone
         self.endings: dict[UUID, Outcome | EcomputeError] = {}
 
     def pending(self) -> list[UUID]:
