@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from common.metadata import MetadataDocument
 from common.model import Address, Adoption, Desired, ImageRef, InstanceSpec, Nic
+from ecompute.domain_xml import domain_name
 from ecompute.hypervisor import Domain, Stamp
 
 UNKNOWN_IMAGE = "/unknown"  # where no document tells what the disk was made of; a disk that is there is never made again
@@ -55,7 +56,7 @@ def proposed(domain: Domain, stamp: Stamp, remains: Remains, known: InstanceSpec
 
 
 def _base(domain: Domain, document: MetadataDocument | None) -> InstanceSpec:
-    name = document.name if document else domain.name
+    name = document.name if document else domain.name.removesuffix(domain_name("", domain.uuid))
     created_at = document.created_at if document else ""
     return InstanceSpec(
         domain.uuid, name, ImageRef(UNKNOWN_IMAGE), resources={}, created_at=created_at, created_by="eschedule adopt"

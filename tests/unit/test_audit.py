@@ -14,6 +14,7 @@ from common.metadata import MetadataDocument
 from common.model import Address, Adoption, Desired, ImageRef, InstanceSpec, InstanceStatus, Nic, Phase, Reason
 from ecompute.audit import Sight, compare, consumers_to_ask, without_spec
 from ecompute.disks import Folder
+from ecompute.domain_xml import domain_name
 from ecompute.hypervisor import DhcpHost, Domain, PowerState, Stamp
 from ecompute.proposal import Remains, proposed
 from ecompute.watcher import SpecEntry
@@ -25,7 +26,7 @@ ADDRESS = Address("default", "52:54:c0:a8:7a:32", "192.168.122.50")
 UUID_1 = uuid4()
 SPEC = InstanceSpec(UUID_1, "web", ImageRef("/a.qcow2"), RESOURCES, created_at="then")
 STAMP = Stamp(PROVIDER, CLUSTER, spec_revision=5, booted=1)
-DOMAIN = Domain(UUID_1, "web", PowerState.RUNNING, "booted", STAMP, 1, 256)
+DOMAIN = Domain(UUID_1, domain_name("web", UUID_1), PowerState.RUNNING, "booted", STAMP, 1, 256)
 DOCUMENT = MetadataDocument(UUID_1, "web", "web", ("ssh-ed25519 A",), "QQ==", (ADDRESS,), "/a.qcow2", RESOURCES, "then")
 FOLDER = Folder(Path(f"/state/instances/{UUID_1}"), has_disk=True)
 
