@@ -38,6 +38,7 @@ class Failpoints:
         self._file = file
         self._wrapped: set[str] = set()
         self._here = threading.local()  # the step that this thread runs
+        self._latest = ""  # the step that was begun last by any thread, for those that work on its behalf
 
     def install(self) -> None:
         self._wrap_steps()
@@ -69,11 +70,11 @@ class Failpoints:
             if function and armed_step == step:
                 self._wrap(function)
             self._strike_if("before", step)
-            self._here.step = str(step)
+            self._here.step = self._latest = str(step)
             try:
                 facts = run(builder, step, *arguments)
             finally:
-                self._here.step = ""
+                self._here.step = self._latest = ""
             self._strike_if("after", step)
             return facts
 
@@ -92,7 +93,7 @@ class Failpoints:
         Statuses.flush = flush_or_die  # type: ignore[method-assign]
 
     def _wrap(self, function: str) -> None:
-        """Have *function*, a dotted name, strike where it is called by the thread that runs the armed step."""
+        """Have *function*, a dotted name, strike where it is called in the armed step."""
         if function in self._wrapped:
             return
         self._wrapped.add(function)
@@ -101,7 +102,7 @@ class Failpoints:
 
         @functools.wraps(original)
         def call_or_die(*arguments: Any, **named: Any) -> Any:
-            step = getattr(self._here, "step", "")
+            step = getattr(self._here, "step", self._latest)
             self._strike_if("before", step, function)
             answer = original(*arguments, **named)
             self._strike_if("after", step, function)

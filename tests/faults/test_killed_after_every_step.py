@@ -1,0 +1,341 @@
+"""ecompute killed by SIGKILL after every single step of everything it does, and in the middle of those with several effects.
+
+The program kills itself (``tests/support/ecompute_with_failpoint.py``), is started again with nothing in its way, and has to
+finish what was begun: one guest, one claim, nothing left over, and all other invariants (``tests/support/invariants.py``).
+``STEPS_OF`` says which steps each flow takes; it has to name all that there are. Guests that one case leaves running are what
+the next ones stop, reboot and destroy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from uuid import UUID
+
+import pytest
+
+from common.model import Phase
+from ecompute.hypervisor import Stamp
+from ecompute.libvirt_driver import LibvirtDriver
+from ecompute.machine import Step
+from tests.support.clients import Clients
+from tests.support.cluster import Cluster, Node, running_cluster
+from tests.support.hosts import HostNetwork
+from tests.support.ledger import Ledger
+from tests.support.processes import wait_until
+from tests.support.small_guest import make_small_guest
+from tests.support.snapshot import World, look
+
+STEPS_OF: dict[str, tuple[Step, ...]] = {
+    "build": (
+        Step.FETCH_IMAGE, Step.BUILD_DISK, Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.DEFINE, Step.START, Step.MARK_BOOTED,
+    ),
+    "stop": (Step.SHUTDOWN,),
+    "stop a deaf guest": (Step.SHUTDOWN, Step.DESTROY),
+    "start": (Step.START, Step.MARK_BOOTED),
+    "reboot": (Step.SHUTDOWN, Step.START, Step.MARK_BOOTED),
+    "reboot hard": (Step.DESTROY, Step.START, Step.MARK_BOOTED),
+    "destroy": (
+        Step.DESTROY, Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.RELEASE, Step.FORGET,
+    ),
+    "reschedule": (Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.SWAP_CLAIM, Step.MOVE_SPEC),
+    "give up": (Step.RELEASE,),  # what comes before is as in a reschedule
+    "regain a lost claim": (Step.ASSERT_ALLOCATION,),
+    "adopt": (Step.ACKNOWLEDGE,),
+}  # fmt: skip
+
+# Between two effects of one step, and around what is said of it.
+INSIDE: dict[str, tuple[str, ...]] = {
+    "build": (
+        "before:status:Building",
+        "after:status:Building",
+        "before:FetchImage:pathlib.Path.rename",
+        "before:BuildDisk:pathlib.Path.rename",
+        "before:ReserveNetwork:pathlib.Path.rename",
+        "after:WriteMetadata:common.metadata._replace_file",
+        "before:status:Running",
+        "after:status:Running",
+    ),
+    "start": ("after:Start:ecompute.libvirt_driver.LibvirtDriver.write_stamp",),
+    "reboot": ("after:Shutdown:ecompute.libvirt_driver.LibvirtDriver.write_stamp",),
+    "destroy": (
+        "after:RemoveFiles:common.metadata.MetadataStore.remove",
+        "after:RemoveFiles:common.metadata.MetadataStore._drop_links",
+        "after:RemoveFiles:pathlib.Path.rename",
+        "after:ReleaseNetwork:pathlib.Path.unlink",
+        "before:Forget:common.etcd_store.EtcdStore.commit",
+    ),
+    "reschedule": (
+        "before:status:Rescheduling",
+        "after:status:Rescheduling",
+        "before:MoveSpec:common.etcd_store.EtcdStore.commit",
+    ),
+    "give up": ("before:status:Failed",),
+}
+
+
+class Bench:
+    """The cluster of this module, its first host being the one that is killed, and the guests that are left for later cases."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster, self.node, self.ledger = cluster, cluster.nodes[0], Ledger()
+        self.clients = Clients(cluster, self.ledger)
+        self.running: list[UUID] = []
+        self.is_spoilt = False
+        self._images = itertools.count()
+
+    def create(self, **more: object) -> UUID:
+        """Ask for a guest whose image nobody has yet."""
+        image = make_small_guest(self.cluster.directory / f"image-{next(self._images)}.raw")
+        return self.clients.create(self.node, **{"image": str(image), **more})
+
+    def guest(self) -> UUID:
+        """One that runs on the first host."""
+        if not self.running:
+            self.running.append(self.create())
+            self.settle()
+        return self.running.pop()
+
+    def settle(self) -> World:
+        assert not self.is_spoilt, "an earlier case left the cluster in disorder; see there"
+        self.is_spoilt = True
+        world = self.ledger.settle(self.cluster, timeout_seconds=30)
+        self.is_spoilt = False
+        return world
+
+    def strike(self, failpoint: str, act: Callable[[], object]) -> None:
+        """Do *act*, which has ecompute come to *failpoint*; return when it is dead and another one serves."""
+        self.node.arm(failpoint)
+        act()
+        self.node.wait_ecompute_ended()
+        assert self.node.ecompute is not None
+        assert self.node.ecompute.wait() == -9, self.cluster.evidence()
+        self.restart()
+
+    def restart(self, failpoint: str = "") -> None:
+        self.node.kill_ecompute()
+        self.node.start_with_failpoint(failpoint)
+        if not failpoint:
+            self.cluster.wait_ready(self.node)
+
+
+@pytest.fixture(scope="module")
+def bench(host_network: HostNetwork, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with running_cluster(tmp_path_factory.mktemp("killed"), host_network, with_ecompute=False) as cluster:
+        bench = Bench(cluster)
+        bench.node.start_with_failpoint()
+        cluster.nodes[1].start_ecompute()
+        cluster.wait_ready()
+        yield bench
+
+
+def cases() -> list[tuple[str, str]]:
+    steps = [(flow, f"after:{step}") for flow, steps in STEPS_OF.items() for step in steps]
+    return steps + [(flow, point) for flow, points in INSIDE.items() for point in points]
+
+
+def test_every_step_is_in_a_flow() -> None:
+    assert {step for steps in STEPS_OF.values() for step in steps} == set(Step) - {Step.NONE}
+
+
+@pytest.mark.parametrize(("flow", "failpoint"), cases(), ids=lambda part: part.replace(" ", "-"))
+def test_killed_once_it_finishes_what_was_begun(bench: Bench, flow: str, failpoint: str) -> None:
+    FLOWS[flow](bench, failpoint)
+
+
+def build(bench: Bench, failpoint: str) -> None:
+    bench.strike(failpoint, lambda: bench.running.append(bench.create()))
+    bench.settle()
+
+
+def stop(bench: Bench, failpoint: str) -> None:
+    uuid = bench.guest()
+    bench.strike(failpoint, lambda: bench.clients.stop(uuid))
+    bench.settle()
+    bench.clients.start(uuid)
+    bench.running.append(uuid)
+    bench.settle()
+
+
+def stop_a_deaf_guest(bench: Bench, failpoint: str) -> None:
+    uuid = bench.create(image=str(bench.cluster.deaf_image))
+    bench.settle()
+    bench.strike(failpoint, lambda: bench.clients.stop(uuid))
+    bench.settle()
+    bench.clients.destroy(uuid)
+
+
+def start(bench: Bench, failpoint: str) -> None:
+    uuid = bench.guest()
+    bench.clients.stop(uuid)
+    bench.settle()
+    bench.strike(failpoint, lambda: bench.clients.start(uuid))
+    bench.settle()
+    bench.running.append(uuid)
+
+
+def reboot(bench: Bench, failpoint: str, *, hard: bool = False) -> None:
+    uuid = bench.guest()
+    booted = look(bench.cluster).host(bench.node.provider).boots[uuid]
+    bench.strike(failpoint, lambda: bench.clients.reboot(uuid, hard=hard))
+    bench.settle()
+    wait_until(
+        lambda: look(bench.cluster).host(bench.node.provider).boots[uuid] == booted + 1,
+        timeout_seconds=10, what="the guest has booted once more", evidence=bench.cluster.evidence,
+    )  # fmt: skip
+    bench.running.append(uuid)
+
+
+def reboot_hard(bench: Bench, failpoint: str) -> None:
+    reboot(bench, failpoint, hard=True)
+
+
+def destroy(bench: Bench, failpoint: str) -> None:
+    uuid = bench.guest()
+    bench.strike(failpoint, lambda: bench.clients.destroy(uuid))
+    bench.settle()
+
+
+def reschedule(bench: Bench, failpoint: str) -> None:
+    """QEMU does not work on the first host."""
+    bench.node.refuse_guests()
+    try:
+        moved: list[UUID] = []
+        bench.strike(failpoint, lambda: moved.append(bench.create(has_alternates=True)))
+        world = bench.settle()
+    finally:
+        bench.node.refuse_guests(False)
+    spec = world.spec_of(moved[0])
+    assert spec is not None
+    assert world.place_of(moved[0]) == bench.cluster.nodes[1].provider
+    assert [move.provider for move in spec.moves] == [bench.node.provider]
+    bench.clients.destroy(moved[0])
+
+
+def give_up(bench: Bench, failpoint: str) -> None:
+    """QEMU does not work on the only host."""
+    bench.node.refuse_guests()
+    try:
+        failed: list[UUID] = []
+        bench.strike(failpoint, lambda: failed.append(bench.create()))
+        status = bench.settle().status_of(failed[0])
+    finally:
+        bench.node.refuse_guests(False)
+    assert status is not None
+    assert (status.phase, status.reason) == (Phase.FAILED, "HypervisorRejected")
+    bench.clients.destroy(failed[0])
+
+
+def regain_a_lost_claim(bench: Bench, failpoint: str) -> None:
+    uuid = bench.guest()
+    held = bench.cluster.placement.consumer(uuid)
+    assert held is not None
+    bench.cluster.placement.release(uuid, held.generation)
+    bench.strike(failpoint, lambda: bench.restart(failpoint))
+    bench.settle()
+    bench.running.append(uuid)
+
+
+def adopt(bench: Bench, failpoint: str) -> None:
+    """The guest is stamped by another cluster, as after a restore; an operator says that the spec speaks for it."""
+    uuid = bench.guest()
+    stamp = stamp_as_of_another_cluster(bench.node, uuid)
+    past = {"cluster_id": stamp.cluster_id, "spec_revision": stamp.spec_revision}
+    bench.strike(failpoint, lambda: bench.clients.edit(uuid, {"adopts": past}))
+    bench.settle()
+    bench.running.append(uuid)
+
+
+def stamp_as_of_another_cluster(node: Node, uuid: UUID) -> Stamp:
+    driver = LibvirtDriver(node.host.uri)
+    try:
+        domain = driver.get(uuid)
+        assert domain is not None and domain.stamp is not None
+        stamp = dataclasses.replace(domain.stamp, cluster_id=domain.stamp.cluster_id - 1)
+        driver.write_stamp(uuid, stamp)
+        return stamp
+    finally:
+        driver.close()
+
+
+FLOWS: dict[str, Callable[[Bench, str], None]] = {
+    "build": build, "stop": stop, "stop a deaf guest": stop_a_deaf_guest, "start": start, "reboot": reboot,
+    "reboot hard": reboot_hard, "destroy": destroy, "reschedule": reschedule, "give up": give_up,
+    "regain a lost claim": regain_a_lost_claim, "adopt": adopt,
+}  # fmt: skip
+
+
+# -- again and again ---------------------------------------------------------------------------------------------------------
+
+
+def strike_before_each(bench: Bench, steps: tuple[Step, ...], act: Callable[[], object]) -> None:
+    """Do *act*, and have each process that goes on with it die just before the next of *steps*."""
+    for number, step in enumerate(steps):
+        if number == 0:
+            bench.node.arm(f"before:{step}")
+            act()
+        else:
+            bench.node.start_with_failpoint(f"before:{step}")
+        bench.node.wait_ecompute_ended()
+        assert bench.node.ecompute is not None
+        assert bench.node.ecompute.wait() == -9, f"it did not die before {step}\n{bench.cluster.evidence()}"
+    bench.restart()
+
+
+@pytest.fixture
+def many_attempts(bench: Bench) -> Iterator[None]:
+    bench.node.configure(builder={"max_attempts": 20, "resync_every_seconds": 5})
+    bench.restart()
+    yield
+    bench.node.configure()
+    bench.restart()
+
+
+def test_killed_before_every_step_of_one_life(bench: Bench, many_attempts: None) -> None:
+    guest: list[UUID] = []
+    strike_before_each(bench, STEPS_OF["build"], lambda: guest.append(bench.create()))
+    bench.settle()
+    strike_before_each(bench, STEPS_OF["reboot"], lambda: bench.clients.reboot(guest[0]))
+    bench.settle()
+    strike_before_each(bench, STEPS_OF["destroy"], lambda: bench.clients.destroy(guest[0]))
+    bench.settle()
+
+
+def test_killed_before_every_step_of_one_move(bench: Bench) -> None:
+    bench.node.refuse_guests()
+    try:
+        guest: list[UUID] = []
+        strike_before_each(bench, STEPS_OF["reschedule"], lambda: guest.append(bench.create(has_alternates=True)))
+        assert bench.settle().place_of(guest[0]) == bench.cluster.nodes[1].provider
+    finally:
+        bench.node.refuse_guests(False)
+    bench.clients.destroy(guest[0])
+
+
+def test_a_request_that_kills_its_builder_moves_on_when_its_attempts_are_used_up(bench: Bench) -> None:
+    guest: list[UUID] = []
+    strike_before_each(bench, (Step.START,) * 3, lambda: guest.append(bench.create(has_alternates=True)))
+    world = bench.settle()
+    spec = world.spec_of(guest[0])
+    assert spec is not None
+    assert [(move.provider, move.reason) for move in spec.moves] == [(bench.node.provider, "AttemptsExhausted")]
+    bench.clients.destroy(guest[0])
+
+
+def test_killed_between_the_two_halves_of_a_takeover(bench: Bench) -> None:
+    """The host key of the process before is deleted, the new one not made yet."""
+    uuid = bench.guest()
+    bench.restart("after:startup:common.etcd_store.EtcdStore.delete")
+    bench.node.wait_ecompute_ended()
+    bench.restart()
+    bench.settle()
+    bench.running.append(uuid)
+
+
+def test_in_the_end_nothing_is_left(bench: Bench) -> None:
+    for uuid in bench.running:
+        bench.clients.destroy(uuid)
+    world = bench.settle()
+    assert (world.specs, world.instances, world.names) == ({}, {}, {})
+    assert [(host.guests, host.claims, host.folders) for host in world.hosts] == [({}, {}, frozenset())] * 2
