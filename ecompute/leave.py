@@ -13,6 +13,7 @@ from common.config import ComputeConfig
 from common.errors import OwnershipError
 from common.etcd_store import EtcdStore
 from common.keys import Keys
+from common.model import OwnerRecord
 from common.placement import Placement
 from common.store import Store
 from ecompute import identity
@@ -39,8 +40,10 @@ def leave(config: ComputeConfig) -> None:
     placement = Placement(config.placement, etcd_prefix=config.etcd.prefix)
     keys = Keys(config.etcd.prefix)
     try:
-        provider = identity.provider_uuid(config.uuid, identity.machine_id(), hypervisor.host().libvirt_host_uuid)
+        libvirt_host_uuid = hypervisor.host().libvirt_host_uuid
+        provider = identity.provider_uuid(config.uuid, identity.machine_id(), libvirt_host_uuid)
         lock_provider(config, provider)
+        _refuse_another_machines(store, keys, provider, libvirt_host_uuid)
         _refuse_with_instances(hypervisor, store, keys, provider)
         remove_provider(placement, provider, config.paths.state_dir)
         for key in (keys.host(provider), keys.host_admin(provider), keys.owner(provider)):
@@ -57,6 +60,17 @@ def leave(config: ComputeConfig) -> None:
         store.close()
         hypervisor.close()
     logger.info("this host has left: provider %s, its keys and its reserved addresses are gone", provider)
+
+
+def _refuse_another_machines(store: Store, keys: Keys, provider: UUID, libvirt_host_uuid: str) -> None:
+    """A copied configuration must not take the machine that it was copied from out of the cluster."""
+    found = store.get(keys.owner(provider))
+    theirs = OwnerRecord.from_json(found.value) if found else None
+    if theirs and theirs.libvirt_host_uuid != libvirt_host_uuid:
+        raise OwnershipError(
+            f"provider {provider} belongs to {theirs.name} (libvirt host uuid {theirs.libvirt_host_uuid}), not to this machine "
+            f"({libvirt_host_uuid}): nothing was removed; if this host has a copied `uuid:` in compute.yaml, give it its own"
+        )
 
 
 def _refuse_with_instances(hypervisor: Hypervisor, store: Store, keys: Keys, provider: UUID) -> None:

@@ -9,6 +9,7 @@ machine that a host's own ones are mounted over (``MOUNTED_FOLDERS``).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
@@ -174,8 +175,12 @@ class HostProcess:
         return self._entry.wait(timeout_seconds)
 
     def send_signal(self, number: int) -> None:
-        if self.poll() is None:
+        if self.poll() is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and nsenter has not noticed
             os.kill(self.pid, number)
+        if number != signal.SIGSTOP:
+            self._entry.send_signal(signal.SIGCONT)  # nsenter stops itself with its child, and goes on with nobody
 
     def stop(self, *, timeout_seconds: float = 10, with_signal: int = signal.SIGTERM) -> int:
         """End it and wait; SIGKILL after *timeout_seconds*. Its exit code."""
