@@ -122,6 +122,8 @@ class History:
         attempt_is_open: one of them is in hand in this process.
         failure: the reason of a permanent failure, "" without one.
         booted: the highest ``boot_request`` that the status remembers as booted.
+        went_down: why the guest was found down when it was last looked at, "" where it was not: a reboot of the host
+            later on is not what put it down.
     """
 
     attempts: int = 0
@@ -129,6 +131,7 @@ class History:
     max_attempts: int = 5
     failure: str = ""
     booted: int = 0
+    went_down: str = ""
 
     @property
     def is_exhausted(self) -> bool:
@@ -265,7 +268,7 @@ def _went_down(spec: InstanceSpec, domain: Domain | None, facts: Facts, history:
         return Decision(Step.NONE, Phase.STOPPED, Reason.START_FAILED)
     booted = domain.stamp.booted if domain and domain.stamp else history.booted
     if booted == spec.boot_request:
-        cause = cause_of_going_down(domain, facts)
+        cause = history.went_down or cause_of_going_down(domain, facts)
         if not _restarts(spec.restart, cause):
             return Decision(Step.NONE, Phase.STOPPED, cause)
     return Decision(_build_step(facts), Phase.BUILDING)

@@ -42,6 +42,7 @@ from ecompute.watcher import SpecEntry, SpecWatcher
 logger = logging.getLogger(__name__)
 MOST_STEPS = 32  # in one pass; more than any path through the table needs
 PROGRESS_EVERY_SECONDS = 1.0
+WENT_DOWN = (Reason.GUEST_SHUTDOWN, Reason.CRASHED, Reason.HOST_REBOOTED)
 LOOK_AGAIN_SECONDS = 5.0  # while a guest powers off, and while Placement refuses an allocation that a guest needs
 
 MESSAGES: dict[str, str] = {
@@ -270,6 +271,7 @@ class Reconciler:
             max_attempts=self._max_attempts,
             failure=status.failure if is_same else "",
             booted=status.booted,
+            went_down=status.reason if is_same and status.phase is Phase.STOPPED and status.reason in WENT_DOWN else "",
         )
 
     def _status(self, spec: InstanceSpec, facts: Facts) -> InstanceStatus:
