@@ -122,17 +122,18 @@ class Auditor:
         return audit_checks.read_cluster(keys, self._session.store.list(keys.prefix).items)
 
     def _check(self, answered: frozenset[UUID], problems: list[str]) -> list[Finding]:
-        problems.clear()
+        """One look; *problems* tells what did not answer, and is not asked again, since it would keep us waiting each time."""
         placement, in_placement, allocations = self._session.placement, None, None
         try:
-            # Claims first, keys after: whose request has come meanwhile is known then.
-            in_placement = {provider.uuid: provider.name for provider in placement.providers(OWNER_TRAIT)}
-            allocations = {provider: placement.provider_allocations(provider) for provider in in_placement}
+            if not problems:
+                # Claims first, keys after: whose request has come meanwhile is known then.
+                in_placement = {provider.uuid: provider.name for provider in placement.providers(OWNER_TRAIT)}
+                allocations = {provider: placement.provider_allocations(provider) for provider in in_placement}
         except PlacementUnavailable as error:
             problems.append(f"claims could not be looked at: {error}")
         cluster = self._read()
         found = [*audit_checks.check_hosts(cluster, in_placement), *audit_checks.check_keys(cluster)]
-        if allocations is not None:
+        if allocations is not None and not problems:
             holdings = audit_checks.gathered(allocations)
             try:
                 asked = {uuid: held_by(self._session, uuid) for uuid in audit_checks.consumers_to_ask(cluster, holdings)}

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+import yaml
 
 from common.config import EtcdConfig
 from common.etcd_store import EtcdStore
@@ -354,6 +355,9 @@ def test_services_and_hosts_that_do_not_answer_are_said_and_exit_4(site: Site) -
         assert kinds(silent) == ["HostSilent"]
     finally:
         process.send_signal(18)  # SIGCONT
+    config = yaml.safe_load(site.deployment.schedule_file.read_text())
+    config["placement"] |= {"timeout_seconds": 2, "deadline_seconds": 3}
+    site.deployment.schedule_file.write_text(yaml.safe_dump(config))
     site.deployment.kill_placement()
     blind = site.run("--json")
     assert blind.returncode == 4 and "claims could not be looked at" in blind.stderr
