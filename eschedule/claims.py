@@ -169,11 +169,15 @@ class Claims:
         Raises:
             PlacementUnavailable: no answer.
         """
+        first: int | None = None
         for _ in range(TRIES_PER_CANDIDATE):
             seen_at = self._boot_clock()
             held = self._placement.consumer(holding.consumer)
             if held is None or plain(held.allocations) != holding.allocations:
                 return None
+            if first not in (None, held.generation):  # somebody else, as another run of the same request, wrote it anew
+                return dataclasses.replace(holding, seen_at=seen_at)
+            first = held.generation
             try:
                 self._placement.replace_consumers([Claim(holding.consumer, held.allocations, held.generation)])
             except NoCapacity:  # of a host that has less than it had: what is held is held
@@ -185,7 +189,7 @@ class Claims:
                     raise
                 continue
             return dataclasses.replace(holding, seen_at=seen_at)
-        raise PlacementUnavailable(f"the claim of {holding.consumer} could not be renewed: it kept changing")
+        raise PlacementUnavailable(f"the claim of {holding.consumer} could not be renewed: Placement did not say that it was")
 
     def release(self, holding: Holding) -> bool:
         """Give *holding* back where it is still what it was; False where Placement did not answer.

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,8 +19,10 @@ from uuid import UUID, uuid4
 import pytest
 import yaml
 
+from common import groups
 from common.config import EtcdConfig
 from common.etcd_store import EtcdStore
+from common.groups import GroupChange
 from common.keys import Keys
 from common.model import Address, Desired, HostRecord, InstanceSpec, InstanceStatus, OwnerRecord, Phase, Progress
 from common.placement import OWNER_TRAIT, Placement
@@ -71,14 +73,14 @@ class Site:
 
     # -- the program ------------------------------------------------------------------------------------------------------
 
-    def spawn(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    def spawn(self, *arguments: str, more_env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
         """The program, with the site's configuration in its working directory."""
         usual = {
             "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, "preexec_fn": as_a_child,
         }  # fmt: skip
         return subprocess.Popen(
             [str(VENV_BIN / "eschedule"), *arguments], cwd=self.directory, text=True,
-            env={**os.environ, "HOME": str(self.directory), "COLUMNS": "120"}, **{**usual, **options},
+            env={**os.environ, "HOME": str(self.directory), "COLUMNS": "120", **(more_env or {})}, **{**usual, **options},
         )  # fmt: skip
 
     def run(self, *arguments: str, timeout_seconds: float = 120) -> subprocess.CompletedProcess[str]:
@@ -99,7 +101,7 @@ class Site:
 
     def recorded(self) -> set[str]:
         """Every key of instances."""
-        kinds = (self.keys.instances(), self.keys.specs(), self.keys.statuses(), self.keys.names())
+        kinds = (self.keys.instances(), self.keys.specs(), self.keys.statuses(), self.keys.names(), self.keys.groups())
         return {item.key for kind in kinds for item in self.store.list(kind).items}
 
     def claimed(self) -> set[UUID]:
@@ -118,7 +120,7 @@ class Site:
 
 
 def builds_at_once(host: StandInHost, spec: InstanceSpec) -> None:
-    host.report(spec, Phase.RUNNING, addresses=(ADDRESS,))
+    host.report(spec, Phase.RUNNING, addresses=(ADDRESS,), booted=spec.boot_request)
 
 
 def never_ends(host: StandInHost, spec: InstanceSpec) -> None:
@@ -200,15 +202,15 @@ class StandInHost:
 
     def _forget(self, spec: InstanceSpec) -> None:
         self.release(spec.uuid)
-        keys = self.site.keys
-        self.site.store.commit(
-            Transaction(
-                deletes=(
-                    keys.spec(self.provider, spec.uuid), keys.status(self.provider, spec.uuid), keys.instance(spec.uuid),
-                    keys.name(spec.name),
-                )
-            )
+        keys, leaving = self.site.keys, GroupChange()
+        if spec.group:
+            found = self.site.store.get_many(groups.keys_to_read(keys, spec.group, self.provider))
+            leaving = groups.leave(keys, spec.group, provider=self.provider, instance=spec.uuid, found=found)
+        own = (
+            keys.spec(self.provider, spec.uuid), keys.status(self.provider, spec.uuid), keys.instance(spec.uuid),
+            keys.name(spec.name),
         )  # fmt: skip
+        self.site.store.commit(Transaction(leaving.compares, leaving.puts, (*own, *leaving.deletes)))
 
 
 @pytest.fixture(scope="module")

@@ -520,7 +520,12 @@ class TestChanges:
         stage.ask(desired=desired, boot_request=3)
         changes.change(stage.store, KEYS, stage.uuid, changes.rebooted(hard=hard))
         value = self.value(stage)
-        assert (value["desired"], value["boot_request"], value["hard_reboot"]) == ("running", 4, hard)
+        assert (value["desired"], value["boot_request"], value["reboot_request"], value["hard_reboot"]) == (
+            "running",
+            4,
+            4,
+            hard,
+        )
 
     def test_what_is_being_destroyed_is_neither_started_nor_stopped(self) -> None:
         spec = InstanceSpec(uuid4(), "web-1", ImageRef("/x"), {}, desired=Desired.DELETED)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError, Conflict, NoCapacity, Permanent, PlacementUnavailable, StoreUnavailable
 from common.model import Desired, GroupPolicy, ImageRef
-from common.placement_types import Candidate, ProviderSummary, Usage
+from common.placement_types import Allocations, Candidate, ProviderSummary, Usage
 from common.store import Transaction
 from eschedule import changes
 from eschedule.batch import BatchScheduler, PlacedSet
@@ -515,6 +515,91 @@ class TestSleptOver:
         stage.scheduler.create(asked)
         with pytest.raises(Conflict):
             stage.placement.release(asked.uuid, decided_on)
+
+    def test_one_that_another_run_writes_anew_just_now_is_as_good(self, stage: Sets) -> None:
+        host, asked = stage.host("node1"), request()
+        assert asked.uuid
+        stage.placement.hold(asked.uuid, {host: SMALL})
+
+        def renew(consumer: UUID, _allocations: Allocations) -> None:
+            held = stage.placement.consumers[consumer]
+            stage.placement.consumers[consumer] = dataclasses.replace(held, generation=held.generation + 1)
+
+        stage.placement.before_claim += [lambda *_: None, *[renew] * 10]
+        assert stage.scheduler.create(asked).provider == host
+
+    @pytest.mark.parametrize("is_done", [True, False])
+    def test_a_renewal_without_an_answer_is_read_back(self, stage: Sets, is_done: bool) -> None:
+        stage.host("node1")
+
+        def sleep(_consumer: UUID) -> None:
+            stage.time += 31
+            stage.placement.lose_answer(is_done=is_done)
+
+        stage.placement.after_claim.append(sleep)
+        placed = stage.make_scheduler(boot_clock=lambda: stage.time).create(request())
+        assert placed.uuid in stage.placement.consumers
+        assert len(calls(stage, "consumer")) == 2
+
+
+class TestKilledAnywhere:
+    """A run that ends before or after any one of its calls, and the same request again."""
+
+    class Killed(BaseException):
+        pass
+
+    def arm(self, stage: Sets, at: int, *, is_after: bool) -> list[str]:
+        """Have the *at*-th call of anybody be the last one; the calls so far."""
+        made: list[str] = []
+        for thing in (stage.store, stage.placement):
+            for name in ("get_many", "list", "commit", "candidates", "replace_consumers", "claim", "consumer", "release"):
+                if hasattr(thing, name):
+                    setattr(thing, name, self.deadly(getattr(thing, name), name, made, at, is_after=is_after))
+        return made
+
+    def deadly(
+        self, call: Callable[..., Any], name: str, made: list[str], at: int, *, is_after: bool
+    ) -> Callable[..., Any]:  # fmt: skip
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            made.append(name)
+            if len(made) == at and not is_after:
+                raise self.Killed
+            try:
+                return call(*arguments, **options)
+            finally:
+                if len(made) == at:
+                    raise self.Killed
+
+        return wrapped
+
+    @pytest.mark.parametrize("group", [None, *GroupPolicy])
+    @pytest.mark.parametrize("is_after", [False, True])
+    def test_the_set_is_complete_with_no_claim_too_many(self, is_after: bool, group: GroupPolicy | None) -> None:
+        at, count = 0, 3 if group is ANTI else 30
+        while True:
+            at += 1
+            stage = Sets()
+            for i in range(4):
+                stage.host(f"node{i}", VCPU=40, MEMORY_MB=40_000)
+            fields = {"group": "web", "group_policy": group} if group else {}
+            normal = {t: dict(vars(t)) for t in (stage.store, stage.placement)}
+            made = self.arm(stage, at, is_after=is_after)
+            try:
+                stage.create(asked_for(count, **fields))
+            except self.Killed:
+                for thing, before in normal.items():
+                    for name in vars(thing).keys() - before.keys():
+                        delattr(thing, name)
+            else:
+                break
+            placed = stage.create(asked_for(count, **fields))
+            assert set(stage.placement.consumers) == {one.uuid for one in placed.instances}
+            for one in placed.instances:
+                assert stage.placement.consumers[one.uuid].allocations == {one.provider: SMALL}
+                assert stage.spec(one.provider, one.uuid).name == one.name
+            if group:
+                assert {host: len(found) for host, found in members(stage).items()} == dict(where(placed))
+        assert at > len(made) >= 6
 
 
 class TestInterruption:
