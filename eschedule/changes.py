@@ -19,6 +19,7 @@ from common.model import Desired, InstanceKey, InstanceSpec, InstanceStatus, Pha
 from common.retry import Backoff
 from common.store import Store, Versioned
 
+NOT_FOUND = "NotFound"
 TRIES = 10  # of a change while others change the same spec
 
 
@@ -46,7 +47,7 @@ Edit = Callable[[InstanceSpec, InstanceStatus | None], Mapping[str, Any] | None]
 
 
 def no_such(who: UUID | str) -> Permanent:
-    return Permanent(f"there is no instance {who}; see: eschedule list", "NotFound")
+    return Permanent(f"there is no instance {who}; see: eschedule list", NOT_FOUND)
 
 
 def find(store: Store, keys: Keys, who: UUID | str) -> UUID:
@@ -90,6 +91,8 @@ def change(
 ) -> tuple[Instance, bool]:  # fmt: skip
     """Apply *edit* to the spec of *instance*; the instance as it was read, and whether anything had to be written.
 
+    An instance that goes while it is asked to is as asked: perhaps by this very write, whose answer was lost.
+
     Args:
         edit: from the spec and the status of the moment the fields to set, None where all is as wanted.
 
@@ -99,8 +102,14 @@ def change(
         StoreUnavailable: whether the change was made is unknown; repeating it is safe.
     """
     backoff = Backoff(0.02, 0.5)
+    found: Instance | None = None
     for _ in range(TRIES):
-        found = read(store, keys, instance, who)
+        try:
+            found = read(store, keys, instance, who)
+        except Permanent as error:
+            if found is None or edit is not destroyed or error.reason != NOT_FOUND:
+                raise
+            return found, True
         fields = edit(found.spec, found.status)
         if fields is None:
             return found, False
