@@ -203,7 +203,10 @@ class Adopter:
             group, _, where = item.key.removeprefix(prefix).rpartition("/")
             if where != str(provider):
                 continue
-            members = GroupMembers.from_json(item.value)
+            try:
+                members = GroupMembers.from_json(item.value)
+            except EcomputeError:  # the audit names it
+                continue
             if spec.uuid in members.members:
                 return dataclasses.replace(spec, group=group, group_policy=members.policy)
         return spec
