@@ -151,12 +151,12 @@ class Node:
         return process.wait()
 
     def is_ready(self) -> bool:
-        """Whether the host record of the process started last says so, and Placement counts it."""
+        """Whether the host record of the process started last says so, and that all that it has is in Placement."""
         item = self.cluster.store.get(self.cluster.keys.host(self.provider))
         record = HostRecord.from_json(item.value) if item else None
-        if record is None or record.state is not HostState.READY or str(record.incarnation) == self._earlier:
+        if record is None or str(record.incarnation) == self._earlier:
             return False
-        return bool(self.cluster.placement.inventories(self.provider))
+        return record.state is HostState.READY and bool(record.capacity)
 
     def _incarnation(self) -> str:
         """Of the host record that is there now; "" where none is, or etcd does not say."""
