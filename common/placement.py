@@ -55,6 +55,7 @@ T = TypeVar("T")
 CONCURRENT_UPDATE = "placement.concurrent_update"
 DUPLICATE_NAME = "placement.duplicate_name"
 INVENTORY_IN_USE = "placement.inventory.inuse"
+SECONDS_PER_CLAIM = 0.1  # of a write of several, four times what Placement takes on a small machine
 LEFTOVER_PAUSE_SECONDS = 0.25  # longer than a claim that another client is just making takes
 
 
@@ -187,8 +188,8 @@ class Placement:
             NoCapacity, InvalidSpec: as ``claim``; nothing was written.
             PlacementUnavailable: not done, or with ``outcome_unknown`` perhaps done: read all of them.
         """
-        deadline = self._http.deadline()
         wanted = list(claims)
+        deadline = self._http.deadline(SECONDS_PER_CLAIM * len(wanted))
         if not wanted:
             return
         try:
@@ -387,7 +388,7 @@ class Placement:
 
     def _post(self, claims: Collection[Claim], deadline: Deadline) -> None:
         bodies = {str(claim.consumer): claim_body(claim, self.project_id, self.user_id) for claim in claims}
-        answer = self._http.write("POST", "/allocations", bodies, deadline)
+        answer = self._http.write("POST", "/allocations", bodies, deadline, more_seconds=SECONDS_PER_CLAIM * len(bodies))
         if not answer.is_success:
             raise _refusal(answer, f"claims of {', '.join(bodies)}")
 

@@ -72,9 +72,9 @@ class PlacementHttp:
         self._session = session
         self._token: str | None = None
 
-    def deadline(self) -> Deadline:
+    def deadline(self, more_seconds: float = 0.0) -> Deadline:
         """The time that one call with all its retries may take."""
-        return Deadline(self._config.deadline_seconds, self._clock)
+        return Deadline(self._config.deadline_seconds + more_seconds, self._clock)
 
     def get(self, path: str, deadline: Deadline) -> Answer:
         """Ask, and ask again while there is no answer and *deadline* allows it.
@@ -86,14 +86,17 @@ class PlacementHttp:
         """
         return self._retry(lambda: self._once("GET", path, None, deadline), PlacementUnavailable, deadline)
 
-    def write(self, method: str, path: str, body: Any, deadline: Deadline) -> Answer:
+    def write(self, method: str, path: str, body: Any, deadline: Deadline, *, more_seconds: float = 0.0) -> Answer:
         """Send a request that changes something; again only where it has certainly not arrived.
+
+        Args:
+            more_seconds: how much longer than others it may take.
 
         Raises:
             PlacementUnavailable: with ``outcome_unknown`` where it may have been done all the same; else it was not.
             ConfigError, EcomputeError: as ``get``.
         """
-        return self._retry(lambda: self._once(method, path, body, deadline), NotSent, deadline)
+        return self._retry(lambda: self._once(method, path, body, deadline, more_seconds), NotSent, deadline)
 
     def check_version(self, deadline: Deadline) -> str:
         """The newest microversion that the server speaks.
@@ -125,19 +128,22 @@ class PlacementHttp:
     def _retry(self, call: Callable[[], Answer], on: type[PlacementUnavailable], deadline: Deadline) -> Answer:
         return retry(call, on=on, deadline=deadline, backoff=Backoff(0.1, 2.0), sleep=self._sleep)
 
-    def _once(self, method: str, path: str, body: Any, deadline: Deadline) -> Answer:
+    def _once(self, method: str, path: str, body: Any, deadline: Deadline, more_seconds: float = 0.0) -> Answer:
         """One request, and one more where the token file holds another token than the one refused."""
         token = self._current_token()
-        response = self._exchange(method, path, body, deadline, token)
+        response = self._exchange(method, path, body, deadline, token=token, more_seconds=more_seconds)
         if response.status_code == 401 and self._has_new_token(token):
-            response = self._exchange(method, path, body, deadline, self._current_token())
+            again = self._current_token()
+            response = self._exchange(method, path, body, deadline, token=again, more_seconds=more_seconds)
         return self._judged(method, path, response)
 
-    def _exchange(self, method: str, path: str, body: Any, deadline: Deadline, token: str) -> requests.Response:
+    def _exchange(
+        self, method: str, path: str, body: Any, deadline: Deadline, *, token: str, more_seconds: float
+    ) -> requests.Response:
         import requests  # noqa: PLC0415 - 0.1 s, paid by those who ask Placement
         import urllib3  # noqa: PLC0415
 
-        seconds = min(self._config.timeout_seconds, deadline.remaining())
+        seconds = min(self._config.timeout_seconds + more_seconds, deadline.remaining())
         if seconds <= 0:
             raise NotSent(f"Placement at {self._url}: no time left for {method} {_shown(path)}")
         headers = {"X-Auth-Token": token, "OpenStack-API-Version": f"placement {MICROVERSION}", "Accept": "application/json"}

@@ -222,9 +222,11 @@ class BatchScheduler(Planner):
             Conflict: the group has another policy.
         """
         request, missing = chosen.request, chosen.missing()
+        search.group = known = grouping.read(self._store, self._keys, request.group, request.group_policy)
         if not missing:
             return []
-        known = grouping.read(self._store, self._keys, request.group, request.group_policy)
+        if chosen.may_be_left_behind and self._claims.left_behind(missing[0], request.resources) and self._take_up(chosen):
+            return self._plan(chosen, search)
         search.group = chosen.seated(known)
         limit = self._wide(max(self._limit, len(missing)), search.group)
         for at_most in (limit, None):

@@ -498,7 +498,7 @@ class TestSleptOver:
         stage.host("node1")
         self.sleep_before(stage, 29)
         stage.create(asked_for(3))
-        assert calls(stage, "consumer") == []
+        assert len(calls(stage, "consumer")) == 1  # whether an earlier run left claims
 
     @pytest.mark.parametrize("lost", [0, 1])
     def test_one_instance_likewise(self, stage: Sets, lost: int) -> None:
