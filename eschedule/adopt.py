@@ -335,7 +335,7 @@ class _Awaited:
                 # In ticks, since a first list that changes nothing tells nobody that it is there.
                 while not self._is_over(revision) and not deadline.expired:
                     self._changed.wait(min(TICK_SECONDS, deadline.remaining()))
-            return self._known()
+            return None if self._is_gone() else self._known()
         finally:
             stop.set()
 
@@ -343,9 +343,13 @@ class _Awaited:
         if not all(watch.synced.is_set() for watch in self._watches):
             return False
         if self._is_to_go:
-            return self._watches[1].get(self._instance) is None
+            return self._is_gone()
         status = self._known()
         return status is not None and status.spec_revision >= revision and status.phase in (*_AT_REST, *_STUCK)
+
+    def _is_gone(self) -> bool:
+        """As its own key says; its status may be heard of later, though both go at once."""
+        return self._watches[1].synced.is_set() and self._watches[1].get(self._instance) is None
 
     def _known(self) -> InstanceStatus | None:
         item = self._watches[0].get(self._status)
