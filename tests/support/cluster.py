@@ -119,6 +119,13 @@ class Node:
         partial.write_text(failpoint)
         partial.rename(self.failpoint_file)
 
+    def wait_held(self) -> None:
+        """Return when an ecompute that was started with failpoints waits at the one that it was told to hold at."""
+        wait_until(
+            lambda: self.failpoint_file.read_text() == "held", timeout_seconds=30,
+            what=f"the ecompute of {self.name} came to its failpoint", evidence=self.cluster.evidence,
+        )  # fmt: skip
+
     def kill_ecompute(self) -> None:
         self._end(signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""The real ecompute, which kills itself at a chosen moment: ``python -m tests.support.ecompute_with_failpoint --failpoint-file
+"""The real ecompute, which kills itself, or waits, at a chosen moment: ``python -m tests.support.ecompute_with_failpoint --failpoint-file
 FILE …`` takes ecompute's own options behind it.
 
 FILE holds one failpoint, or nothing; it may change while the program runs, and is emptied when it strikes, so that the next
@@ -9,7 +9,8 @@ process lives. A failpoint is ``WHEN:STEP`` or ``WHEN:STEP:FUNCTION``, WHEN bein
     before:status:Running                                the status of that phase is about to be written
     after:startup:common.etcd_store.EtcdStore.delete     before it serves at all
 
-It strikes by SIGKILL: no handler runs, nothing is flushed, as when the machine's memory runs out.
+It strikes by SIGKILL: no handler runs, nothing is flushed, as when the machine's memory runs out. With ``hold `` in front the
+program only waits there: it writes ``held`` to FILE and goes on when that is gone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +31,7 @@ from ecompute.builder import Builder
 from ecompute.statuses import Statuses
 
 STARTUP, STATUS = "startup", "status"
+HOLD, HELD = "hold ", "held"
 
 
 class Failpoints:
@@ -49,13 +52,21 @@ class Failpoints:
             self._here.step = STARTUP
 
     def _armed(self) -> tuple[str, str, str]:
-        when, _, rest = (self._file.read_text() if self._file.exists() else "").partition(":")
+        when, _, rest = self._text().removeprefix(HOLD).partition(":")
         step, _, function = rest.partition(":")
         return when, step, function
 
+    def _text(self) -> str:
+        return self._file.read_text() if self._file.exists() else ""
+
     def _strike_if(self, when: str, step: str, function: str = "") -> None:
         if self._armed() == (when, step, function):
-            self._strike()
+            self._hold() if self._text().startswith(HOLD) else self._strike()
+
+    def _hold(self) -> None:
+        self._file.write_text(HELD)
+        while self._text() == HELD:
+            time.sleep(0.005)
 
     def _strike(self) -> NoReturn:
         self._file.write_text("")
