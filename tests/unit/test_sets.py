@@ -347,6 +347,14 @@ class TestRepeats:
         assert [one.uuid for one in placed.instances] == uuids
         assert set(stage.placement.consumers) == set(uuids)
 
+    def test_claims_that_take_the_room_of_those_missing_are_found(self, stage: Sets) -> None:
+        host, asked = stage.host("node1", VCPU=3), asked_for(3)
+        uuids = [m.uuid for m in asked.members(asked.instance_uuid(KEYS.prefix, uuid4))]
+        for uuid in uuids[1:]:
+            stage.placement.hold(uuid, {host: SMALL})
+        assert where(stage.create(asked)) == {host: 3}
+        assert set(stage.placement.consumers) == set(uuids)
+
     def test_a_claim_that_is_something_else_stops_it(self, stage: Sets) -> None:
         host, asked = stage.host("node1"), asked_for(2)
         uuids = [m.uuid for m in asked.members(asked.instance_uuid(KEYS.prefix, uuid4))]
