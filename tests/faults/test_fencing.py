@@ -17,6 +17,7 @@ import pytest
 from common.model import HostRecord, InstanceSpec, InstanceStatus, OwnerRecord, Phase
 from common.store import WatchEvent
 from tests.support.cluster import QUERY, RUN_DIR, Cluster, Node, running_cluster
+from tests.support.host_metrics import LogMark
 from tests.support.hosts import HostNetwork
 from tests.support.processes import VENV_BIN, wait_until
 from tests.support.snapshot import World, look
@@ -217,6 +218,7 @@ def hesitant_server(address: str, image: Path) -> Iterator[tuple[str, threading.
 
 
 def test_a_build_that_was_paused_and_taken_back_is_not_finished(cluster: Cluster) -> None:
+    """It wakes up while etcd says nothing, so that its clock alone can tell it that its time was over."""
     node = cluster.nodes[0]
     said_before = node.log.stat().st_size
     with hesitant_server(cluster.address, cluster.image) as (url, asked, may_end):
@@ -226,9 +228,15 @@ def test_a_build_that_was_paused_and_taken_back_is_not_finished(cluster: Cluster
         node.pause_ecompute()
         wait_host_key(cluster, node, there=False)
         cluster.eschedule("destroy", "half", "--no-wait")
-        history = History(cluster)
+        history, log = History(cluster), LogMark(node)
         may_end.set()
+        cluster.etcd.members[0].freeze()
         node.resume_ecompute()
+        wait_until(
+            lambda: log.having("etcd is away"), timeout_seconds=60, what="it has noticed that etcd is away",
+            evidence=cluster.evidence,
+        )  # fmt: skip
+        cluster.etcd.members[0].thaw()
         wait_gone(cluster, half)
     new_key = wait_host_key(cluster, node, there=True)
     for event in history.events("status"):
