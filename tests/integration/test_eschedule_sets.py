@@ -104,13 +104,15 @@ class TestSets:
         proxy = FaultyProxy(site.placement_server.port)
         try:
             site.configure(placement_url=proxy.url, placement_seconds=2)
-            proxy.inject(Fault.LOSE_ANSWER, "POST", times=100)
+            proxy.inject(Fault.HOLD_ANSWER, "POST", times=100)
+            process = site.spawn(QUERY, IMAGE, "--count", "3", "--no-wait")
+            wait_until(site.claimed, timeout_seconds=60, what="the claims are made")
             proxy.inject(Fault.LOSE_ANSWER, "GET", "/allocations/", times=100)
-            answer = site.run(QUERY, IMAGE, "--count", "3", "--no-wait")
+            errors = process.communicate(timeout=120)[1]
         finally:
             proxy.close()
-        assert answer.returncode == 4
-        line = answer.stderr.rpartition("to go on, repeat it with the same request id: ")[2].split()
+        assert process.returncode == 4, errors
+        line = errors.rpartition("to go on, repeat it with the same request id: ")[2].split()
         assert line[:2] == ["eschedule", QUERY] and line[-2] == "--request-id"
         claimed = site.claimed()
         assert len(claimed) == 3
