@@ -146,6 +146,7 @@ def start(bench: Bench) -> None:
 def reboot(bench: Bench) -> None:
     bench.ledger.asked_to_reboot(bench.guest)
     bench.cli("reboot", bench.name_of(bench.guest))
+    bench.ledger.reboot_is_certain(bench.guest)
 
 
 def reschedule(bench: Bench) -> None:

@@ -74,6 +74,7 @@ class Clients:
     def reboot(self, uuid: UUID, *, hard: bool = False) -> None:
         self.ledger.asked_to_reboot(uuid)
         self._change(uuid, changes.rebooted(hard=hard))
+        self.ledger.reboot_is_certain(uuid)
 
     def edit(self, uuid: UUID, fields: Mapping[str, Any]) -> None:
         """Set *fields* of the spec as they are."""

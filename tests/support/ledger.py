@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -29,7 +30,8 @@ class Known:
         may_be: what it may have been asked to be: one state where the answer came, several where it was lost.
         process: the QEMU that it has to keep.
         disk: provider and inode of the disk that it has to keep, once it has run.
-        reboots: how many other QEMUs may still come, since reboots were asked for; *reboots_due* of them have to.
+        reboots: how many other QEMUs may follow that one, since reboots were asked for; *reboots_seen* of them came.
+        is_reboot_due: at least one has to come.
     """
 
     name: str
@@ -37,7 +39,11 @@ class Known:
     process: Qemu | None = None
     disk: tuple[UUID, int] | None = None
     reboots: int = 0
-    reboots_due: int = 0
+    reboots_seen: int = 0
+    is_reboot_due: bool = False
+
+    def forget_reboots(self) -> None:
+        self.reboots, self.reboots_seen, self.is_reboot_due = 0, 0, False
 
 
 @dataclass
@@ -50,22 +56,32 @@ class Ledger:
     def asked(self, uuid: UUID, name: str, wanted: Desired | None, *, is_certain: bool = True) -> None:
         """*wanted* was asked for; without an answer it may also have stayed as it was."""
         known = self.known.setdefault(uuid, Known(name, {GONE}))
-        known.may_be = {wanted} if is_certain else known.may_be | {wanted}
         if wanted is not Desired.RUNNING:
-            known.process, known.reboots, known.reboots_due = None, 0, 0
+            known.process = None
+            known.forget_reboots()
+        elif Desired.STOPPED in known.may_be:
+            known.reboots += 1  # it may be up still, and go down before it comes up again
+        known.may_be = {wanted} if is_certain else known.may_be | {wanted}
 
-    def asked_to_reboot(self, uuid: UUID, *, is_certain: bool = True) -> None:
-        """Another boot was asked for; without an answer it may or may not come."""
-        known = self.known[uuid]
-        known.reboots += 1
-        known.reboots_due += is_certain
+    def asked_to_reboot(self, uuid: UUID) -> None:
+        """Another boot was asked for; it has to come once ``reboot_is_certain`` says so."""
+        self.known[uuid].reboots += 1
+
+    def reboot_is_certain(self, uuid: UUID) -> None:
+        self.known[uuid].is_reboot_due = True
 
     def observe(self, world: World) -> None:
         """Compare *world* with what was seen before; what is wrong goes to ``problems``."""
         self.problems += violations(world, LASTING)
         for uuid, known in self.known.items():
             self._keeps_its_disk(world, uuid, known)
-            self._keeps_its_process(world, uuid, known)
+            self._keeps_its_process(world.qemu_of(uuid), known)
+
+    def observe_processes(self, processes: Mapping[UUID, list[Qemu]]) -> None:
+        """The same with nothing known but the QEMUs on all hosts: for moments at which etcd or Placement do not answer."""
+        self.problems += [f"{uuid} has {len(found)} QEMUs" for uuid, found in processes.items() if len(found) > 1]
+        for uuid, known in self.known.items():
+            self._keeps_its_process(next(iter(processes.get(uuid, ())), None), known)
 
     def _keeps_its_disk(self, world: World, uuid: UUID, known: Known) -> None:
         spec, status = world.spec_of(uuid), world.status_of(uuid)
@@ -80,17 +96,17 @@ class Ledger:
         elif known.disk != (provider, inode):
             self.problems.append(f"{known.name} has run with the disk {known.disk} and has {(provider, inode)} now")
 
-    def _keeps_its_process(self, world: World, uuid: UUID, known: Known) -> None:
-        if known.may_be != {Desired.RUNNING}:
+    def _keeps_its_process(self, found: Qemu | None, known: Known) -> None:
+        if known.may_be != {Desired.RUNNING} or found == known.process:
             return
-        found = world.qemu_of(uuid)
         if known.process is None:
             known.process = found
-        elif found != known.process and not known.reboots:
+        elif known.reboots_seen >= known.reboots:
             self.problems.append(f"{known.name} was to run on as {known.process} and is {found} now")
             known.process = found
-        elif found not in (known.process, None):
-            known.process, known.reboots, known.reboots_due = found, known.reboots - 1, max(0, known.reboots_due - 1)
+        elif found is not None:
+            known.process = found
+            known.reboots_seen += 1
 
     def disagreements(self, world: World) -> list[str]:
         """Where the specs are not what clients were told."""
@@ -100,7 +116,7 @@ class Ledger:
             is_there = GONE if spec is None else spec.desired
             if is_there not in known.may_be:
                 found.append(f"{known.name} is asked to be {is_there}, clients were told {known.may_be}")
-            if known.reboots_due and is_there is Desired.RUNNING:
+            if known.is_reboot_due and not known.reboots_seen and is_there is Desired.RUNNING:
                 found.append(f"{known.name} was to be rebooted and runs on as {known.process}")
         strangers = {uuid for _, uuid in world.specs} - self.known.keys()
         return found + [f"nobody asked for {uuid}" for uuid in strangers]
@@ -109,7 +125,8 @@ class Ledger:
         """Settle what was uncertain by what is there."""
         for uuid, known in list(self.known.items()):
             spec = world.spec_of(uuid)
-            known.may_be, known.reboots = {GONE if spec is None else spec.desired}, 0
+            known.may_be = {GONE if spec is None else spec.desired}
+            known.forget_reboots()
             if spec is None:
                 del self.known[uuid]
 

@@ -129,13 +129,22 @@ def _host(cluster: Cluster, node: Node) -> HostView:
     instances, strays = _folders(node.state("instances"))
     strays += [str(path.name) for path in node.state("images").rglob("*") if ".partial" in path.name]
     return HostView(
-        name=node.name, provider=node.provider, guests=guests, qemus=_qemus(node), folders=frozenset(instances),
+        name=node.name, provider=node.provider, guests=guests, qemus=qemus_on(node), folders=frozenset(instances),
         disks={uuid: (folder / "disk.qcow2").stat().st_ino for uuid, folder in instances.items() if _has_disk(folder)},
         boots={uuid: _boots(folder / "console.log") for uuid, folder in instances.items()},
         strays=tuple(strays), addresses=_addresses(node.state("network")), documents=_documents(node.state("metadata")),
         links=_links(node.state("metadata", "by-address")), dhcp=dhcp,
         claims=cluster.placement.provider_allocations(node.provider),
     )  # fmt: skip
+
+
+def qemus(cluster: Cluster) -> dict[UUID, list[Qemu]]:
+    """Every QEMU process of every host, by instance; asks nobody."""
+    found: dict[UUID, list[Qemu]] = {}
+    for node in cluster.nodes:
+        for uuid, processes in qemus_on(node).items():
+            found.setdefault(uuid, []).extend(processes)
+    return found
 
 
 def _libvirt(node: Node) -> tuple[dict[UUID, Guest], frozenset[tuple[str, str]]]:
@@ -152,7 +161,7 @@ def _libvirt(node: Node) -> tuple[dict[UUID, Guest], frozenset[tuple[str, str]]]
         connection.close()
 
 
-def _qemus(node: Node) -> dict[UUID, list[Qemu]]:
+def qemus_on(node: Node) -> dict[UUID, list[Qemu]]:
     found: dict[UUID, list[Qemu]] = {}
     for folder in node.path("/proc").glob("[0-9]*"):
         try:
