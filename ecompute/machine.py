@@ -14,7 +14,7 @@ import enum
 from dataclasses import dataclass
 from uuid import UUID
 
-from common.model import Address, Alternate, Desired, InstanceSpec, Phase, Reason, Restart
+from common.model import Address, Adoption, Alternate, Desired, InstanceSpec, Phase, Reason, Restart
 from ecompute.hypervisor import Domain, PowerState, Stamp
 
 
@@ -153,8 +153,9 @@ def decide(spec: InstanceSpec | None, facts: Facts, history: History) -> Decisio
         return Decision(Step.NONE, Phase.HELD, Reason.UNSUPPORTED_SCHEMA)
     if spec is None:
         return _without_spec(facts)
-    if _is_from_another_past(facts):
-        return Decision(Step.ACKNOWLEDGE if _is_adopted(spec, facts) else Step.NONE, Phase.HELD, Reason.STORE_RESTORED)
+    is_to_be_adopted = _is_to_be_adopted(spec, facts)
+    if is_to_be_adopted or _is_from_another_past(facts):
+        return Decision(Step.ACKNOWLEDGE if is_to_be_adopted else Step.NONE, Phase.HELD, Reason.STORE_RESTORED)
     if spec.desired is Desired.DELETED:
         return _deleted(facts)
     decision = _kept(spec, facts, history)
@@ -200,14 +201,17 @@ def _is_from_another_past(facts: Facts) -> bool:
     return domain.stamp.cluster_id != facts.cluster_id or domain.stamp.spec_revision > facts.spec_revision
 
 
-def _is_adopted(spec: InstanceSpec, facts: Facts) -> bool:
-    """An operator has seen this very guest and decided that the spec speaks for it all the same."""
-    stamp = facts.domain.stamp if facts.domain else None
-    return bool(stamp and spec.adopts and (spec.adopts.cluster_id, spec.adopts.spec_revision) == _past_of(stamp))
+def _is_to_be_adopted(spec: InstanceSpec, facts: Facts) -> bool:
+    """An operator has seen this very guest and decided that the spec speaks for it all the same.
 
-
-def _past_of(stamp: Stamp) -> tuple[int, int]:
-    return stamp.cluster_id, stamp.spec_revision
+    The revisions of a restored store go on from an older one, and may have passed the guest's meanwhile: what the guest was
+    booted for is of another past all the same, and would be taken for what is asked for now.
+    """
+    domain = ours(facts)
+    stamp = domain.stamp if domain else None
+    if stamp is None or spec.adopts != Adoption(stamp.cluster_id, stamp.spec_revision):
+        return False
+    return _is_from_another_past(facts) or stamp.spec_revision < facts.spec_revision
 
 
 def _without_spec(facts: Facts) -> Decision:

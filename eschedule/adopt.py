@@ -214,7 +214,7 @@ class Adopter:
     def _decide(self, finding: Finding, options: argparse.Namespace) -> Adopted:
         """End the wait of a guest whose spec is older than itself."""
         assert finding.proposal and finding.provider and finding.proposal.adopts  # noqa: S101 - _find looked
-        proposal, provider = finding.proposal, finding.provider
+        proposal, provider, stamp = finding.proposal, finding.provider, finding.proposal.adopts
         item = self._store.get(self._keys.spec(provider, proposal.uuid))
         if item is None:
             raise Conflict(f"the spec of {finding.name} went away meanwhile; look again: eschedule audit")
@@ -227,6 +227,9 @@ class Adopter:
         if spec.adopts == proposal.adopts and text == item.value:
             return spec, provider, item.mod_revision  # decided just so before, and not acted on yet
         revision = self._store.replace(item.key, text, seen=item.mod_revision)
+        if revision == stamp.spec_revision:
+            # The guest would seem to have seen this very spec: revisions of a restored store are given out a second time.
+            revision = self._store.replace(item.key, text, seen=revision)
         return InstanceSpec.from_json(text), provider, revision
 
 

@@ -113,6 +113,8 @@ def change(
         fields = edit(found.spec, found.status)
         if fields is None:
             return found, False
+        if _is_adoption_over(found):
+            fields = {**fields, "adopts": None}
         try:
             store.replace(found.spec_item.key, _with(found.spec_item.value, fields), seen=found.spec_item.mod_revision)
         except Conflict:
@@ -120,6 +122,13 @@ def change(
         else:
             return found, True
     raise Conflict(f"the instance {who or instance} kept being changed by others; try again")
+
+
+def _is_adoption_over(found: Instance) -> bool:
+    """Whether the host has done what the mark of an adoption asks for: it is to mean nothing for a later stamp."""
+    status = found.status
+    is_fresh = status is not None and status.spec_revision >= found.spec_item.mod_revision
+    return found.spec.adopts is not None and status is not None and is_fresh and status.phase is not Phase.HELD
 
 
 def destroyed(spec: InstanceSpec, _status: InstanceStatus | None) -> Mapping[str, Any] | None:
