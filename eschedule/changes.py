@@ -148,7 +148,12 @@ def started(spec: InstanceSpec, status: InstanceStatus | None) -> Mapping[str, A
     at_rest = status is not None and status.phase in (Phase.STOPPED, Phase.FAILED, Phase.REFUSED)
     if spec.desired is Desired.RUNNING and not at_rest:
         return None
-    return {"desired": Desired.RUNNING.value, "boot_request": spec.boot_request + 1}
+    number = spec.boot_request + 1
+    fields: dict[str, Any] = {"desired": Desired.RUNNING.value, "boot_request": number}
+    if spec.desired is Desired.STOPPED:
+        # It may be on its way down, and nothing calls that back: it is to come up once it is off, as in a reboot.
+        fields |= {"reboot_request": number, "hard_reboot": False}
+    return fields
 
 
 def rebooted(*, hard: bool) -> Edit:

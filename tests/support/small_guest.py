@@ -1,7 +1,7 @@
 """A guest that costs next to nothing: an image whose boot sector is the whole system.
 
 It says one ``B`` on the serial line each time that it boots, sleeps, and switches itself off when the power button is pressed;
-the deaf kind ignores the button. Under emulation it boots in a third of a second and then takes no processor time to speak of,
+the deaf kind ignores the button, the slow kind takes three seconds to go down, as others do that have services to stop. Under emulation it boots in a third of a second and then takes no processor time to speak of,
 where a disk without a system has the BIOS spin for ever.
 """
 
@@ -21,15 +21,17 @@ _LISTEN = bytes.fromhex(
     "ba0206 b80001 ef"  # enable the power button's event
     "fb f4"  # sti; hlt: the timer wakes it 18 times a second
     "ba0006 ed f6c401 74f5"  # until the status says that the button was pressed
-    "ba0406 b80020 ef"  # off
 )
+_TAKE_LEAVE = bytes.fromhex("b93700 f4 e2fd")  # mov cx, 55; hlt; so often
+_GO = bytes.fromhex("ba0406 b80020 ef")  # off
 _SLEEP = bytes.fromhex("fa f4 ebfc")  # cli; hlt; again
 
 
-def make_small_guest(path: Path, *, size_mib: int = 1, follows_the_button: bool = True) -> Path:
+def make_small_guest(path: Path, *, size_mib: int = 1, follows_the_button: bool = True, is_slow: bool = False) -> Path:
     """Write the raw image to *path*."""
     record = bytearray(512)
-    code = _SPEAK + (_LISTEN if follows_the_button else b"") + _SLEEP
+    leave = _LISTEN + (_TAKE_LEAVE if is_slow else b"") + _GO
+    code = _SPEAK + (leave if follows_the_button else b"") + _SLEEP
     record[: len(code)] = code
     record[446:462] = struct.pack("<B3sB3sII", 0x80, b"\0\2\0", 0x83, b"\0\0\0", 1, size_mib * 2048 - 1)
     record[510:512] = b"\x55\xaa"
