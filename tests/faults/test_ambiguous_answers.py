@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -84,7 +84,7 @@ def bench(host_network: HostNetwork, tmp_path_factory: pytest.TempPathFactory) -
     cluster.placement_url, cluster.etcd_endpoints = placement.url, [etcd.endpoint]
     cluster.configure_client()
     for node in cluster.nodes:
-        node.configure(builder={"max_attempts": 3, "resync_every_seconds": 2})
+        node.configure(builder={"max_attempts": 3, "resync_every_seconds": 2, "orphan_claim_after_seconds": 3})
     try:
         cluster.start()
         bench = Bench(cluster, lost)
@@ -210,3 +210,9 @@ CASES: dict[str, tuple[tuple[Operation, ...], set[str]]] = {
 def test_it_survives_the_loss_of_any_of_its_answers(bench: Bench, name: str) -> None:
     operations, expected = CASES[name]
     assert each_write_lost(bench, *operations) >= expected
+
+
+def test_a_claim_whose_client_died_before_it_recorded_the_instance_is_given_back(bench: Bench) -> None:
+    bench.lost.begin(0)
+    bench.cluster.placement.claim(uuid4(), {bench.node.provider: {"VCPU": 1, "MEMORY_MB": 32, "DISK_GB": 1}})
+    bench.settle()

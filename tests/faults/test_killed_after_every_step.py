@@ -323,6 +323,27 @@ def test_a_request_that_kills_its_builder_moves_on_when_its_attempts_are_used_up
     bench.clients.destroy(guest[0])
 
 
+def test_a_guest_that_has_run_and_cannot_start_is_neither_moved_nor_built_anew(bench: Bench) -> None:
+    uuid = bench.create(has_alternates=True)
+    bench.settle()
+    bench.clients.stop(uuid)
+    bench.settle()
+    bench.node.refuse_guests()
+    try:
+        bench.strike(f"before:{Step.START}", lambda: bench.clients.start(uuid))
+        status = bench.settle().status_of(uuid)
+    finally:
+        bench.node.refuse_guests(False)
+    assert status is not None
+    assert (status.phase, status.reason) == (Phase.STOPPED, "StartFailed")
+    bench.clients.stop(uuid)
+    bench.settle()
+    bench.clients.start(uuid)
+    status = bench.settle().status_of(uuid)
+    assert status is not None and status.phase is Phase.RUNNING
+    bench.clients.destroy(uuid)
+
+
 def test_killed_between_the_two_halves_of_a_takeover(bench: Bench) -> None:
     """The host key of the process before is deleted, the new one not made yet."""
     uuid = bench.guest()
