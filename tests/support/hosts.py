@@ -130,7 +130,9 @@ class HostNetwork:
         self.bridge = f"ectest{self.number}"
         self.gateway = f"10.98.{self.number}.1"
         self._hosts = 0
-        _ip("link", "add", self.bridge, "type", "bridge")
+        # Without an address of its own a bridge has that of one of its ports: when that host goes, the others talk to nobody for
+        # as long as they remember it, half a minute.
+        _ip("link", "add", self.bridge, "address", f"02:ec:00:00:00:{self.number:02x}", "type", "bridge")
         _ip("addr", "add", f"{self.gateway}/24", "dev", self.bridge)
         _ip("link", "set", self.bridge, "up")
 
