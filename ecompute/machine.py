@@ -121,6 +121,7 @@ class History:
         attempts: made so far, the one in hand included.
         attempt_is_open: one of them is in hand in this process.
         failure: the reason of a permanent failure, "" without one.
+        has_failed: it was given up and that was said; a host that has room later is no reason to begin again.
         booted: the highest ``boot_request`` that the status remembers as booted.
         went_down: why the guest was found down when it was last looked at, "" where it was not: a reboot of the host
             later on is not what put it down.
@@ -130,6 +131,7 @@ class History:
     attempt_is_open: bool = False
     max_attempts: int = 5
     failure: str = ""
+    has_failed: bool = False
     booted: int = 0
     went_down: str = ""
 
@@ -345,7 +347,7 @@ def _is_between_hosts(spec: InstanceSpec, facts: Facts, history: History) -> boo
 def _move(spec: InstanceSpec, facts: Facts, history: History) -> Decision:
     """It never ran and cannot be built here: off to the next host, or, where there is none, cleaned up with a reason."""
     reason = history.failure or Reason.ATTEMPTS_EXHAUSTED
-    target = move_target(spec, facts)
+    target = None if history.has_failed else move_target(spec, facts)
     is_claimed = target is not None and target == claimed_alternate(spec, facts)
     if target is None or (history.failure in _SAME_EVERYWHERE and not is_claimed):
         return Decision(_clean_up(facts), Phase.FAILED, reason)
@@ -356,6 +358,9 @@ def _move(spec: InstanceSpec, facts: Facts, history: History) -> Decision:
 
 
 def _deleted(facts: Facts) -> Decision:
+    if facts.domain and not ours(facts) and facts.files_are_there:
+        # Perhaps our guest, whose stamp was lost, and on this very disk: nobody takes that from under it.
+        return Decision(Step.NONE, Phase.HELD, Reason.FOREIGN_DOMAIN)
     step = _clean_up(facts)
     return Decision(Step.FORGET if step is Step.NONE else step, Phase.DELETING)
 

@@ -16,10 +16,10 @@ from typing import Any
 from uuid import UUID
 
 from common import groups
-from common.errors import Conflict, GroupTaken, NoCapacity
+from common.errors import Conflict, GroupTaken, InvalidSpec, NoCapacity, UnsupportedSchema
 from common.keys import Keys
 from common.logs import fields
-from common.model import Alternate, InstanceSpec
+from common.model import Alternate, HostAdmin, InstanceSpec
 from common.placement import Claim
 from common.store import Compare, Store, Transaction, Versioned
 from ecompute.machine import Allocation, Facts, move_target
@@ -76,10 +76,11 @@ class Mover:
             Conflict: spec, host key or group changed meanwhile: look again.
         """
         target = _target(spec, facts)
-        host_key = self._keys.host(target.provider)
         found = self._store.get_many(self._to_read(spec, target))
-        if host_key not in found:
+        if self._keys.host(target.provider) not in found:
             return self._ruled_out(spec, facts, target, "it has no heartbeat")
+        if _is_disabled(found.get(self._keys.host_admin(target.provider))):
+            return self._ruled_out(spec, facts, target, "an operator has disabled it")
         try:
             transaction = self._transaction(spec, facts, target, cause, found)
         except GroupTaken as error:
@@ -90,7 +91,9 @@ class Mover:
 
     def _to_read(self, spec: InstanceSpec, target: Alternate) -> list[str]:
         here, keys = self._world.blueprint.provider, self._keys
-        wanted = [keys.host(target.provider), keys.instance(spec.uuid), keys.spec(here, spec.uuid)]
+        wanted = [
+            keys.host(target.provider), keys.host_admin(target.provider), keys.instance(spec.uuid), keys.spec(here, spec.uuid),
+        ]  # fmt: skip
         if spec.group:
             wanted += dict.fromkeys(
                 groups.keys_to_read(keys, spec.group, here) + groups.keys_to_read(keys, spec.group, target.provider)
@@ -146,6 +149,14 @@ def _target(spec: InstanceSpec, facts: Facts) -> Alternate:
     if target is None:
         raise Conflict(f"{spec.name} has no host left to be moved to")
     return target
+
+
+def _is_disabled(item: Versioned | None) -> bool:
+    """Whether new instances are to be kept from a host; settings that cannot be read keep nobody from it, there neither."""
+    try:
+        return item is not None and HostAdmin.from_json(item.value).disabled
+    except (InvalidSpec, UnsupportedSchema):
+        return False
 
 
 def _plain_move(move: Any) -> dict[str, Any]:

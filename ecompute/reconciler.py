@@ -270,6 +270,7 @@ class Reconciler:
             attempt_is_open=self._open_attempts.get(spec.uuid) == spec.boot_request,
             max_attempts=self._max_attempts,
             failure=status.failure if is_same else "",
+            has_failed=is_same and status.phase is Phase.FAILED,
             booted=status.booted,
             went_down=status.reason if is_same and status.phase is Phase.STOPPED and status.reason in WENT_DOWN else "",
         )

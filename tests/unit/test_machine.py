@@ -128,6 +128,8 @@ ROWS: list[tuple[str, InstanceSpec | None, Facts, History, Decision]] = [
     ("delete: forget", DELETED, facts(allocation=Allocation.ABSENT), FRESH, Decision(Step.FORGET, Phase.DELETING)),
     ("delete: a domain that is not ours stays", DELETED, facts(domain=domain(PowerState.RUNNING), allocation=Allocation.ABSENT), FRESH,
      Decision(Step.FORGET, Phase.DELETING)),
+    ("delete: a domain that is not ours may be on our disk", DELETED, facts(READY, domain=domain(PowerState.RUNNING)), FRESH,
+     Decision(Step.NONE, Phase.HELD, "ForeignDomain")),
     ("no spec, our guest: quarantined", None, facts(READY, domain=UP, spec_revision=0), FRESH, Decision(Step.NONE, Phase.QUARANTINED)),
     ("no spec, a guest of another provider", None, facts(domain=domain(mark=stamp(provider=OTHER))), FRESH, Decision(Step.NONE)),
     ("no spec, foreign domain", None, facts(domain=domain(PowerState.RUNNING)), FRESH, Decision(Step.NONE)),

@@ -11,7 +11,7 @@ import pytest
 
 from common import groups
 from common.errors import ChecksumMismatch, HypervisorRejected, NoSpace, PlacementUnavailable, StoreUnavailable, Transient
-from common.model import Alternate, Desired, GroupMembers, GroupPolicy, InstanceKey, InstanceSpec, Phase
+from common.model import Alternate, Desired, GroupMembers, GroupPolicy, HostAdmin, InstanceKey, InstanceSpec, Phase
 from common.placement import Claim
 from common.store import Transaction
 from ecompute.hypervisor import PowerState
@@ -376,3 +376,25 @@ def test_a_start_that_failed_for_good_is_tried_again_after_a_while(tmp_path: Pat
     loop.now += 301
     loop.settle(spec)
     assert loop.status(spec).phase is Phase.RUNNING
+
+
+def test_what_has_failed_stays_so_when_its_host_restarts_and_another_has_room_again(hosts: Hosts) -> None:
+    hosts.placement.claim(UUID(int=5), {hosts.others[0].provider: {"VCPU": 16}})
+    spec = hosts.request()
+    hosts.settle(spec)
+    assert hosts.first.status(spec).phase is Phase.FAILED
+    del hosts.placement.consumers[UUID(int=5)]
+    hosts.first.restart()
+    hosts.settle(spec)
+    assert hosts.first.status(spec).phase is Phase.FAILED
+    assert hosts.place(spec) == hosts.first.provider and hosts.placement.consumer(spec.uuid) is None
+
+
+def test_a_host_that_an_operator_has_disabled_is_passed_by(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path, count=3)
+    disabled, good = hosts.others
+    hosts.store.create(KEYS.host_admin(disabled.provider), HostAdmin(disabled=True).to_json())
+    hosts.store.create(KEYS.host_admin(good.provider), "{}")
+    spec = hosts.request()
+    hosts.settle(spec)
+    hosts.assert_runs_at(spec, good)
