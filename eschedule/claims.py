@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FRESH_SECONDS = 30.0  # a claim without an instance is released by others when it is older: its host, or an operator's audit
+FIRST_GENERATION = 1  # of a claim that was just made
 TRIES_PER_CANDIDATE = 3  # while Placement says that somebody else is changing the same records
 
 
@@ -44,11 +45,13 @@ class Holding:
     Args:
         made_here: this run made it, so this run may give it back; a claim that was found may be somebody else's business.
         seen_at: when it was certainly not older than now, in seconds since the machine started.
+        generation: as it was left; another one tells that another run of the same request has taken it up since.
     """
 
     consumer: UUID
     allocations: dict[UUID, dict[str, int]]
     made_here: bool
+    generation: int = FIRST_GENERATION
     seen_at: float = 0.0
 
     @property
@@ -169,36 +172,38 @@ class Claims:
         Raises:
             PlacementUnavailable: no answer.
         """
-        first: int | None = None
+        first, in_doubt = None, False
         for _ in range(TRIES_PER_CANDIDATE):
             seen_at = self._boot_clock()
             held = self._placement.consumer(holding.consumer)
             if held is None or plain(held.allocations) != holding.allocations:
                 return None
-            if first not in (None, held.generation):  # somebody else, as another run of the same request, wrote it anew
-                return dataclasses.replace(holding, seen_at=seen_at)
+            if first not in (None, held.generation):  # ourselves, or somebody else, as another run of the same request
+                return dataclasses.replace(holding, seen_at=seen_at, generation=held.generation if in_doubt else first)
             first = held.generation
             try:
                 self._placement.replace_consumers([Claim(holding.consumer, held.allocations, held.generation)])
             except NoCapacity:  # of a host that has less than it had: what is held is held
-                pass
+                return dataclasses.replace(holding, seen_at=seen_at, generation=held.generation)
             except Conflict:
                 continue
             except PlacementUnavailable as error:
                 if not error.outcome_unknown:
                     raise
+                in_doubt = True
                 continue
-            return dataclasses.replace(holding, seen_at=seen_at)
+            return dataclasses.replace(holding, seen_at=seen_at, generation=held.generation + 1)
         raise PlacementUnavailable(f"the claim of {holding.consumer} could not be renewed: Placement did not say that it was")
 
     def release(self, holding: Holding) -> bool:
-        """Give *holding* back where it is still what it was; False where Placement did not answer.
+        """Give *holding* back where it is still as it was left; False where Placement did not answer.
 
-        Then it stays until its host finds that it has no instance, after ten minutes.
+        Then it stays until its host finds that it has no instance, after ten minutes. One that was written anew meanwhile is
+        about to be used by another run of the same request.
         """
         try:
             held = self._placement.consumer(holding.consumer)
-            if held is not None and plain(held.allocations) == holding.allocations:
+            if held is not None and held.generation == holding.generation and plain(held.allocations) == holding.allocations:
                 self._placement.release(holding.consumer, held.generation)
         except Conflict:
             log.info("the claim of %s changed while it was released; left as it is", holding.consumer)
@@ -216,7 +221,7 @@ class Claims:
                 f"the uuid {consumer} holds {describe(totals(held.allocations))} in Placement as {held.consumer_type}, which is"
                 " not this request; take another --uuid"
             )
-        found = Holding(consumer, plain(held.allocations), made_here=made_here, seen_at=self._boot_clock())
+        found = Holding(consumer, plain(held.allocations), made_here, held.generation, self._boot_clock())
         # One that an earlier run left behind may be about to be released.
         return found if made_here else self.renewed(found)
 

@@ -505,3 +505,18 @@ class TestWhyNot:
         stage.host("node1")
         text = self.why(stage, query=f"resources=VCPU:1,MEMORY_MB:256,DISK_GB:1&in_tree={uuid4()}")
         assert "1 excluded by in_tree=" in text
+
+
+def test_a_claim_that_another_run_of_the_request_has_taken_up_is_not_given_back(stage: Stage) -> None:
+    host, asked, other = stage.host("node1"), request(), stage.make_scheduler()
+    uuid = asked.uuid
+    assert uuid
+
+    def refuse(_transaction: Transaction) -> int:
+        assert other._claims.left_behind(uuid, SMALL)
+        raise Permanent("etcd does not take it")
+
+    stage.store.commit = refuse  # type: ignore[method-assign]
+    with pytest.raises(Permanent):
+        stage.scheduler.create(asked)
+    assert stage.placement.consumers[uuid].allocations == {host: SMALL}
