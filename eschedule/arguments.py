@@ -219,7 +219,7 @@ def _add_audit(verbs: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--wait-seconds", metavar="N", help="wait at most so long for the hosts (default: 10)")
     parser.add_argument(
         "--orphan-seconds", metavar="N",
-        help="with --fix, release a claim that nobody has wanted for so long (default: 60; at least 10)",
+        help="with --fix, release a claim that nobody has wanted for so long (default: 60; at least 40)",
     )  # fmt: skip
     _json(parser)
 

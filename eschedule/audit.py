@@ -25,11 +25,12 @@ from common.validate import parse_seconds
 from eschedule import audit_checks, post, render
 from eschedule.audit_checks import Cluster
 from eschedule.audit_fixes import Fixer
-from eschedule.claims import totals
+from eschedule.claims import FRESH_SECONDS, totals
 from eschedule.session import Session
 
 WAIT_SECONDS = 10.0  # for the hosts' answers
-ORPHAN_SECONDS, LEAST_ORPHAN_SECONDS = 60.0, 10.0  # longer than etcd's deadline: a client may still be writing its request
+ORPHAN_SECONDS = 60.0
+LEAST_ORPHAN_SECONDS = FRESH_SECONDS + 10.0  # a client relies on its claim for so long, and then waits for etcd
 SETTLING_SECONDS = (0.25, 0.5, 0.75, 1.5, 2.0)
 _UNSEEN = (Kind.HOST_DEAD, Kind.HOST_SILENT)
 
@@ -92,12 +93,14 @@ class Auditor:
         only = self._only(cluster)
         asked = cluster.hosts.keys() if only is None else cluster.hosts.keys() & only
         reports = self.ask(asked, Letter("audit"))
+        # Of a guest whose finding did not fit it is not known that it is not there.
+        told_all = frozenset(host for host, report in reports.items() if not report.left_out)
         problems: list[str] = []
         self._session.screen.progress("reading etcd and Placement")
-        of_cluster = settled(lambda: self._check(frozenset(reports), problems), SETTLING_SECONDS, self._pause)
+        of_cluster = settled(lambda: self._check(told_all, problems), SETTLING_SECONDS, self._pause)
         of_cluster += [audit_checks.silent(cluster, host, self._wait_seconds) for host in sorted(asked - reports.keys())]
         of_hosts = [finding for report in reports.values() for finding in report.findings]
-        findings = audit_checks.merged(of_cluster, of_hosts, reports.keys())
+        findings = audit_checks.merged(of_cluster, of_hosts, told_all)
         if only is not None:
             findings = [finding for finding in findings if finding.provider in only]
         problems += [f"host {report.host}: {problem}" for report in reports.values() for problem in report.problems]

@@ -102,11 +102,21 @@ class Fixer:
         return [change.done]
 
     def _claim(self, cluster: Cluster, finding: Finding) -> list[str]:
-        """Have the instance hold what its spec says; refused where there is no room."""
+        """Have the instance hold what its spec says; refused where there is no room.
+
+        Raises:
+            Conflict: the spec changed since the look: what is being destroyed is to hold nothing.
+        """
         assert finding.instance and finding.provider  # noqa: S101 - findings of claims name both
-        spec = cluster.specs.get((finding.provider, finding.instance))
+        spec, key = (
+            cluster.specs.get((finding.provider, finding.instance)),
+            cluster.keys.spec(finding.provider, finding.instance),
+        )
         if spec is None:
             return []
+        now = self._session.store.get(key)
+        if now is None or now.mod_revision != cluster.items[key].mod_revision:
+            raise Conflict(f"the request {spec.name} changed meanwhile; look again: eschedule audit")
         wanted, placement = {finding.provider: dict(spec.resources)}, self._session.placement
         if finding.kind == Kind.MISSING_ALLOCATION:
             placement.assert_allocation(spec.uuid, wanted)

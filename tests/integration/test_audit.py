@@ -291,9 +291,9 @@ def test_a_claim_of_nobody_is_released_once_nobody_wanted_it_for_long_enough_and
     other.close()
     report = site.audit(exit_code=1)
     assert kinds(report) == ["OrphanClaim"] and report["findings"][0]["instance"] == str(orphan)
-    too_short = site.run("--fix", "--orphan-seconds", "9")
+    too_short = site.run("--fix", "--orphan-seconds", "39")
     assert too_short.returncode == 2 and "--orphan-seconds" in too_short.stderr
-    fixed = site.audit("--fix", "--orphan-seconds", "10", exit_code=0)
+    fixed = site.audit("--fix", "--orphan-seconds", "40", exit_code=0)
     assert len(fixed["fixed"]) == 1
     assert site.deployment.allocations().keys() == {str(strangers)}
 
@@ -302,10 +302,10 @@ def test_a_claim_whose_request_comes_while_it_is_waited_for_is_left_alone(site: 
     orphan = uuid4()
     site.placement.claim(orphan, {site.provider: RESOURCES})
     log = site.deployment.directory / "fix.log"
-    fix = site.deployment.spawn_eschedule("audit", "--fix", "--orphan-seconds", "12", log=log)
+    fix = site.deployment.spawn_eschedule("audit", "--fix", "--orphan-seconds", "40", log=log)
     wait_until(lambda: "still wants" in log.read_text(), timeout_seconds=40, what="it waits", evidence=site.deployment.evidence)
     site.deployment.eschedule(REQUEST, site.image, "--name", "late", "--uuid", str(orphan))
-    wait_until(lambda: fix.poll() is not None, timeout_seconds=60, what="the fix ended", evidence=site.deployment.evidence)
+    wait_until(lambda: fix.poll() is not None, timeout_seconds=90, what="the fix ended", evidence=site.deployment.evidence)
     assert fix.poll() == 0, log.read_text()
     assert "released" not in log.read_text()
     assert site.deployment.phase("late") == "Running"
