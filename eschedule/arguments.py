@@ -160,6 +160,9 @@ def _add_create(verbs: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--user-data", metavar="FILE", help="handed to the guest's cloud-init; at most 64 KiB")
     parser.add_argument("--network", metavar="NAME", action="append", help="libvirt network of a NIC; may be repeated")
     parser.add_argument("--restart", metavar="POLICY", help="when it goes down by itself: never, on-failure or always")
+    parser.add_argument(
+        "--grace-seconds", metavar="N", help="how long it has to power off when asked, before its plug is pulled (default: 30)"
+    )
     parser.add_argument("--uuid", help="the instance's uuid; the same request with the same uuid makes one instance")
     parser.add_argument("--request-id", metavar="TEXT", help="like --uuid, with a text of your own")
     parser.add_argument("--timings-file", metavar="PATH", help="write what each part of the request took, as JSON")

@@ -27,7 +27,7 @@ from common.validate import (
     parse_restart,
     parse_uuid,
 )
-from eschedule.request import NUMBER, Request, numbered
+from eschedule.request import GRACE_SECONDS, NUMBER, Request, numbered
 
 KEY_FILE_MOST_BYTES = 65536
 NICS_AT_MOST = 16
@@ -57,6 +57,7 @@ def request_from(options: argparse.Namespace, config: ScheduleConfig) -> Request
         hostname=None if options.hostname is None else parse_hostname(options.hostname),
         networks=_networks(options.network or [config.defaults.network]),
         restart=parse_restart(options.restart or config.defaults.restart),
+        grace_seconds=_grace_seconds(options.grace_seconds),
         uuid=None if options.uuid is None else parse_uuid(options.uuid, "--uuid"),
         request_id=None if options.request_id is None else parse_request_id(options.request_id),
         group=group,
@@ -84,6 +85,10 @@ def _group(options: argparse.Namespace) -> tuple[str | None, GroupPolicy]:
         return None, GroupPolicy.ANTI_AFFINITY
     policy = GroupPolicy.ANTI_AFFINITY if options.policy is None else parse_group_policy(options.policy)
     return parse_group(options.group), policy
+
+
+def _grace_seconds(text: str | None) -> int:
+    return GRACE_SECONDS if text is None else parse_count(text, "--grace-seconds", 0, 3600)
 
 
 def _image(options: argparse.Namespace, config: ScheduleConfig) -> str:

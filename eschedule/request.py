@@ -17,6 +17,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from common.model import Alternate, GroupPolicy, ImageRef, InstanceSpec, Nic, Restart
 
 ALTERNATES_AT_MOST = 3
+GRACE_SECONDS = 30  # where nobody says otherwise
 NUMBER = "{n}"  # in a name: which instance of its set this is
 
 
@@ -31,6 +32,7 @@ class Request:
         hostname: what the guest calls itself; None takes the name.
         group: instances of one group are kept apart or together, as *group_policy* says.
         uuid: None derives it from *request_id*, else a new one is made.
+        grace_seconds: how long the guest has to power off when it is asked to, before its plug is pulled.
         count: how many instances; above 1 the request is one for a set, and ``members`` are those for its instances.
     """
 
@@ -43,6 +45,7 @@ class Request:
     hostname: str | None = None
     networks: tuple[str, ...] = ("default",)
     restart: Restart = Restart.NEVER
+    grace_seconds: int = GRACE_SECONDS
     group: str | None = None
     group_policy: GroupPolicy = GroupPolicy.ANTI_AFFINITY
     uuid: UUID | None = None
@@ -67,6 +70,8 @@ class Request:
             parts["group_policy"] = self.group_policy.value
         if self.count > 1:
             parts["count"] = self.count
+        if self.grace_seconds != GRACE_SECONDS:
+            parts["grace_seconds"] = self.grace_seconds
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
@@ -112,6 +117,7 @@ class Request:
             group=self.group,
             group_policy=self.group_policy,
             restart=self.restart,
+            grace_seconds=self.grace_seconds,
             request_digest=self.digest(),
             created_at=created_at,
             created_by=created_by,

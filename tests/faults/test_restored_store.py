@@ -15,8 +15,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.support.deployment import Deployment, make_raw_image
+from tests.support.deployment import Deployment
 from tests.support.processes import wait_until
+from tests.support.small_guest import make_small_guest
 
 REQUEST = "resources=VCPU:1,DISK_GB:1,MEMORY_MB:64"
 RESOURCES = {"VCPU": 1, "DISK_GB": 1, "MEMORY_MB": 64}
@@ -33,7 +34,7 @@ class Site:
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
-        self.image = make_raw_image(deployment.directory / "image.raw")
+        self.image = make_small_guest(deployment.directory / "image.raw")
         self.data = deployment.directory / "etcd"
         self.backup = deployment.directory / "etcd-backup"
 

@@ -92,6 +92,8 @@ def said(answer: subprocess.CompletedProcess[str]) -> str:
         # the rest
         ((QUERY, IMAGE, "--uuid", "7"), 'uuid "7" is no uuid'),
         ((QUERY, IMAGE, "--restart", "allways"), "did you mean always?"),
+        ((QUERY, IMAGE, "--grace-seconds", "soon"), "--grace-seconds"),
+        ((QUERY, IMAGE, "--grace-seconds", "99999"), "--grace-seconds"),
         ((QUERY, IMAGE, "--wait-seconds", "soon"), '--wait-seconds is "soon"'),
         ((QUERY, IMAGE, "--wait-seconds", "3", "--no-wait"), "exclude each other"),
         ((QUERY, IMAGE, "--timings-file", "no/such/folder.json"), "cannot be written"),

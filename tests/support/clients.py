@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from common.model import Desired, ImageRef, InstanceSpec
+from common.model import Desired, ImageRef
 from eschedule import changes
 from eschedule.request import Request
 from eschedule.scheduler import Scheduler
@@ -16,13 +15,6 @@ from tests.support.cluster import QUERY, Cluster, Node
 from tests.support.ledger import Ledger
 
 GRACE_SECONDS = 2
-
-
-class _BriefRequest(Request):
-    """A request whose guest gets little time to power off."""
-
-    def spec(self, *arguments: Any, **named: Any) -> InstanceSpec:
-        return dataclasses.replace(super().spec(*arguments, **named), grace_seconds=GRACE_SECONDS)
 
 
 class _Preference(random.Random):
@@ -47,9 +39,9 @@ class Clients:
         """Record a new instance, which *on* is to build; the other hosts are its alternates where *has_alternates*."""
         self._count += 1
         query = QUERY if has_alternates else f"{QUERY}&in_tree={on.provider}"
-        request = _BriefRequest(
+        request = Request(
             query=query, resources={"VCPU": 1, "MEMORY_MB": 32, "DISK_GB": 1}, name=f"guest-{self._count}",
-            image=ImageRef(image or str(self.cluster.image)), **more,
+            image=ImageRef(image or str(self.cluster.image)), grace_seconds=GRACE_SECONDS, **more,
         )  # fmt: skip
         scheduler = Scheduler(
             self.cluster.store, self.cluster.placement, self.cluster.keys, policy="random", dice=_Preference(on.provider)

@@ -1,8 +1,9 @@
 """A guest that costs next to nothing: an image whose boot sector is the whole system.
 
 It says one ``B`` on the serial line each time that it boots, sleeps, and switches itself off when the power button is pressed;
-the deaf kind ignores the button, the slow kind takes three seconds to go down, as others do that have services to stop. Under emulation it boots in a third of a second and then takes no processor time to speak of,
-where a disk without a system has the BIOS spin for ever.
+the deaf kind ignores the button, the slow kind takes three seconds to go down, as others do that have services to stop. Under
+emulation it boots in a third of a second and then takes no processor time to speak of, where a disk without a system has the
+BIOS spin for ever.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ class TestDigest:
             {"hostname": "web"},
             {"networks": ("default", "default")},
             {"restart": Restart.ALWAYS},
+            {"grace_seconds": 5},
             {"group": "web"},
             {"count": 2},
         ],
@@ -172,12 +173,12 @@ class TestIntake:
         made = self.request(
             IMAGE, "--checksum", "sha256:" + "A" * 64, "--name", "web-1", "--hostname", "web", "--key", str(key_file),
             "--key", str(key_file), "--user-data", str(tmp_path / "user-data"), "--network", "lan", "--network", "wan",
-            "--restart", "always", "--uuid", str(INSTANCE).upper(),
+            "--restart", "always", "--grace-seconds", "5", "--uuid", str(INSTANCE).upper(),
         )  # fmt: skip
         assert made == Request(
             query="resources=DISK_GB:1,MEMORY_MB:256,VCPU:1", resources={"DISK_GB": 1, "MEMORY_MB": 256, "VCPU": 1},
             image=ImageRef(IMAGE, "sha256:" + "a" * 64), name="web-1", keys=(KEY,), user_data=b"#cloud-config\n", hostname="web",
-            networks=("lan", "wan"), restart=Restart.ALWAYS, uuid=INSTANCE,
+            networks=("lan", "wan"), restart=Restart.ALWAYS, grace_seconds=5, uuid=INSTANCE,
         )  # fmt: skip
 
     def test_the_configuration_fills_in_what_is_not_said(self, key_file: Path) -> None:
