@@ -184,6 +184,8 @@ class Auditor:
         consumer: Consumer | None = self._placement.consumer(uuid)
         if consumer is None:
             return None
+        if self._world.patience.is_orphan(uuid):
+            self._world.patience.orphan_stands_at(uuid, consumer.generation)
         total: Counter[str] = Counter()
         for amounts in consumer.allocations.values():
             total.update(amounts)

@@ -188,6 +188,8 @@ class Builder:
                 # Without a spec here only a claim that nobody can still mean to use is given back; ask again in a while.
                 self._world.patience.orphan_seconds(uuid, is_orphan=False)
                 return dataclasses.replace(facts, allocation=Allocation.UNASKED)
+            if not has_spec and not self._world.patience.orphan_stands_at(uuid, consumer.generation):
+                return dataclasses.replace(facts, allocation=Allocation.UNASKED)  # a client has just written it anew
             if is_ours or self._world.blueprint.provider in consumer.allocations:
                 # A spec that is here speaks for its claim wherever that stands: a move may have been cut off.
                 self._world.placement.release(uuid, consumer.generation)

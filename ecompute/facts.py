@@ -106,6 +106,7 @@ class FactFinder:
         consumer = self._world.placement.consumer(uuid)
         if consumer is None or self._world.blueprint.provider not in consumer.allocations:
             return Allocation.ABSENT
+        self._world.patience.orphan_stands_at(uuid, consumer.generation)
         return Allocation.PRESENT if self._world.placement.is_ours(consumer) else Allocation.UNASKED
 
     def _image_is_cached(self, spec: InstanceSpec | None, disk_is_there: bool) -> bool:

@@ -28,6 +28,7 @@ class Patience:
         self._first_press: dict[UUID, float] = {}
         self._last_press: dict[UUID, float] = {}
         self._orphan_since: dict[UUID, float] = {}
+        self._orphan_generations: dict[UUID, int] = {}
         self._started: dict[UUID, float] = {}
         self._gave_up: dict[UUID, float] = {}
         self._ruled_out: dict[UUID, dict[UUID, str]] = {}
@@ -59,8 +60,18 @@ class Patience:
         with self._lock:
             if not is_orphan:
                 self._orphan_since.pop(uuid, None)
+                self._orphan_generations.pop(uuid, None)
                 return 0.0
             return self._clock() - self._orphan_since.setdefault(uuid, self._clock())
+
+    def orphan_stands_at(self, uuid: UUID, generation: int) -> bool:
+        """Whether the claim was last seen at this *generation*, too; else somebody took it up, and the wait begins anew."""
+        with self._lock:
+            known = self._orphan_generations.get(uuid, generation)
+            self._orphan_generations[uuid] = generation
+            if known != generation:
+                self._orphan_since[uuid] = self._clock()
+            return known == generation
 
     def is_orphan(self, uuid: UUID) -> bool:
         """Whether *uuid* was an orphan when it was last seen."""

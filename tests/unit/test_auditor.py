@@ -12,8 +12,11 @@ import pytest
 from common.errors import HypervisorUnavailable, PlacementUnavailable
 from common.findings import Kind, Letter, Report
 from common.model import Desired, InstanceKey, InstanceSpec, Phase
+from common.placement import Claim
 from common.store import Transaction
 from ecompute.auditor import Auditor
+from ecompute.facts import Glimpse
+from ecompute.machine import Allocation
 from tests.support.loop import KEYS, Loop
 
 
@@ -196,3 +199,19 @@ def test_the_proposal_of_an_answer_brings_the_guest_back_untouched(host: Audited
     assert host.loop.world.metadata.read(spec.uuid) == document
     assert host.loop.status(proposal).phase is Phase.RUNNING
     assert host.kinds() == []
+
+
+def test_a_claim_that_its_client_takes_up_after_a_long_time_is_not_released_before_it_is_recorded(host: Audited) -> None:
+    loop, uuid = host.loop, uuid4()
+    alone, held = Glimpse(None, Allocation.PRESENT), {loop.provider: {"VCPU": 1}}
+    loop.placement.claim(uuid, held)
+    assert not loop.reconciler.glance(uuid, alone)
+    host.resync()
+    loop.now += 601
+    loop.placement.replace_consumers([Claim(uuid, held, 1)])
+    assert loop.reconciler.glance(uuid, alone)
+    loop.reconciler.reconcile(uuid)
+    assert loop.placement.consumer(uuid) is not None
+    loop.now += 601
+    loop.reconciler.reconcile(uuid)
+    assert loop.placement.consumer(uuid) is None
