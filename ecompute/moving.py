@@ -65,7 +65,7 @@ class Mover:
         if held is None or held.allocations != wanted:
             try:
                 self._world.placement.replace_consumers([Claim(spec.uuid, wanted, held.generation if held else None)])
-            except NoCapacity as error:
+            except (NoCapacity, InvalidSpec) as error:  # no room, or nothing that Placement would ever let it hold
                 return self._ruled_out(spec, facts, target, str(error))
         return dataclasses.replace(facts, allocation=Allocation.ABSENT, claimed_at=frozenset(wanted))
 

@@ -348,6 +348,8 @@ class TestClaims:
             placement.claim(consumer, {uuid4(): SMALL})
         placement.claim(consumer, {host: SMALL})  # over the record that Placement left behind
         assert placement.provider_allocations(host) == {consumer: SMALL}
+        held = placement.consumer(consumer)
+        assert held is not None and held.generation == 1  # as that of any claim just made, by which it is given back
 
     @pytest.mark.parametrize("nonsense", [{}, {"VCPU": 0}, {"VCPU": -1}, {"NOPE": 1}, {"nope": 1}, {"VCPU": 2**40}])
     def test_what_placement_does_not_understand_is_an_invalid_spec(

@@ -10,7 +10,15 @@ from uuid import UUID
 import pytest
 
 from common import groups
-from common.errors import ChecksumMismatch, HypervisorRejected, NoSpace, PlacementUnavailable, StoreUnavailable, Transient
+from common.errors import (
+    ChecksumMismatch,
+    HypervisorRejected,
+    InvalidSpec,
+    NoSpace,
+    PlacementUnavailable,
+    StoreUnavailable,
+    Transient,
+)
 from common.model import Alternate, Desired, GroupMembers, GroupPolicy, HostAdmin, InstanceKey, InstanceSpec, Phase
 from common.placement import Claim
 from common.store import Transaction
@@ -398,3 +406,15 @@ def test_a_host_that_an_operator_has_disabled_is_passed_by(tmp_path: Path) -> No
     spec = hosts.request()
     hosts.settle(spec)
     hosts.assert_runs_at(spec, good)
+
+
+def test_a_host_whose_claim_placement_would_never_take_is_passed_by(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path, count=3)
+    spec = hosts.request()
+
+    def refuse(_consumer: UUID, _allocations: object) -> None:
+        raise InvalidSpec("Placement refuses it")
+
+    hosts.placement.before_claim.append(refuse)
+    hosts.settle(spec)
+    hosts.assert_runs_at(spec, hosts.others[1])
