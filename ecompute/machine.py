@@ -228,7 +228,12 @@ def _kept(spec: InstanceSpec, facts: Facts, history: History) -> Decision:
     """It is to be there, up or down."""
     if _is_between_hosts(spec, facts, history):
         return _move(spec, facts, history)
-    return _running(spec, facts, history) if spec.desired is Desired.RUNNING else _stopped(facts)
+    if spec.desired is Desired.RUNNING:
+        return _running(spec, facts, history)
+    if history.is_exhausted and not has_run(facts, history) and not (ours(facts) is None and facts.domain):
+        # What has failed holds nothing any more; to call it stopped would promise that it can be started.
+        return _move(spec, facts, history)
+    return _stopped(facts)
 
 
 def _running(spec: InstanceSpec, facts: Facts, history: History) -> Decision:

@@ -158,6 +158,8 @@ ROWS: list[tuple[str, InstanceSpec | None, Facts, History, Decision]] = [
      Decision(Step.NONE, Phase.REFUSED, Reason.NO_ALLOCATION)),
     ("has run: never moved, whatever the claim says", MOVABLE, facts(READY, domain=OFF, allocation=Allocation.ABSENT, claimed_at=frozenset({OTHER})), TRIED,
      Decision(Step.ASSERT_ALLOCATION, Phase.STOPPED, Reason.ALLOCATION_MISSING)),
+    ("failed, then asked to be stopped: it stays failed", STOPPED, facts(allocation=Allocation.ABSENT), History(failure="X", has_failed=True),
+     Decision(Step.NONE, Phase.FAILED, "X")),
     ("reboot: press the button", REBOOT, facts(READY, domain=UP), FRESH, Decision(Step.SHUTDOWN, Phase.REBOOTING)),
     ("reboot: wait", REBOOT, facts(READY, domain=UP, shutdown_is_due=False), FRESH, Decision(Step.NONE, Phase.REBOOTING)),
     ("reboot: patience is over", REBOOT, facts(READY, domain=UP, grace_is_over=True), FRESH, Decision(Step.DESTROY, Phase.REBOOTING)),
