@@ -57,6 +57,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         "before:status:Running",
         "after:status:Running",
     ),
+    "build of a known image": ("before:FetchImage:pathlib.Path.rename",),
     "start": ("after:Start:ecompute.libvirt_driver.LibvirtDriver.write_stamp",),
     "reboot": ("after:Shutdown:ecompute.libvirt_driver.LibvirtDriver.write_stamp",),
     "destroy": (
@@ -85,9 +86,11 @@ class Bench:
         self.is_spoilt = False
         self._images = itertools.count()
 
-    def create(self, **more: object) -> UUID:
-        """Ask for a guest whose image nobody has yet."""
-        image = make_small_guest(self.cluster.directory / f"image-{next(self._images)}.raw")
+    def create(self, *, is_known: bool = False, **more: object) -> UUID:
+        """Ask for a guest whose image nobody has yet, or which is known by another address."""
+        number = next(self._images)
+        content = b"" if is_known else str(number).encode()
+        image = make_small_guest(self.cluster.directory / f"image-{number}.raw", content=content)
         return self.clients.create(self.node, **{"image": str(image), **more})
 
     def guest(self) -> UUID:
@@ -146,6 +149,14 @@ def test_killed_once_it_finishes_what_was_begun(bench: Bench, flow: str, failpoi
 
 def build(bench: Bench, failpoint: str) -> None:
     bench.strike(failpoint, lambda: bench.running.append(bench.create()))
+    bench.settle()
+
+
+def build_of_a_known_image(bench: Bench, failpoint: str) -> None:
+    """The image is there, it is only noted that it is what another address leads to."""
+    bench.running.append(bench.create(is_known=True))
+    bench.settle()
+    bench.strike(failpoint, lambda: bench.running.append(bench.create(is_known=True)))
     bench.settle()
 
 
@@ -260,7 +271,7 @@ def stamp_as_of_another_cluster(node: Node, uuid: UUID) -> Stamp:
 
 
 FLOWS: dict[str, Callable[[Bench, str], None]] = {
-    "build": build, "stop": stop, "stop a deaf guest": stop_a_deaf_guest, "start": start, "reboot": reboot,
+    "build": build, "build of a known image": build_of_a_known_image, "stop": stop, "stop a deaf guest": stop_a_deaf_guest, "start": start, "reboot": reboot,
     "reboot hard": reboot_hard, "destroy": destroy, "reschedule": reschedule, "give up": give_up,
     "regain a lost claim": regain_a_lost_claim, "adopt": adopt,
 }  # fmt: skip

@@ -17,6 +17,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import hypothesis
@@ -31,7 +32,7 @@ from tests.support.hosts import HostNetwork
 SOAK_SECONDS = float(os.environ.get("SOAK_MINUTES") or 0) * 60
 SEED = int(os.environ.get("SOAK_SEED") or 0)
 USUAL_SEED = 3
-RUNS_A_ROUND, STEPS_A_RUN = 9, 14
+RUNS_A_ROUND, STEPS_A_RUN = 9, 16
 
 pytestmark = pytest.mark.timeout(SOAK_SECONDS + 900)
 
@@ -58,7 +59,7 @@ class Faults(RuleBasedStateMachine):
         if self.failure:
             return
         try:
-            getattr(self.chaos, action)(*arguments, **named)
+            attrgetter(action)(self.chaos)(*arguments, **named)
             self.chaos.watch()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is what was found
             self._failed(error)
@@ -76,34 +77,43 @@ class Faults(RuleBasedStateMachine):
 
     # --- requests
 
-    @initialize()
-    def begin_with_some(self) -> None:
-        self._do("create", count=1, group=0, policy="", image=1, lost_after=0.0)
-        self._do("create", count=1, group=0, policy="", image=1, lost_after=0.0)
+    @initialize(number=st.integers(1, 3))
+    def begin_with_some(self, number: int) -> None:
+        for _ in range(number):
+            self._do("clients.create", count=1, group=0, policy="", image=1, lost_after=0.0)
+        self._do("settle")
 
     @rule(image=st.integers(0, 3), lost_after=LOST_AFTER)
     def create(self, image: int, lost_after: float) -> None:
-        self._do("create", count=1, group=0, policy="", image=image, lost_after=lost_after)
+        self._do("clients.create", count=1, group=0, policy="", image=image, lost_after=lost_after)
 
     @rule(group=st.integers(1, 2), policy=POLICIES, count=st.integers(1, 2), lost_after=LOST_AFTER)
     def create_in_a_group(self, group: int, policy: str, count: int, lost_after: float) -> None:
-        self._do("create", count=count, group=group, policy=policy, image=1, lost_after=lost_after)
+        self._do("clients.create", count=count, group=group, policy=policy, image=1, lost_after=lost_after)
 
     @rule(count=st.integers(2, 4), lost_after=LOST_AFTER)
     def create_several(self, count: int, lost_after: float) -> None:
-        self._do("create", count=count, group=0, policy="", image=1, lost_after=lost_after)
+        self._do("clients.create", count=count, group=0, policy="", image=1, lost_after=lost_after)
 
     @rule(which=WHICH, lost_after=LOST_AFTER)
     def repeat(self, which: int, lost_after: float) -> None:
-        self._do("repeat", which, lost_after)
+        self._do("clients.repeat", which, lost_after)
 
-    @rule(verb=st.sampled_from(["destroy", "stop", "start", "reboot", "reboot --hard"]), which=WHICH, lost_after=LOST_AFTER)
-    def change(self, verb: str, which: int, lost_after: float) -> None:
-        self._do("change", verb, which, lost_after)
+    @rule(which=WHICH, lost_after=LOST_AFTER)
+    def stop(self, which: int, lost_after: float) -> None:
+        self._do("clients.change", "stop", which, lost_after)
+
+    @rule(which=WHICH, lost_after=LOST_AFTER)
+    def start(self, which: int, lost_after: float) -> None:
+        self._do("clients.change", "start", which, lost_after)
+
+    @rule(which=WHICH, hard=st.booleans(), lost_after=LOST_AFTER)
+    def reboot(self, which: int, hard: bool, lost_after: float) -> None:
+        self._do("clients.change", "reboot --hard" if hard else "reboot", which, lost_after)
 
     @rule(which=WHICH, lost_after=LOST_AFTER)
     def destroy(self, which: int, lost_after: float) -> None:
-        self._do("change", "destroy", which, lost_after)
+        self._do("clients.change", "destroy", which, lost_after)
 
     # --- faults
 
@@ -120,6 +130,10 @@ class Faults(RuleBasedStateMachine):
         self._do("pause_ecompute", host)
 
     @rule(host=HOST)
+    def pause_past_the_lease(self, host: int) -> None:
+        self._do("pause_past_the_lease", host)
+
+    @rule(host=HOST)
     def resume_ecompute(self, host: int) -> None:
         self._do("resume_ecompute", host)
 
@@ -134,6 +148,10 @@ class Faults(RuleBasedStateMachine):
     @rule(by_freezing=st.booleans())
     def lose_leader(self, by_freezing: bool) -> None:
         self._do("lose_leader", by_freezing)
+
+    @rule()
+    def lose_quorum(self) -> None:
+        self._do("lose_quorum")
 
     @rule()
     def compact(self) -> None:

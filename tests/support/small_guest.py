@@ -28,8 +28,10 @@ _GO = bytes.fromhex("ba0406 b80020 ef")  # off
 _SLEEP = bytes.fromhex("fa f4 ebfc")  # cli; hlt; again
 
 
-def make_small_guest(path: Path, *, size_mib: int = 1, follows_the_button: bool = True, is_slow: bool = False) -> Path:
-    """Write the raw image to *path*."""
+def make_small_guest(
+    path: Path, *, size_mib: int = 1, follows_the_button: bool = True, is_slow: bool = False, content: bytes = b""
+) -> Path:
+    """Write the raw image to *path*; *content* makes it differ from others."""
     record = bytearray(512)
     leave = _LISTEN + (_TAKE_LEAVE if is_slow else b"") + _GO
     code = _SPEAK + (leave if follows_the_button else b"") + _SLEEP
@@ -37,6 +39,6 @@ def make_small_guest(path: Path, *, size_mib: int = 1, follows_the_button: bool 
     record[446:462] = struct.pack("<B3sB3sII", 0x80, b"\0\2\0", 0x83, b"\0\0\0", 1, size_mib * 2048 - 1)
     record[510:512] = b"\x55\xaa"
     with path.open("wb") as image:
-        image.write(record)
+        image.write(bytes(record) + content)
         image.truncate(size_mib << 20)
     return path
