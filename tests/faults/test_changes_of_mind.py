@@ -18,7 +18,7 @@ from tests.support.snapshot import World, look
 
 
 class Bench:
-    """A cluster of one host, and a guest on it that takes three seconds to go down."""
+    """A cluster of one host, and a guest on it that takes two seconds to go down."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster, self.ledger = cluster, Ledger()
@@ -29,7 +29,9 @@ class Bench:
         uuid = self.clients.create(self.cluster.nodes[0], image=self.image)
         self.clients.edit(uuid, {"grace_seconds": 20})
         self.settle()
-        wait_until(lambda: self.boots(uuid) == 1, timeout_seconds=20, what="the guest has booted", evidence=self.cluster.evidence)
+        wait_until(
+            lambda: self.boots(uuid) == 1, timeout_seconds=20, what="the guest has booted", evidence=self.cluster.evidence
+        )
         return uuid
 
     def boots(self, uuid: UUID) -> int:

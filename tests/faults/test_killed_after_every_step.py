@@ -33,9 +33,9 @@ STEPS_OF: dict[str, tuple[Step, ...]] = {
     ),
     "stop": (Step.SHUTDOWN,),
     "stop a deaf guest": (Step.SHUTDOWN, Step.DESTROY),
-    "start": (Step.START, Step.MARK_BOOTED),
+    "start": (Step.START,),
     "reboot": (Step.SHUTDOWN, Step.START, Step.MARK_BOOTED),
-    "reboot hard": (Step.DESTROY, Step.START, Step.MARK_BOOTED),
+    "reboot hard": (Step.DESTROY,),
     "destroy": (
         Step.DESTROY, Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.RELEASE, Step.FORGET,
     ),

@@ -32,7 +32,7 @@ from tests.support.hosts import HostNetwork
 SOAK_SECONDS = float(os.environ.get("SOAK_MINUTES") or 0) * 60
 SEED = int(os.environ.get("SOAK_SEED") or 0)
 USUAL_SEED = 3
-RUNS_A_ROUND, STEPS_A_RUN = 9, 16
+RUNS_A_ROUND, STEPS_A_RUN = 6, 16
 
 pytestmark = pytest.mark.timeout(SOAK_SECONDS + 900)
 

@@ -1,7 +1,7 @@
 """A guest that costs next to nothing: an image whose boot sector is the whole system.
 
 It says one ``B`` on the serial line each time that it boots, sleeps, and switches itself off when the power button is pressed;
-the deaf kind ignores the button, the slow kind takes three seconds to go down, as others do that have services to stop. Under
+the deaf kind ignores the button, the slow kind takes two seconds to go down, as others do that have services to stop. Under
 emulation it boots in a third of a second and then takes no processor time to speak of, where a disk without a system has the
 BIOS spin for ever.
 """
@@ -23,7 +23,7 @@ _LISTEN = bytes.fromhex(
     "fb f4"  # sti; hlt: the timer wakes it 18 times a second
     "ba0006 ed f6c401 74f5"  # until the status says that the button was pressed
 )
-_TAKE_LEAVE = bytes.fromhex("b93700 f4 e2fd")  # mov cx, 55; hlt; so often
+_TAKE_LEAVE = bytes.fromhex("b92400 f4 e2fd")  # mov cx, 36; hlt; so often
 _GO = bytes.fromhex("ba0406 b80020 ef")  # off
 _SLEEP = bytes.fromhex("fa f4 ebfc")  # cli; hlt; again
 
