@@ -334,6 +334,30 @@ def test_a_request_that_kills_its_builder_moves_on_when_its_attempts_are_used_up
     bench.clients.destroy(guest[0])
 
 
+@pytest.mark.parametrize("is_killed", [False, True], ids=["", "and-ecompute-too"])
+def test_the_target_of_a_move_dies_between_the_claim_and_the_spec(bench: Bench, is_killed: bool) -> None:
+    """There is no third host: the request has failed, and the claim that stands at the dead host is given back."""
+    other = bench.cluster.nodes[1]
+    bench.node.refuse_guests()
+    try:
+        bench.node.arm(f"hold before:{Step.MOVE_SPEC}")
+        uuid = bench.create(has_alternates=True)
+        bench.node.wait_held()
+        other.stop_ecompute()
+        if is_killed:
+            bench.node.kill_ecompute()
+            bench.restart()
+        bench.node.arm("")
+        status = bench.settle().status_of(uuid)
+    finally:
+        bench.node.refuse_guests(False)
+    assert status is not None and status.phase is Phase.FAILED
+    other.start_ecompute()
+    bench.cluster.wait_ready(other)
+    bench.clients.destroy(uuid)
+    bench.settle()
+
+
 def test_a_guest_that_has_run_and_cannot_start_is_neither_moved_nor_built_anew(bench: Bench) -> None:
     uuid = bench.create(has_alternates=True)
     bench.settle()
