@@ -59,6 +59,7 @@ from ecompute.workqueue import WorkQueue
 from ecompute.world import World
 
 logger = logging.getLogger(__name__)
+STARTING = "starting: what it has is not in Placement yet"
 T = TypeVar("T")
 
 
@@ -124,6 +125,7 @@ class Agent:
         self._usurped: OwnershipError | None = None
         self._resync: Resync | None = None
         self._specs: SpecWatcher | None = None
+        self._is_entered = threading.Event()  # into Placement, with all that the host has
         self._health = Health(now=wall_time, on_back=lambda _: self._ask_resync())
         self._metrics = Metrics(self._health, version=importlib.metadata.version("etcd-compute"))
 
@@ -293,7 +295,7 @@ class Agent:
         return HostRecord(
             name=host.name, boot_id=host.boot_id, incarnation=uuid4(), libvirt_host_uuid=host.info.libvirt_host_uuid,
             libvirt_uri=self._config.libvirt.uri, versions=versions,
-            virt_type=host.virt_type, since=wall_time(),
+            virt_type=host.virt_type, since=wall_time(), state=HostState.DEGRADED, message=STARTING,
         )  # fmt: skip
 
     def _filter(self, hypervisor: LibvirtDriver) -> str | None:
@@ -321,15 +323,22 @@ class Agent:
             return  # the provider may be another machine's by now
         vcpus, memory_mib = foreign_use(domains, host.provider)
         capacity = keeper.sync(host.info, host_admin=admin.current, foreign_vcpus=vcpus, foreign_memory_mib=memory_mib)
-        heartbeat.update(capacity=capacity)
+        self._is_entered.set()
+        state, message = self._state()
+        heartbeat.update(capacity=capacity, state=state, message=message)
+
+    def _state(self) -> tuple[HostState, str]:
+        """What the host record says: Ready once Placement knows what the host has, and while no service is away."""
+        message = self._health.message() or ("" if self._is_entered.is_set() else STARTING)
+        return (HostState.DEGRADED if message else HostState.READY), message
 
     def _publish_health(self, heartbeat: Heartbeat, stop: threading.Event) -> None:
         """Keep the host record's state and message as the services are, until *stop* and then a change."""
         while not stop.is_set():
             self._health.changed.wait()
             self._health.changed.clear()
-            message = self._health.message()
-            heartbeat.update(state=HostState.DEGRADED if message else HostState.READY, message=message)
+            state, message = self._state()
+            heartbeat.update(state=state, message=message)
 
     def _on_usurped(self, error: OwnershipError) -> None:
         self._usurped = error
