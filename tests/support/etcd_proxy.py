@@ -6,6 +6,7 @@ executed it; where it says so the client hears of a broken connection instead of
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -91,24 +92,32 @@ def _described(method: str, request: bytes) -> str:
     return f"Txn {'+'.join(kinds)}" if kinds else ""
 
 
+UUID_IN_PATH = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def kind_of(write: str) -> str:
+    """*write* without what it was about."""
+    return UUID_IN_PATH.sub("…", write)
+
+
 class NthWriteLost:
-    """Counts the writes to all services together, and says of the *n*-th that its answer is lost."""
+    """Counts the writes to all services together, and says of the *n*-th, or the first of a *kind*, that its answer is lost."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.seen: list[str] = []
         self.lost = ""
-        self._n = 0
+        self._n, self._kind = 0, ""
 
-    def begin(self, n: int) -> None:
-        """Count anew; 0 loses nothing."""
+    def begin(self, n: int, kind: str = "") -> None:
+        """Count anew; 0 and no *kind* lose nothing."""
         with self._lock:
-            self.seen, self.lost, self._n = [], "", n
+            self.seen, self.lost, self._n, self._kind = [], "", n, kind
 
     def __call__(self, write: str) -> bool:
         with self._lock:
             self.seen.append(write)
-            is_lost = len(self.seen) == self._n
+            is_lost = len(self.seen) == self._n or (not self.lost and bool(self._kind) and kind_of(write) == self._kind)
             if is_lost:
                 self.lost = write
             return is_lost

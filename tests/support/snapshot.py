@@ -7,7 +7,9 @@ files by their names. Nothing is interpreted here; ``tests/support/invariants.py
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -101,7 +103,7 @@ class World:
 
 def look(cluster: Cluster) -> World:
     """The cluster now. Everything that is asked has to answer."""
-    world = World(tuple(_host(cluster, node) for node in cluster.nodes), {}, {}, {}, {}, {}, {})
+    world = World(_hosts(cluster), {}, {}, {}, {}, {}, {})
     others = set()
     for item in cluster.store.list(cluster.prefix).items:
         kind, *rest = item.key.removeprefix(cluster.prefix).split("/")
@@ -122,6 +124,26 @@ def look(cluster: Cluster) -> World:
     return World(
         world.hosts, world.specs, world.statuses, world.instances, world.names, world.groups, world.anchors, frozenset(others)
     )
+
+
+def _hosts(cluster: Cluster) -> tuple[HostView, ...]:
+    """All hosts, looked at one after the other.
+
+    An instance that moves in between would be seen twice. What one host still has when the others have been looked at was there at
+    the same time as theirs; what it has no more was not.
+    """
+    hosts = [_host(cluster, node) for node in cluster.nodes]
+    seen = Counter(uuid for host in hosts for uuid in {*host.guests, *host.qemus})
+    if max(seen.values(), default=0) < 2:
+        return tuple(hosts)
+    for at, node in enumerate(cluster.nodes[:-1]):
+        guests, processes = _libvirt(node)[0], qemus_on(node)
+        hosts[at] = dataclasses.replace(
+            hosts[at],
+            guests={uuid: guest for uuid, guest in hosts[at].guests.items() if seen[uuid] < 2 or uuid in guests},
+            qemus={uuid: found for uuid, found in hosts[at].qemus.items() if seen[uuid] < 2 or uuid in processes},
+        )
+    return tuple(hosts)
 
 
 def _host(cluster: Cluster, node: Node) -> HostView:
