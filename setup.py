@@ -19,6 +19,7 @@ TEST = [
     "mypy>=1.11,<3",
     "pytest>=8.0,<10",
     "pytest-timeout>=2.3,<3",
+    "pytest-xdist>=3.5,<4",
     "ruff>=0.8,<1",
     "types-jsonschema",
     "types-PyYAML",

@@ -32,6 +32,10 @@ run_folder() {
   case $folder in
     system | faults*) [ "$(id -u)" = 0 ] || { echo "test.sh: tests/$folder start real guests and need root: sudo ./test.sh $folder" >&2; return 1; } ;;
   esac
+  # Most of what these wait for is time, not the processor; files stay together, for the sake of the clusters that they share.
+  case $folder in
+    integration | faults) set -- -n 2 --dist loadfile "$@" ;;
+  esac
   .venv/bin/python -m pytest "tests/$folder" "$@"
 }
 
