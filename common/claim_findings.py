@@ -44,6 +44,11 @@ def wrong_allocation(where: str, spec: InstanceSpec, provider: UUID, held: Held,
     cure = f"look at it: eschedule show {spec.name}; it is left alone, since no guest of ours is known to use it"
     if is_fixable:
         cure = "eschedule audit --fix sets it to what the spec says, where there is room"
+    elif has_guest:
+        cure = (
+            f"look at it in Placement: GET /allocations/{spec.uuid}; it is left alone, since it is of another project or type "
+            "than ours"
+        )
     return Finding(
         Kind.WRONG_ALLOCATION, where,
         f"the instance {spec.name} holds {shown(held.resources)}{on}, not {shown(spec.resources)}",

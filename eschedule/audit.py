@@ -111,7 +111,8 @@ class Auditor:
         """What *hosts* answer to *letter* in time."""
         session = self._session
         if hosts:
-            session.screen.progress(f"waiting for {len(hosts)} host{'s' if len(hosts) > 1 else ''} to look at themselves")
+            who = f"{len(hosts)} hosts to look at themselves" if len(hosts) > 1 else "1 host to look at itself"
+            session.screen.progress(f"waiting for {who}")
         return post.ask(session.store, session.keys, hosts, letter, Deadline(self._wait_seconds, session.clock))
 
     def _pause(self, seconds: float) -> None:

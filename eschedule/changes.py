@@ -82,7 +82,8 @@ def read(store: Store, keys: Keys, instance: UUID, who: UUID | str | None = None
             spec, status, host = (items.get(key) for key in wanted)
             assert spec is not None  # noqa: S101 - just looked
             return Instance(instance, known.name, known.provider, spec, status, host)
-    raise Permanent(f"{keys.instance(instance)} is there, but the spec that it points to is missing", "Damaged")
+    key = keys.instance(instance)
+    raise Permanent(f"{key} is there, but the spec that it points to is missing; see: eschedule audit", "Damaged")
 
 
 def change(

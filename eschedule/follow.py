@@ -258,7 +258,7 @@ class Follower:
         now = InstanceKey.from_json(found[keys[0]].value).provider
         if now == provider and keys[1] not in found:
             # Both change in one transaction, and were read by one.
-            raise Permanent(f"{keys[0]} is there, but the spec that it points to is missing", "Damaged")
+            raise Permanent(f"{keys[0]} is there, but the spec that it points to is missing; see: eschedule audit", "Damaged")
         wait.providers[instance] = now
         return now == provider
 

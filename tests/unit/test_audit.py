@@ -194,6 +194,9 @@ def test_a_claim_of_another_size_or_elsewhere_is_wrong_and_one_over_several_prov
     finding = only(compare(wrong))
     assert finding.kind == Kind.WRONG_ALLOCATION and finding.is_fixable
     assert "VCPU:9" in finding.what
+    of_another = sight(allocations={UUID_1: {"VCPU": 9}}, asked={UUID_1: Held({"VCPU": 9}, frozenset({PROVIDER}), False)})
+    finding = only(compare(of_another))
+    assert not finding.is_fixable and "another project or type than ours" in finding.cure
     elsewhere = sight(allocations={}, asked={UUID_1: Held(RESOURCES, frozenset({OTHER}), True)})
     assert only(compare(elsewhere)).kind == Kind.WRONG_ALLOCATION
     shared = sight(allocations={UUID_1: {"VCPU": 1}}, asked={UUID_1: Held(RESOURCES, frozenset({PROVIDER, OTHER}), True)})

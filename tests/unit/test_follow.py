@@ -359,7 +359,7 @@ class TestFollowing:
 
     def test_a_spec_that_is_missing_is_damage_and_no_endless_loop(self, stage: Stage) -> None:
         stage.remove(KEYS.spec(stage.provider, stage.uuid))
-        with pytest.raises(Permanent, match="the spec that it points to is missing"):
+        with pytest.raises(Permanent, match="the spec that it points to is missing; see: eschedule audit"):
             stage.follow(Goal.RUNNING)
 
     def test_what_a_newer_version_wrote_is_no_guess(self, stage: Stage) -> None:
