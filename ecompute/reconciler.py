@@ -32,7 +32,7 @@ from common.model import Desired, Event, InstanceSpec, InstanceStatus, Phase, Pr
 from common.store import Store
 from ecompute.builder import Builder
 from ecompute.facts import FactFinder, Glimpse
-from ecompute.machine import Decision, Facts, History, Step, decide, is_gone, is_up
+from ecompute.machine import Decision, Facts, History, Step, cause_of_going_down, decide, is_gone, is_up, ours
 from ecompute.moving import Cause
 from ecompute.patience import SLOW_RETRY_SECONDS, Patience
 from ecompute.statuses import Statuses, with_event
@@ -52,7 +52,7 @@ MESSAGES: dict[str, str] = {
     Reason.ATTEMPTS_EXHAUSTED: "it was tried as often as allowed",
     Reason.GUEST_SHUTDOWN: "the guest powered itself off",
     Reason.CRASHED: "the guest crashed",
-    Reason.HOST_REBOOTED: "the host was rebooted; start the guest when it is wanted again",
+    Reason.HOST_REBOOTED: "the host was rebooted under the guest",
     Reason.IO_ERROR: "QEMU paused the guest after a disk error; see the host's free space",
     Reason.ALLOCATION_MISSING: "the guest runs, but its claim was lost; asking Placement for it again",
     Reason.FOREIGN_DOMAIN: "a domain with this uuid is there that etcd-compute did not make; it is not touched",
@@ -127,6 +127,8 @@ class Reconciler:
             raise
         hand = _Pass(self, uuid, entry, facts)
         decision = self.decide(spec, hand.facts)
+        if spec is not None:
+            self._note_going_down(spec, facts)
         while decision.step is not Step.NONE and hand.steps_run < MOST_STEPS:
             if self.is_stale(uuid, entry):
                 self._look_again(uuid, 0.0)
@@ -138,6 +140,20 @@ class Reconciler:
         if hand.steps_run:
             took = round((time.monotonic() - began) * 1000)
             logger.info("reconciled", extra=fields(phase=decision.phase, steps=hand.steps_run, took_ms=took))
+
+    def _note_going_down(self, spec: InstanceSpec, facts: Facts) -> None:
+        """Keep in mind that a guest went down by itself, and why: whoever finds it restarted will ask."""
+        status = self._statuses.get(spec.uuid)
+        was_up = status is not None and status.phase in (Phase.RUNNING, Phase.PAUSED)
+        domain = ours(facts)
+        if status is None or not was_up or domain is None or domain.is_active or spec.desired is not Desired.RUNNING:
+            return
+        cause = cause_of_going_down(domain, facts)
+        is_reboot = domain.stamp is not None and domain.stamp.booted != spec.boot_request
+        if is_reboot or (status.events and status.events[-1].step == cause):  # asked for, or said before
+            return
+        logger.warning("the guest is down", extra=fields(name=spec.name, cause=cause, restart=spec.restart))
+        self._note_event(spec.uuid, cause, 0, MESSAGES.get(cause, ""))
 
     def decide(self, spec: InstanceSpec | None, facts: Facts) -> Decision:
         return decide(spec, facts, self._history(spec))
@@ -356,7 +372,7 @@ class Reconciler:
         self._statuses.note(spec.uuid, status)
         self._note_event(spec.uuid, step, 0, f"{error.reason}: {error}")
 
-    def _note_event(self, uuid: UUID, step: Step, took_ms: int, message: str = "") -> None:
+    def _note_event(self, uuid: UUID, step: str, took_ms: int, message: str = "") -> None:
         status = self._statuses.get(uuid)
         if status is not None:
             self._statuses.note(uuid, with_event(status, Event(self._now(), step, took_ms, message)))

@@ -508,3 +508,22 @@ def test_a_pass_right_behind_a_deletion_finds_nothing_to_do_though_the_watch_is_
     asked = len(loop.placement.calls)
     loop.reconciler.reconcile(spec.uuid)
     assert len(loop.placement.calls) == asked
+
+
+def test_a_guest_that_goes_down_by_itself_leaves_a_line_in_its_history_also_where_it_is_started_again(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept, lost = loop.request(restart=Restart.ALWAYS), loop.request(name="other")
+    for spec in (kept, lost):
+        loop.settle(spec)
+        loop.hypervisor.guest_crashes(spec.uuid)
+        loop.hypervisor.fail_next("get", HypervisorUnavailable("for a moment"))
+        loop.settle(spec)
+        loop.settle(spec)
+        assert [event.step for event in loop.status(spec).events].count("Crashed") == 1
+    assert (loop.status(kept).phase, loop.status(lost).phase) == (Phase.RUNNING, Phase.STOPPED)
+    assert caplog.text.count("the guest is down") == 2
+    loop.change(kept, boot_request=2, reboot_request=2, hard_reboot=True)
+    loop.settle(kept)
+    assert [event.step for event in loop.status(kept).events][-2:] == ["Start", "MarkBooted"]
+    assert caplog.text.count("the guest is down") == 2
