@@ -338,6 +338,7 @@ def test_a_request_that_kills_its_builder_moves_on_when_its_attempts_are_used_up
 def test_the_target_of_a_move_dies_between_the_claim_and_the_spec(bench: Bench, is_killed: bool) -> None:
     """There is no third host: the request has failed, and the claim that stands at the dead host is given back."""
     other = bench.cluster.nodes[1]
+    bench.settle()  # it may have something of an earlier case to finish
     bench.node.refuse_guests()
     try:
         bench.node.arm(f"hold before:{Step.MOVE_SPEC}")
