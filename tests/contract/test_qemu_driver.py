@@ -28,7 +28,7 @@ from ecompute.libvirt_xml import FILTER_NAME
 from ecompute.probe_initramfs import probe_initramfs
 from tests.support.domains import a_context, a_kernel, a_spec, a_stamp
 from tests.support.hosts import NamespacedHost, children_of
-from tests.support.processes import wait_until
+from tests.support.processes import freeze, wait_until
 
 INSTANCES = "/var/lib/etcd-compute/instances"
 ADDRESS = Address("default", "52:54:c0:a8:7a:32", "192.168.122.50", 24, "192.168.122.1")
@@ -402,7 +402,7 @@ def test_a_hung_libvirtd_holds_nobody_for_ever(
     spec = guests.define()
     impatient = LibvirtDriver(libvirt_host.uri, patience_seconds=1)
     assert impatient.get(spec.uuid)
-    libvirt_host.libvirtd.send_signal(signal.SIGSTOP)
+    freeze(libvirt_host.libvirtd)
     try:
         for _ in range(2):  # in the middle of a call, then while a new connection is opened
             began = time.monotonic()

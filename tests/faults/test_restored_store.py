@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from tests.support.deployment import Deployment
-from tests.support.processes import wait_until
+from tests.support.processes import freeze, wait_until
 from tests.support.small_guest import make_small_guest
 
 REQUEST = "resources=VCPU:1,DISK_GB:1,MEMORY_MB:64"
@@ -157,7 +157,7 @@ def test_etcd_is_wiped_under_running_guests(site: Site, tmp_path: Path) -> None:
 def destroyed_while_paused(site: Site, *names: str) -> None:
     """Ask for the end of instances while nobody serves them, and back etcd up at that moment; then let it happen."""
     assert site.deployment.ecompute is not None
-    site.deployment.ecompute.send_signal(signal.SIGSTOP)
+    freeze(site.deployment.ecompute)
     site.deployment.eschedule("destroy", "--no-wait", *names)
     site.deployment.kill_etcd()
     shutil.copytree(site.data, site.backup)

@@ -23,7 +23,7 @@ from common.placement_types import Claim
 from common.store import Transaction
 from tests.support.deployment import Deployment, make_raw_image
 from tests.support.placement import client_for
-from tests.support.processes import wait_until
+from tests.support.processes import freeze, wait_until
 
 REQUEST = "resources=VCPU:1,DISK_GB:1,MEMORY_MB:256"
 RESOURCES = {"VCPU": 1, "DISK_GB": 1, "MEMORY_MB": 256}
@@ -349,7 +349,7 @@ def test_services_and_hosts_that_do_not_answer_are_said_and_exit_4(site: Site) -
 
     assert site.deployment.ecompute is not None
     process = site.deployment.ecompute
-    process.send_signal(19)  # SIGSTOP
+    freeze(process)
     try:
         silent = site.audit("--wait-seconds", "1", exit_code=4)
         assert kinds(silent) == ["HostSilent"]

@@ -27,7 +27,7 @@ from common.placement import Placement
 from tests.support.etcd import EtcdCluster, unique_prefix
 from tests.support.hosts import HostNetwork, HostProcess, NamespacedHost
 from tests.support.placement import PlacementServer, client_for
-from tests.support.processes import VENV_BIN, spawn, wait_until
+from tests.support.processes import VENV_BIN, freeze, spawn, wait_until
 from tests.support.small_guest import make_small_guest
 
 STATE_DIR = "/var/lib/etcd-compute/state"
@@ -135,7 +135,7 @@ class Node:
     def pause_ecompute(self) -> None:
         if self.is_running:
             assert self.ecompute is not None
-            self.ecompute.send_signal(signal.SIGSTOP)
+            freeze(self.ecompute)
             self.is_paused = True
 
     def resume_ecompute(self) -> None:

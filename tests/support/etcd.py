@@ -24,7 +24,7 @@ import pytest
 from common.config import EtcdConfig
 from common.etcd_rules import key_range
 from common.etcd_store import EtcdStore, etcd3, etcdrpc  # not by itself: see there what has to come before
-from tests.support.processes import ROOT, free_port, spawn, stop, wait_until
+from tests.support.processes import ROOT, free_port, freeze, spawn, stop, wait_until
 
 START_SECONDS = 30.0
 
@@ -125,7 +125,7 @@ class EtcdServer:
     def freeze(self) -> None:
         """Stop it from running; its connections stay open and silent."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        freeze(self._process)
         self._is_frozen = True
 
     def thaw(self) -> None:

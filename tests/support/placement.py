@@ -20,7 +20,7 @@ import pytest
 
 from common.config import PlacementConfig
 from common.placement import Inventory, Placement
-from tests.support.processes import ROOT, free_port, spawn, stop, wait_until
+from tests.support.processes import ROOT, free_port, freeze, spawn, stop, wait_until
 
 RUN_PLACEMENT = ROOT / "packaging" / "run-placement"
 START_SECONDS = 60  # of a machine that is busy with other tests; 2 s else
@@ -79,7 +79,8 @@ class PlacementServer:
 
     def freeze(self) -> None:
         """It takes connections and answers nothing until ``thaw``."""
-        os.kill(self.pid, signal.SIGSTOP)
+        assert self._process is not None, "Placement is not running"
+        freeze(self._process)
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

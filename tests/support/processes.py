@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV_BIN = ROOT / ".venv" / "bin"
@@ -65,6 +65,20 @@ def stop(process: subprocess.Popen[bytes], *, timeout_seconds: float = 10, with_
             process.kill()
             process.wait(10)
     return process.returncode
+
+
+def freeze(process: subprocess.Popen[Any]) -> None:
+    """Stop *process* with SIGSTOP, and return when each of its threads stands still; until then it may answer."""
+    process.send_signal(signal.SIGSTOP)
+    tasks = Path(f"/proc/{process.pid}/task")
+
+    def stands_still() -> bool:
+        try:
+            return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks.iterdir())
+        except FileNotFoundError:  # a thread that ended meanwhile
+            return False
+
+    wait_until(stands_still, timeout_seconds=10, what=f"process {process.pid} stands still")
 
 
 def wait_until(
