@@ -47,12 +47,12 @@ def join(
     others = tuple(member for member in known.members if member != instance) if known else ()
     if policy is GroupPolicy.ANTI_AFFINITY and others:
         raise GroupTaken(f"the group {group} has {others[0]} on this host already")
-    compares = [_as_read(member_key, found)]
+    compares = [Compare.as_read(member_key, found)]
     puts = {member_key: GroupMembers(policy, (*others, instance)).to_json()}
     if policy is GroupPolicy.AFFINITY:
         if anchor_key in found and found[anchor_key].value != str(provider):
             raise GroupTaken(f"the group {group} lives on another host, {found[anchor_key].value}")
-        compares.append(_as_read(anchor_key, found))
+        compares.append(Compare.as_read(anchor_key, found))
         if anchor_key not in found:
             puts[anchor_key] = str(provider)
     return GroupChange(tuple(compares), puts)
@@ -66,13 +66,9 @@ def leave(keys: Keys, group: str, *, provider: UUID, instance: UUID, found: Mapp
         return GroupChange()
     others = tuple(member for member in known.members if member != instance)
     if others:
-        return GroupChange((_as_read(member_key, found),), {member_key: GroupMembers(known.policy, others).to_json()})
-    compares, deletes = [_as_read(member_key, found)], [member_key]
+        return GroupChange((Compare.as_read(member_key, found),), {member_key: GroupMembers(known.policy, others).to_json()})
+    compares, deletes = [Compare.as_read(member_key, found)], [member_key]
     if anchor_key in found and found[anchor_key].value == str(provider):
-        compares.append(_as_read(anchor_key, found))
+        compares.append(Compare.as_read(anchor_key, found))
         deletes.append(anchor_key)
     return GroupChange(tuple(compares), deletes=tuple(deletes))
-
-
-def _as_read(key: str, found: Mapping[str, Versioned]) -> Compare:
-    return Compare.unchanged(key, found[key].mod_revision) if key in found else Compare.absent(key)

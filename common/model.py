@@ -14,6 +14,7 @@ import functools
 import json
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 from uuid import UUID
@@ -186,6 +187,11 @@ class Record:
             return typing.cast(Self, _build(cls, value, cls.__name__))
         except ValueError as error:
             raise InvalidSpec(str(error)) from error
+
+
+def with_fields(text: str, fields: Mapping[str, Any]) -> str:
+    """The record *text* with some *fields* changed; those of a newer version stay as they are."""
+    return json.dumps({**json.loads(text), **_plain(dict(fields))}, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
 
 
 @dataclass(frozen=True)

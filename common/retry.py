@@ -15,6 +15,11 @@ from common.errors import EcomputeError
 T = TypeVar("T")
 
 
+def seconds_since_boot() -> float:
+    """A clock that goes on while the machine sleeps, unlike the monotonic one: leases and claims do not wait for a sleeper."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class Deadline:
     """A point in time, *seconds* from now by a monotonic *clock*, shared by all tries of one call."""
 

@@ -67,6 +67,11 @@ class Compare:
     def unchanged(key: str, revision: int) -> Compare:
         return Compare(key, "mod_revision", "==", revision)
 
+    @staticmethod
+    def as_read(key: str, found: Mapping[str, Versioned]) -> Compare:
+        """*key* is as it was among *found*: unchanged, or absent still."""
+        return Compare.unchanged(key, found[key].mod_revision) if key in found else Compare.absent(key)
+
 
 @dataclass(frozen=True)
 class Transaction:

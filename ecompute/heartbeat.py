@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import logging
 import threading
-import time
 from collections.abc import Callable
 from uuid import UUID
 
@@ -22,16 +21,11 @@ from common.errors import Conflict, EcomputeError, NotLive, OwnershipError, Tran
 from common.keys import Keys
 from common.logs import fields
 from common.model import HostRecord, HostState, OwnerRecord
-from common.retry import Backoff, Deadline
+from common.retry import Backoff, Deadline, seconds_since_boot
 from common.store import Compare, Store, Transaction, Versioned
 
 logger = logging.getLogger(__name__)
 LEASE_MARGIN_SECONDS = 1.0  # stop acting this long before the lease can be over on the server
-
-
-def lease_clock() -> float:
-    """Seconds that go on while the host is suspended: a lease does not wait for a host that sleeps."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def enroll(store: Store, keys: Keys, provider: UUID, mine: OwnerRecord) -> int:
@@ -101,7 +95,7 @@ class Heartbeat:
     def __init__(
         self, store: Store, keys: Keys, provider: UUID, owner: OwnerRecord, record: HostRecord, *, ttl_seconds: int,
         every_seconds: float, on_usurped: Callable[[OwnershipError], None], on_regained: Callable[[], None],
-        report: Callable[[str], None] = lambda _: None, clock: Callable[[], float] = lease_clock,
+        report: Callable[[str], None] = lambda _: None, clock: Callable[[], float] = seconds_since_boot,
         wait: Callable[[float], object] | None = None,
     ) -> None:  # fmt: skip
         self._store, self._keys, self._key, self._provider = store, keys, keys.host(provider), provider

@@ -9,7 +9,6 @@ specs or none. A target that does not take it is ruled out, and the table names 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +18,7 @@ from common import groups
 from common.errors import Conflict, GroupTaken, InvalidSpec, NoCapacity, UnsupportedSchema
 from common.keys import Keys
 from common.logs import fields
-from common.model import Alternate, HostAdmin, InstanceSpec
+from common.model import Alternate, HostAdmin, InstanceSpec, Move, with_fields
 from common.placement import Claim
 from common.store import Compare, Store, Transaction, Versioned
 from ecompute.machine import Allocation, Facts, move_target
@@ -112,8 +111,8 @@ class Mover:
             Compare.unchanged(instance, found[instance].mod_revision), Compare.absent(new),
         ]  # fmt: skip
         puts = {
-            new: _with(found[old].value, self._moved(spec, facts, target, cause)),
-            instance: _with(found[instance].value, {"provider": str(target.provider)}),
+            new: with_fields(found[old].value, self._moved(spec, facts, target, cause)),
+            instance: with_fields(found[instance].value, {"provider": target.provider}),
         }
         deletes = [old, keys.status(here, spec.uuid)]
         if spec.group:
@@ -129,14 +128,8 @@ class Mover:
     def _moved(self, spec: InstanceSpec, facts: Facts, target: Alternate, cause: Cause) -> dict[str, Any]:
         """The fields of the spec that are new at the target."""
         left = [a for a in spec.alternates if a.provider != target.provider and a.provider not in facts.ruled_out]
-        move = {
-            "provider": str(self._world.blueprint.provider), "host": self._host_name, "at": self._now(),
-            "reason": cause.reason, "message": cause.message[:500],
-        }  # fmt: skip
-        return {
-            "alternates": [{"provider": str(a.provider), "allocations": a.allocations} for a in left],
-            "moves": [*(_plain_move(m) for m in spec.moves), move],
-        }
+        move = Move(self._world.blueprint.provider, self._host_name, self._now(), cause.reason, cause.message[:500])
+        return {"alternates": left, "moves": (*spec.moves, move)}
 
     def _ruled_out(self, spec: InstanceSpec, facts: Facts, target: Alternate, why: str) -> Facts:
         logger.info("a host cannot take it", extra=fields(target=target.provider, why=why))
@@ -157,12 +150,3 @@ def _is_disabled(item: Versioned | None) -> bool:
         return item is not None and HostAdmin.from_json(item.value).disabled
     except (InvalidSpec, UnsupportedSchema):
         return False
-
-
-def _plain_move(move: Any) -> dict[str, Any]:
-    return {**dataclasses.asdict(move), "provider": str(move.provider)}
-
-
-def _with(text: str, changed: Mapping[str, Any]) -> str:
-    """The record *text* with some fields changed; those of a newer version stay as they are."""
-    return json.dumps({**json.loads(text), **changed}, separators=(",", ":"), sort_keys=True, ensure_ascii=False)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import threading
 from collections.abc import Sequence
 from uuid import UUID
@@ -18,7 +17,7 @@ from uuid import UUID
 from common.errors import ConfigError, Conflict, EcomputeError, Permanent, StoreUnavailable, Transient
 from common.findings import Finding, Kind, Letter, Report
 from common.keys import Keys
-from common.model import Desired, GroupMembers, InstanceKey, InstanceSpec, InstanceStatus, Phase
+from common.model import Desired, GroupMembers, InstanceKey, InstanceSpec, InstanceStatus, Phase, with_fields
 from common.retry import Deadline
 from common.store import Compare, ListWatch, Store, Transaction, Versioned
 from common.validate import parse_instance, parse_name, parse_seconds
@@ -179,7 +178,7 @@ class Adopter:
         instance_key, name_key, spec_key = keys.instance(spec.uuid), keys.name(spec.name), keys.spec(provider, spec.uuid)
         found = self._store.get_many([instance_key, name_key, spec_key])
         _check_free(found, keys, spec, provider)
-        compares = [_as_found(found, key) for key in (instance_key, name_key, spec_key)]
+        compares = [Compare.as_read(key, found) for key in (instance_key, name_key, spec_key)]
         puts = {
             instance_key: InstanceKey(provider, spec.name, spec.request_digest).to_json(), name_key: str(spec.uuid),
             spec_key: spec.to_json(),
@@ -221,9 +220,9 @@ class Adopter:
         spec = InstanceSpec.from_json(item.value)
         if not (options.spec or options.domain):
             raise ConfigError(_explained(finding.name, spec, proposal))
-        mark = {"adopts": json.loads(proposal.to_json())["adopts"]}
+        mark = {"adopts": proposal.adopts}
         fields = mark if options.spec else _of_domain(proposal)
-        text = json.dumps({**json.loads(item.value), **fields}, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+        text = with_fields(item.value, fields)
         if spec.adopts == proposal.adopts and text == item.value:
             return spec, provider, item.mod_revision  # decided just so before, and not acted on yet
         revision = self._store.replace(item.key, text, seen=item.mod_revision)
@@ -237,10 +236,6 @@ def _is_about(finding: Finding, instance: UUID | None, who: UUID | str) -> bool:
     if finding.kind not in (Kind.QUARANTINED, Kind.STORE_RESTORED):
         return False
     return finding.instance == instance if instance else finding.name == who
-
-
-def _as_found(found: dict[str, Versioned], key: str) -> Compare:
-    return Compare.unchanged(key, found[key].mod_revision) if key in found else Compare.absent(key)
 
 
 def _check_free(found: dict[str, Versioned], keys: Keys, spec: InstanceSpec, provider: UUID) -> None:
@@ -259,20 +254,10 @@ def _check_free(found: dict[str, Versioned], keys: Keys, spec: InstanceSpec, pro
 
 def _of_domain(proposal: InstanceSpec) -> dict[str, object]:
     """The fields that the host knows better than an old spec; what only specs hold stays as it is there."""
-    known = json.loads(proposal.to_json())
     names = (
-        "resources",
-        "nics",
-        "keys",
-        "user_data_base64",
-        "hostname",
-        "image",
-        "desired",
-        "boot_request",
-        "alternates",
-        "adopts",
-    )
-    return {name: known[name] for name in names}
+        "resources", "nics", "keys", "user_data_base64", "hostname", "image", "desired", "boot_request", "alternates", "adopts",
+    )  # fmt: skip
+    return {name: getattr(proposal, name) for name in names}
 
 
 def _explained(name: str, spec: InstanceSpec, proposal: InstanceSpec) -> str:

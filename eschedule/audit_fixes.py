@@ -193,9 +193,7 @@ class Fixer:
 
 def _as_seen(cluster: Cluster, *keys: str) -> list[Compare]:
     """That *keys* are as they were read, absent ones absent."""
-    return [
-        Compare.unchanged(key, cluster.items[key].mod_revision) if key in cluster.items else Compare.absent(key) for key in keys
-    ]
+    return [Compare.as_read(key, cluster.items) for key in keys]
 
 
 def _delete_name(cluster: Cluster, finding: Finding) -> _Change:

@@ -6,7 +6,6 @@ fields in question are changed in the JSON that is there, so that fields of a ne
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from uuid import UUID
 
 from common.errors import Conflict, Permanent
 from common.keys import Keys
-from common.model import Desired, InstanceKey, InstanceSpec, InstanceStatus, Phase
+from common.model import Desired, InstanceKey, InstanceSpec, InstanceStatus, Phase, with_fields
 from common.retry import Backoff
 from common.store import Store, Versioned
 
@@ -117,7 +116,7 @@ def change(
         if _is_adoption_over(found):
             fields = {**fields, "adopts": None}
         try:
-            store.replace(found.spec_item.key, _with(found.spec_item.value, fields), seen=found.spec_item.mod_revision)
+            store.replace(found.spec_item.key, with_fields(found.spec_item.value, fields), seen=found.spec_item.mod_revision)
         except Conflict:
             sleep(backoff.next())
         else:
@@ -173,7 +172,3 @@ def rebooted(*, hard: bool) -> Edit:
 def _refuse_deleted(spec: InstanceSpec) -> None:
     if spec.desired is Desired.DELETED:
         raise Conflict(f"the instance {spec.name} is being destroyed; see: eschedule show {spec.name}")
-
-
-def _with(text: str, fields: Mapping[str, Any]) -> str:
-    return json.dumps({**json.loads(text), **fields}, separators=(",", ":"), sort_keys=True, ensure_ascii=False)

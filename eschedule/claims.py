@@ -14,17 +14,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 from common.errors import Conflict, NoCapacity, PlacementUnavailable
 from common.placement_types import Allocations, Claim, Consumer, plain
-from common.retry import Backoff, Deadline
+from common.retry import Backoff, Deadline, seconds_since_boot
 
 if TYPE_CHECKING:
     from common.placement import Placement
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 FRESH_SECONDS = 30.0  # a claim without an instance is released by others when it is older: its host, or an operator's audit
 FIRST_GENERATION = 1  # of a claim that was just made
@@ -59,11 +60,6 @@ class Holding:
         return totals(self.allocations)
 
 
-def seconds_since_boot() -> float:
-    """A clock that goes on while the machine sleeps, as a laptop with a closed lid does, unlike the monotonic one."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
-
-
 class Claims:
     """Makes and releases claims.
 
@@ -93,31 +89,13 @@ class Claims:
             Conflict: the uuid holds something else, or is not ours.
             PlacementUnavailable: no answer; with ``outcome_unknown`` the claim may have been made.
         """
-        deadline, begun = Deadline(self._deadline_seconds, self._clock), self._boot_clock()
-        backoff = Backoff(0.05, 1.0, random=self._dice.random)
-        conflicts, in_doubt = 0, False
-        while True:
-            try:
-                self._placement.claim(consumer, allocations)
-                return Holding(consumer, plain(allocations), made_here=True, seen_at=begun)
-            except NoCapacity:
-                return Refusal.NO_ROOM
-            except Conflict:
-                # Found after an answer of our own was lost, it is most likely that claim: ours to give back.
-                if found := self._found(consumer, allocations, made_here=in_doubt):
-                    return found
-                conflicts += 1
-                if conflicts >= TRIES_PER_CANDIDATE:
-                    return Refusal.CONTENDED
-            except PlacementUnavailable as error:
-                if not error.outcome_unknown:
-                    raise
-                in_doubt = True
-                if found := self._found(consumer, allocations, made_here=True):
-                    return found
-                if deadline.expired:
-                    raise
-            self._sleep(min(backoff.next(), max(0.0, deadline.remaining())))
+        begun = self._boot_clock()
+
+        def ask() -> Holding:
+            self._placement.claim(consumer, allocations)
+            return Holding(consumer, plain(allocations), made_here=True, seen_at=begun)
+
+        return self._settled(ask, lambda made_here: self._found(consumer, allocations, made_here=made_here))
 
     def claim_all(self, wanted: Mapping[UUID, Allocations]) -> dict[UUID, Holding] | Refusal:
         """Hold all that is *wanted*, by consumer, or nothing of it.
@@ -128,30 +106,13 @@ class Claims:
             Conflict: a uuid holds something else, or is not ours.
             PlacementUnavailable: no answer; with ``outcome_unknown`` the claims may have been made.
         """
-        deadline, begun = Deadline(self._deadline_seconds, self._clock), self._boot_clock()
-        backoff = Backoff(0.05, 1.0, random=self._dice.random)
-        conflicts, in_doubt = 0, False
-        while True:
-            try:
-                self._placement.replace_consumers([Claim(consumer, what) for consumer, what in wanted.items()])
-                return {c: Holding(c, plain(what), made_here=True, seen_at=begun) for c, what in wanted.items()}
-            except NoCapacity:
-                return Refusal.NO_ROOM
-            except Conflict:
-                if found := self._found_of(wanted, made_here=in_doubt):
-                    return found
-                conflicts += 1
-                if conflicts >= TRIES_PER_CANDIDATE:
-                    return Refusal.CONTENDED
-            except PlacementUnavailable as error:
-                if not error.outcome_unknown:
-                    raise
-                in_doubt = True
-                if found := self._found_of(wanted, made_here=True):
-                    return found
-                if deadline.expired:
-                    raise
-            self._sleep(min(backoff.next(), max(0.0, deadline.remaining())))
+        begun = self._boot_clock()
+
+        def ask() -> dict[UUID, Holding]:
+            self._placement.replace_consumers([Claim(consumer, what) for consumer, what in wanted.items()])
+            return {c: Holding(c, plain(what), made_here=True, seen_at=begun) for c, what in wanted.items()}
+
+        return self._settled(ask, lambda made_here: self._found_of(wanted, made_here=made_here) or None)
 
     def left_behind(self, consumer: UUID, resources: Mapping[str, int]) -> Holding | None:
         """What an earlier run of the same request claimed of *resources* for *consumer*, wherever it is.
@@ -211,6 +172,37 @@ class Claims:
             log.info("the claim of %s was not released: %s", holding.consumer, error)
             return False
         return True
+
+    def _settled(self, ask: Callable[[], T], find: Callable[[bool], T | None]) -> T | Refusal:
+        """What *ask* answers, or what *find* finds to be held, given whether this run may have made it; until one is certain.
+
+        Raises:
+            PlacementUnavailable: it was certainly not done; or, with ``outcome_unknown``, nothing was to be learnt in time.
+        """
+        deadline = Deadline(self._deadline_seconds, self._clock)
+        backoff = Backoff(0.05, 1.0, random=self._dice.random)
+        conflicts, in_doubt = 0, False
+        while True:
+            try:
+                return ask()
+            except NoCapacity:
+                return Refusal.NO_ROOM
+            except Conflict:
+                # Found after an answer of our own was lost, it is most likely that claim: ours to give back.
+                if found := find(in_doubt):
+                    return found
+                conflicts += 1
+                if conflicts >= TRIES_PER_CANDIDATE:
+                    return Refusal.CONTENDED
+            except PlacementUnavailable as error:
+                if not error.outcome_unknown:
+                    raise
+                in_doubt = True
+                if found := find(True):
+                    return found
+                if deadline.expired:
+                    raise
+            self._sleep(min(backoff.next(), max(0.0, deadline.remaining())))
 
     def _found(self, consumer: UUID, allocations: Allocations, *, made_here: bool) -> Holding | None:
         held: Consumer | None = self._placement.consumer(consumer)

@@ -20,9 +20,10 @@ from common.errors import ConfigError, EcomputeError
 from common.groups import GroupChange
 from common.keys import Keys
 from common.model import Alternate, HostRecord, InstanceKey, InstanceSpec
+from common.retry import seconds_since_boot
 from common.store import Compare, Store, Transaction, Versioned
 from eschedule import whynot
-from eschedule.claims import Claims, Holding, describe, seconds_since_boot
+from eschedule.claims import Claims, Holding, describe
 from eschedule.grouping import Group
 from eschedule.interruption import Interruption
 from eschedule.ordering import in_order

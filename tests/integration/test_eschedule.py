@@ -8,7 +8,6 @@ import pty
 import re
 import signal
 import subprocess
-import time
 from collections import Counter
 from pathlib import Path
 from uuid import uuid4
@@ -344,20 +343,8 @@ class TestInterruption:
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     def test_between_claim_and_record_nothing_is_left(self, site: Site, number: int, code: int) -> None:
         site.host("node1")
-        proxy = FaultyProxy(site.placement_server.port)
-        try:
-            site.configure(placement_url=proxy.url)
-            proxy.inject(Fault.HOLD_ANSWER, "PUT", "/allocations")
-            process = site.spawn(QUERY, IMAGE, "--name", "web-1")
-            wait_until(site.claimed, timeout_seconds=60, what="the claim is made")
-            process.send_signal(number)
-            time.sleep(0.2)  # the signal is to come first, which nothing shows
-            assert process.poll() is None
-            proxy.released.set()
-            errors = process.communicate(timeout=120)[1]
-        finally:
-            proxy.close()
-        assert process.returncode == code
+        returncode, errors = site.signalled_between_claim_and_record("PUT", number, QUERY, IMAGE, "--name", "web-1")
+        assert returncode == code
         assert errors.splitlines()[-1] == "eschedule: interrupted; nothing was created"
         assert (site.claimed(), site.recorded()) == (set(), set())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections import Counter
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from common.model import GroupMembers, InstanceSpec, Phase
 from tests.support.eschedule import ADDRESS, IMAGE, QUERY, Site, StandInHost, builds_at_once, never_ends
 from tests.support.faulty_proxy import Fault, FaultyProxy
-from tests.support.processes import wait_until
+from tests.support.processes import freeze, wait_until
 
 
 def rows(output: str) -> list[dict[str, str]]:
@@ -123,19 +122,8 @@ class TestSets:
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     def test_a_signal_between_claim_and_record_leaves_nothing(self, site: Site, number: int, code: int) -> None:
         site.host("node1")
-        proxy = FaultyProxy(site.placement_server.port)
-        try:
-            site.configure(placement_url=proxy.url)
-            proxy.inject(Fault.HOLD_ANSWER, "POST", "/allocations")
-            process = site.spawn(QUERY, IMAGE, "--count", "3")
-            wait_until(site.claimed, timeout_seconds=60, what="the claims are made")
-            process.send_signal(number)
-            time.sleep(0.2)  # the signal is to come first, which nothing shows
-            proxy.released.set()
-            errors = process.communicate(timeout=120)[1]
-        finally:
-            proxy.close()
-        assert process.returncode == code
+        returncode, errors = site.signalled_between_claim_and_record("POST", number, QUERY, IMAGE, "--count", "3")
+        assert returncode == code
         assert errors.splitlines()[-1] == "eschedule: interrupted; nothing was created"
         assert (site.claimed(), site.recorded()) == (set(), set())
 
@@ -153,7 +141,7 @@ class TestSets:
             env = {"PYTHONPATH": str(site.directory)}
             process = site.spawn(QUERY, IMAGE, "--count", "3", "--no-wait", more_env=env)
             claimed = wait_until(site.claimed, timeout_seconds=60, what="the claims are made")
-            process.send_signal(signal.SIGSTOP)
+            freeze(process)
             for uuid in list(claimed)[:2]:
                 host.release(uuid)
             (site.directory / "slept").touch()

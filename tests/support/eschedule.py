@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from common.model import Address, Desired, HostRecord, InstanceSpec, InstanceSta
 from common.placement import OWNER_TRAIT, Placement
 from common.store import ListWatch, Transaction, Versioned
 from tests.support.etcd import EtcdServer, unique_prefix
+from tests.support.faulty_proxy import Fault, FaultyProxy
 from tests.support.placement import PlacementServer, client_for, make_provider
 from tests.support.processes import VENV_BIN, as_a_child, wait_until
 
@@ -96,6 +98,23 @@ class Site:
         wait_until(when, timeout_seconds=60, what="the moment for the signal")
         process.send_signal(number)
         return process.communicate(timeout=120)[1]
+
+    def signalled_between_claim_and_record(self, method: str, number: int, *arguments: str) -> tuple[int, str]:
+        """Run the program with a signal that comes once its claim, made with *method*, stands; its exit code and its errors."""
+        proxy = FaultyProxy(self.placement_server.port)
+        try:
+            self.configure(placement_url=proxy.url)
+            proxy.inject(Fault.HOLD_ANSWER, method, "/allocations")
+            process = self.spawn(*arguments)
+            wait_until(self.claimed, timeout_seconds=60, what="the claim is made")
+            process.send_signal(number)
+            time.sleep(0.2)  # the signal is to come first, which nothing shows
+            assert process.poll() is None
+            proxy.released.set()
+            errors = process.communicate(timeout=120)[1]
+        finally:
+            proxy.close()
+        return process.returncode, errors
 
     # -- what is there ----------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -46,18 +45,6 @@ def _policy(stage: Stage) -> GroupPolicy:
     return GroupMembers.from_json(item.value).policy
 
 
-def before_commits(stage: Stage, *actions: Callable[[], object]) -> None:
-    """Have each of *actions* happen right before one of the next commits."""
-    commit, left = stage.store.commit, list(actions)
-
-    def racing(transaction: Transaction) -> int:
-        if left:
-            left.pop(0)()
-        return commit(transaction)
-
-    stage.store.commit = racing  # type: ignore[method-assign]
-
-
 def join(stage: Stage, provider: UUID, policy: GroupPolicy = ANTI) -> UUID:
     """Somebody else's instance joins the group on *provider*."""
     instance = uuid4()
@@ -92,7 +79,7 @@ class TestAntiAffinity:
 
     def test_the_loser_of_a_race_gives_its_claim_back_and_takes_the_next_host(self, stage: Stage) -> None:
         first, second = stage.host("node1"), stage.host("node2", VCPU=4, MEMORY_MB=4096, DISK_GB=50)
-        before_commits(stage, lambda: join(stage, first))
+        stage.before_commits(lambda: join(stage, first))
         placed = create(stage)
         assert placed.provider == second
         assert stage.placement.consumers[placed.uuid].allocations == {second: SMALL}
@@ -118,7 +105,7 @@ class TestAntiAffinity:
         host, asked = stage.host("node1"), member()
         assert asked.uuid
         stage.placement.hold(asked.uuid, {host: SMALL})
-        before_commits(stage, lambda: join(stage, host))
+        stage.before_commits(lambda: join(stage, host))
         with pytest.raises(Transient, match=r"the claim that an earlier run .* is on node1") as caught:
             stage.scheduler.create(asked)
         assert not isinstance(caught.value, Conflict)
@@ -160,14 +147,14 @@ class TestSoftAntiAffinity:
     def test_members_that_join_meanwhile_cost_another_transaction_and_not_the_claim(self, stage: Stage) -> None:
         host = stage.host("node1")
         others: list[UUID] = []
-        before_commits(stage, *[lambda: others.append(join(stage, host, SOFT_ANTI))] * 5)
+        stage.before_commits(*[lambda: others.append(join(stage, host, SOFT_ANTI))] * 5)
         placed = create(stage, SOFT_ANTI)
         assert members(stage) == {host: {placed.uuid, *others}}
         assert (len(others), len(calls(stage, "claim"))) == (5, 1)
 
     def test_members_that_never_stop_joining_end_it_without_a_claim(self, stage: Stage) -> None:
         host = stage.host("node1")
-        before_commits(stage, *[lambda: join(stage, host, SOFT_ANTI)] * 100)
+        stage.before_commits(*[lambda: join(stage, host, SOFT_ANTI)] * 100)
         with pytest.raises(Transient, match="kept changing"):
             create(stage, SOFT_ANTI)
         assert stage.placement.consumers == {}
@@ -201,7 +188,7 @@ class TestAffinity:
 
     def test_the_loser_of_the_first_place_goes_where_the_winner_is(self, stage: Stage) -> None:
         first, second = stage.host("node1"), stage.host("node2", VCPU=4, MEMORY_MB=4096, DISK_GB=50)
-        before_commits(stage, lambda: join(stage, second, AFFINITY))
+        stage.before_commits(lambda: join(stage, second, AFFINITY))
         placed = create(stage, AFFINITY)
         assert placed.provider == second
         assert stage.placement.consumers[placed.uuid].allocations == {second: SMALL}
@@ -244,7 +231,7 @@ class TestPolicies:
 
     def test_another_policy_that_was_first_meanwhile_is_a_conflict_and_no_claim(self, stage: Stage) -> None:
         host = stage.host("node1")
-        before_commits(stage, lambda: join(stage, host, SOFT_ANTI))
+        stage.before_commits(lambda: join(stage, host, SOFT_ANTI))
         with pytest.raises(Conflict, match="under the policy soft-anti-affinity"):
             create(stage, ANTI)
         assert stage.placement.consumers == {}

@@ -86,6 +86,17 @@ class Stage:
 
         self.store.commit = failing  # type: ignore[method-assign]
 
+    def before_commits(self, *actions: Callable[[], object]) -> None:
+        """Have each of *actions* happen right before one of the next commits."""
+        commit, left = self.store.commit, list(actions)
+
+        def racing(transaction: Transaction) -> int:
+            if left:
+                left.pop(0)()
+            return commit(transaction)
+
+        self.store.commit = racing  # type: ignore[method-assign]
+
     def _sleep(self, seconds: float) -> None:
         self.time += seconds
 

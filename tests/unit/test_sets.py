@@ -44,16 +44,6 @@ class Sets(Stage):
     def create(self, asked: Request) -> PlacedSet:
         return self.batch().create_all(asked)
 
-    def before_commits(self, *actions: Callable[[], object]) -> None:
-        commit, left = self.store.commit, list(actions)
-
-        def racing(transaction: Transaction) -> int:
-            if left:
-                left.pop(0)()
-            return commit(transaction)
-
-        self.store.commit = racing  # type: ignore[method-assign]
-
     def desired(self, placed_uuid: UUID) -> Desired:
         return changes.read(self.store, KEYS, placed_uuid).spec.desired
 
