@@ -1,7 +1,7 @@
 """What a scenario is given and what it answers, and how things are timed.
 
-Absolute times on shared machines mean nothing, so whatever can be is a *ratio*: the same work done by the least code that can do it
-(the *floor*) or by another program (a *peer*), in the same run, turn and turn about, medians of several runs each.
+Absolute times on shared machines mean nothing, so whatever can be is a *ratio*: the same work done by the least code that can
+do it (the *floor*) or by another program (a *peer*), in the same run, turn and turn about, medians of several runs each.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Figure:
         unit: of *value*; ``×`` for a ratio.
         at_most: the aim, where less is better.
         at_least: the aim, where more is better.
-        margin: how far, as a part of the baseline's value, it may be worse before ``--check`` fails; stated from what was seen to
-            vary. None: not compared, as for anything that is not a ratio.
-        samples: what it was computed from, by label, for the JSON and for who doubts it; seconds unless the label says otherwise.
+        margin: how far, as a part of the baseline's value, it may be worse before ``--check`` fails; stated from what was seen
+            to vary. None: not compared, as for anything that is not a ratio.
+        samples: what it was computed from, by label, for the JSON and for who doubts it; seconds unless the label says else.
         note: what stands in the way, or how to read it; one sentence.
     """
 
@@ -94,9 +94,10 @@ def seconds_of(action: Callable[[], object]) -> float:
 
 
 def turn_about(runs: int, **contenders: Callable[[], float]) -> dict[str, list[float]]:
-    """*runs* samples of each contender, turn and turn about, after one of each that does not count; a contender answers its sample.
+    """*runs* samples of each contender, turn and turn about, after one of each that does not count.
 
-    Each round begins with another one, so that none profits from its neighbour.
+    A contender does the thing once and answers how long it took. Each round begins with another one, so that none profits from
+    its neighbour.
     """
     names = list(contenders)
     for name in names:
