@@ -1,7 +1,8 @@
 #!/bin/bash
-# setup-host.sh [--extra placement|test] SECTION...   make this host ready: Debian packages, .venv, etcd
-# setup-host.sh --list SECTION...                     only print the packages of these sections of debian-packages
+# setup-host.sh [--extra placement|test|benchmarks] [--tools] SECTION...   make this host ready: Debian packages, .venv, etcd
+# setup-host.sh --list SECTION...                                          only print the packages of these sections of debian-packages
 #
+# With --tools, what the section [benchmarks] names is there as well, below .cache/tools where it is not installed.
 # Installs what is missing and nothing else, so that a second run takes no time. Where a run was killed in the middle the
 # next one goes on. Logs are in .cache/logs. Called by demo.sh and test.sh; needs root only where a package is missing.
 set -euo pipefail
@@ -13,7 +14,10 @@ stamp=$venv/.complete # written last: a virtual environment without it is half m
 python=/usr/bin/python3 # not the first on PATH: Debian's bindings fit Debian's Python alone
 bindings=/usr/lib/python3/dist-packages
 etcd_home=$cache/etcd
+tools_home=$cache/tools
+extras=(placement test benchmarks) # each has all of those before it
 extra=placement
+wants_tools=
 venv_job= # pid of make_venv while it runs beside apt
 
 missing_packages() {
@@ -57,12 +61,19 @@ venv_fingerprint() {
 
 venv_is_current() {
   [ -f "$stamp" ] && read -r has_fingerprint has_extra <"$stamp" &&
-    [ "$has_fingerprint" = "$(venv_fingerprint)" ] && { [ "$has_extra" = "$extra" ] || [ "$has_extra" = test ]; }
+    [ "$has_fingerprint" = "$(venv_fingerprint)" ] && [ "$(larger_extra "$has_extra" "$extra")" = "$has_extra" ]
+}
+
+# larger_extra A B: the one of these two that has the other
+larger_extra() {
+  local each larger=$1
+  for each in "${extras[@]}"; do case $each in "$1" | "$2") larger=$each ;; esac; done
+  echo "$larger"
 }
 
 make_venv() {
   local log=$logs/pip.log site keep_extra=$extra
-  [ -f "$stamp" ] && grep -q ' test$' "$stamp" && keep_extra="test"
+  [ ! -f "$stamp" ] || keep_extra=$(larger_extra "$(cut -d' ' -f2 "$stamp")" "$extra")
   # Scripts in it name their interpreter by its full path: a moved checkout needs a new one, as does a half-made one.
   if [ ! -f "$stamp" ] || [ "$(head -n 1 "$venv/bin/pip" 2>/dev/null)" != "#!$venv/bin/python3" ]; then
     rm -rf "$venv"
@@ -87,6 +98,29 @@ get_etcd() {
   mv "$etcd_home.partial" "$etcd_home"
 }
 
+has_tools() { [ -z "$wants_tools" ] || [ -d "$tools_home" ]; }
+
+# not_installed SECTION...: the packages in these sections and all that they need, as far as it is not on this host
+not_installed() {
+  local plan
+  # shellcheck disable=SC2046 # a list of names
+  plan=$(apt-get install --simulate -q --no-install-recommends $(packages_of "$@") 2>/dev/null) || return
+  awk '$1 == "Inst" && $3 !~ /^\[/ { print $2 }' <<<"$plan" # [version]: there already, only older
+}
+
+get_tools() {
+  local packages
+  if ! packages=$(not_installed benchmarks); then
+    fresh_package_lists
+    packages=$(not_installed benchmarks) || die "apt-get knows no way to have $(packages_of benchmarks | tr '\n' ' ')on this host"
+  fi
+  rm -rf "$tools_home.partial"
+  mkdir -p "$tools_home.partial"
+  # shellcheck disable=SC2086 # a list of names
+  [ -z "$packages" ] || unpack_packages "$tools_home.partial" $packages
+  mv "$tools_home.partial" "$tools_home"
+}
+
 # timed WHAT COMMAND...: run it, say how long it took
 timed() {
   local what=$1 start=${EPOCHREALTIME/./}
@@ -104,7 +138,7 @@ setup() {
   local first rest
   first=$(missing_packages python)
   rest=$(missing_packages "$@")
-  [ -z "$first$rest" ] && venv_is_current && has_etcd && return
+  [ -z "$first$rest" ] && venv_is_current && has_etcd && has_tools && return
   echo "== Installing what is missing" >&2
   mkdir -p "$logs"
   exec 9>"$cache/setup.lock"
@@ -127,12 +161,17 @@ setup() {
   # shellcheck disable=SC2046,SC2086 # lists of names
   [ -z "$rest" ] || timed "packages" install_packages run $rest $(libvirt_flavour)
   has_etcd || timed "etcd, unpacked into .cache" get_etcd
+  has_tools || timed "tools for benchmarks, unpacked into .cache" get_tools
   [ -z "$venv_job" ] || wait "$venv_job"
 }
 
-case ${1:-} in
-  --list) shift; packages_of "$@"; exit ;;
-  --extra) extra=$2; shift 2 ;;
-esac
-[ $# -ge 1 ] || { sed -n '2,3s/^# //p' "$0"; exit 2; }
+while [ $# -gt 0 ]; do
+  case $1 in
+    --list) shift; packages_of "$@"; exit ;;
+    --extra) extra=${2:-}; shift 2 ;;
+    --tools) wants_tools=yes; shift ;;
+    *) break ;;
+  esac
+done
+[[ $# -ge 1 && " ${extras[*]} " = *" $extra "* ]] || { sed -n '2,3s/^# //p' "$0"; exit 2; }
 setup "$@"
