@@ -27,11 +27,15 @@ class EtcdProxy:
 
     Args:
         on_write: given what a write was ("Txn spec/…"), says whether its answer is lost. Called from many threads.
+        on_request: told the method and the bytes of every request before it is passed on; of a stream, of each one on it.
     """
 
-    def __init__(self, upstream_port: int, *, address: str, on_write: Callable[[str], bool]) -> None:
+    def __init__(
+        self, upstream_port: int, *, address: str, on_write: Callable[[str], bool] = lambda _: False,
+        on_request: Callable[[str, bytes], None] = lambda *_: None,
+    ) -> None:  # fmt: skip
         self.endpoint = f"http://{address}:{(port := free_port())}"
-        self._on_write = on_write
+        self._on_write, self._on_request = on_write, on_request
         self._channel = grpc.insecure_channel(f"{address}:{upstream_port}")
         # A stream keeps a thread for as long as it lives.
         self._server = grpc.server(ThreadPoolExecutor(64, "etcd-proxy"), handlers=[_Handler(self)])
@@ -43,6 +47,7 @@ class EtcdProxy:
         self._channel.close()
 
     def call(self, method: str, request: bytes, context: Any) -> bytes:
+        self._on_request(method, request)
         try:
             answer = self._channel.unary_unary(method)(request, timeout=CALL_SECONDS, metadata=_passed_on(context))
         except grpc.RpcError as error:
@@ -53,7 +58,12 @@ class EtcdProxy:
         return answer  # type: ignore[no-any-return]
 
     def stream(self, method: str, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        upstream = self._channel.stream_stream(method)(requests, metadata=_passed_on(context))
+        def noted() -> Iterator[bytes]:
+            for request in requests:
+                self._on_request(method, request)
+                yield request
+
+        upstream = self._channel.stream_stream(method)(noted(), metadata=_passed_on(context))
         if not context.add_callback(upstream.cancel):
             upstream.cancel()
         try:
