@@ -64,14 +64,16 @@ class Placement:
 
     Args:
         etcd_prefix: tells deployments apart; project and user follow from it where *config* names none.
+        keeps_connections: keep them open between requests; not for who asks seldom, among many who do so.
         session: a requests.Session to use instead of our own, for tests.
     """
 
     def __init__(
-        self, config: PlacementConfig, *, etcd_prefix: str, session: requests.Session | None = None,
+        self, config: PlacementConfig, *, etcd_prefix: str, keeps_connections: bool = True,
+        session: requests.Session | None = None,
         clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], object] = time.sleep,
     ) -> None:  # fmt: skip
-        self._http = PlacementHttp(config, session=session, clock=clock, sleep=sleep)
+        self._http = PlacementHttp(config, keeps_connections=keeps_connections, session=session, clock=clock, sleep=sleep)
         self._sleep = sleep
         self.project_id = str(config.project_id or default_project(etcd_prefix))
         self.user_id = str(config.user_id or default_project(etcd_prefix))

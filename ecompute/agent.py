@@ -144,7 +144,7 @@ class Agent:
         store = EtcdStore(self._config.etcd)
         # One try a call: what failed is tried again by whoever called, and a worker is to be free for other guests meanwhile.
         one_try = dataclasses.replace(self._config.placement, deadline_seconds=self._config.placement.timeout_seconds)
-        placement = Placement(one_try, etcd_prefix=self._config.etcd.prefix)
+        placement = Placement(one_try, etcd_prefix=self._config.etcd.prefix, keeps_connections=False)
         try:
             host = self._look_around(hypervisor)
             self._serve(host, hypervisor, store, placement)

@@ -91,6 +91,7 @@ def again_line(options: argparse.Namespace, *names_it: str) -> str:
 def _place(session: Session, request: Request, again: str) -> Placed:
     screen = session.screen
     placed = repeatable(partial(planner_of(session, Scheduler).create, request), "uuid", again)
+    session.close_placement()
     if placed.is_repeat:
         screen.message(f"{placed.name} is there already, from this same request")
     session.interruption.check()

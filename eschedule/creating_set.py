@@ -54,6 +54,7 @@ def create_set(session: Session, options: argparse.Namespace, request: Request) 
 
 def _place(session: Session, request: Request, again: str) -> PlacedSet:
     placed = repeatable(partial(planner_of(session, BatchScheduler).create_all, request), "request id", again)
+    session.close_placement()
     known = sum(one.is_repeat for one in placed.instances)
     if known:
         session.screen.message(f"{known} of {request.count} instances are there already, from this same request")

@@ -45,6 +45,11 @@ class Session:
 
         return Placement(self.config.placement, etcd_prefix=self.config.etcd.prefix)
 
+    def close_placement(self) -> None:
+        """Give its connections back before a long wait: it serves some hundred at a time. It can be asked again."""
+        if "placement" in self.__dict__:
+            self.placement.close()
+
     def close(self) -> None:
         """Close what was opened."""
         for name in ("store", "placement"):

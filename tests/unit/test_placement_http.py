@@ -178,6 +178,17 @@ class TestWhatItMeans:
                 call()
 
 
+class TestConnections:
+    def test_who_asks_seldom_keeps_no_connection_that_others_could_use(self) -> None:
+        for keeps, header in ((True, None), (False, "close")):
+            session = Session(answer(200, {"allocations": {}}))
+            placement = Placement(
+                PlacementConfig(), etcd_prefix="/p/", keeps_connections=keeps, session=session,  # type: ignore[arg-type]
+            )  # fmt: skip
+            placement.consumer(uuid4())
+            assert session.asked[0]["headers"].get("Connection") == header
+
+
 class TestVersion:
     def test_an_older_server_is_named_with_what_we_need_whichever_call_comes_first(self) -> None:
         refusal = answer(

@@ -1,0 +1,140 @@
+"""Many hosts in one process: real ecompute agents over libvirt's test driver, each with a provider and folders of its own.
+
+    python -m benchmarks.agents --first 0 --count 125 --directory /tmp/x --etcd http://… --prefix /bench/ --placement http://…
+
+What belongs to a machine rather than to its daemon is left out: no metadata service, no metrics, no probe of KVM. Everything
+else is as ``ecompute.main`` has it, but for the folders. SIGTERM stops all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import resource
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import UUID, uuid5
+
+from common.config import (
+    BuilderConfig,
+    ComputeConfig,
+    EtcdConfig,
+    InventoryConfig,
+    LibvirtConfig,
+    LogConfig,
+    MetadataConfig,
+    MetricsConfig,
+    NetworkConfig,
+    PathsConfig,
+    PlacementConfig,
+    ResourceConfig,
+)
+from common.errors import EcomputeError
+from common.logs import setup
+
+BENCH_NAMESPACE = UUID("5bd4b3c8-2d6b-4a55-8a6b-6a9c0c8d9e10")
+STACK_KIB = 512  # of each thread; the usual 8 MiB would be reserved 16,000 times over
+# libvirt's own test:///default comes with a guest that takes all its memory.
+TEST_HOST = """\
+<node>
+  <cpu><arch>x86_64</arch><mhz>2000</mhz><model>Opteron</model><active>16</active><nodes>1</nodes><sockets>1</sockets>
+    <cores>16</cores><threads>1</threads></cpu>
+  <memory>67108864</memory>
+  <network><name>default</name><uuid>dd8fe884-6c02-601e-7551-cca97df1c5df</uuid><forward mode='nat'/><bridge name='virbr0'/>
+    <ip address='192.168.122.1' netmask='255.255.255.0'><dhcp><range start='192.168.122.128' end='192.168.122.253'/></dhcp></ip>
+  </network>
+</node>
+"""
+
+
+def provider_of(prefix: str, number: int) -> UUID:
+    """The provider of host *number* of the deployment at *prefix*."""
+    return uuid5(BENCH_NAMESPACE, f"{prefix}{number}")
+
+
+def name_of(number: int) -> str:
+    return f"host-{number:04d}"
+
+
+def config_of(directory: Path, number: int, *, etcd: str, prefix: str, placement: str) -> ComputeConfig:
+    """The configuration of host *number*; its folders and its libvirt are below *directory*."""
+    own = directory / name_of(number)
+    own.mkdir(parents=True, exist_ok=True)
+    host = own / "host.xml"
+    host.write_text(TEST_HOST)
+    return ComputeConfig(
+        name=name_of(number), uuid=provider_of(prefix, number), etcd=EtcdConfig(endpoints=(etcd,), prefix=prefix),
+        placement=PlacementConfig(url=placement), libvirt=LibvirtConfig(uri=f"test://{host}", virt_type="test"),
+        inventory=InventoryConfig(vcpu=ResourceConfig(0, 16.0), disk_gb=ResourceConfig(0, 1.0)),
+        paths=PathsConfig(own / "state", own / "run"), network=NetworkConfig(reserve_ahead=2, filter=None),
+        metadata=MetadataConfig(mode="off"), builder=BuilderConfig(), metrics=MetricsConfig(listen=None),
+        log=LogConfig(level="warning", format="text"),
+    )  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
+    threading.stack_size(STACK_KIB * 1024)
+    setup("warning", "text")
+    _spare_the_machine()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    threads = [
+        threading.Thread(target=_serve, args=(config, stop), name=str(config.name), daemon=True)
+        for config in (
+            config_of(options.directory, number, etcd=options.etcd, prefix=options.prefix, placement=options.placement)
+            for number in range(options.first, options.first + options.count)
+        )
+    ]
+    for thread in threads:
+        thread.start()
+    stop.wait()
+    for thread in threads:
+        thread.join(20)
+    return 0
+
+
+def _spare_the_machine() -> None:
+    """Wake waiting threads as seldom as it goes: 1,000 hosts share the cores of one machine here.
+
+    gRPC's Python wakes each thread that waits for a watch ten times a second, only to look for signals, and so do our
+    watches, to see whether they were stopped; news wakes them at once all the same. On a host of its own it does not show.
+    """
+    import grpc._common  # noqa: PLC0415
+
+    from common import etcd_watch  # noqa: PLC0415
+
+    grpc._common.MAXIMUM_WAIT_TIMEOUT = 5.0
+    etcd_watch.POLL_SECONDS = 5.0
+
+
+def _serve(config: ComputeConfig, stop: threading.Event) -> None:
+    from ecompute.agent import Agent  # noqa: PLC0415 - here, so that the stack size above holds for all its threads
+
+    try:
+        Agent(config, stop).run()
+    except EcomputeError as error:
+        logging.getLogger(__name__).error("%s ended: %s", config.name, error)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="agents", description=__doc__.partition("\n")[0])
+    parser.add_argument("--first", type=int, required=True)
+    parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--etcd", required=True)
+    parser.add_argument("--prefix", required=True)
+    parser.add_argument("--placement", required=True)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    import os
+
+    code = main()
+    os._exit(code)
