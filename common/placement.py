@@ -31,6 +31,7 @@ from common.placement_types import (
     Provider,
     ProviderSummary,
     Usage,
+    Use,
     claim_body,
     default_project,
     plain,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DISABLED_TRAIT", "MICROVERSION", "OWNER_TRAIT", "Allocations", "Candidate", "Candidates", "Claim", "Consumer",
-    "Inventory", "Placement", "Provider", "ProviderSummary", "Usage",
+    "Inventory", "Placement", "Provider", "ProviderSummary", "Usage", "Use",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -220,7 +221,12 @@ class Placement:
         Raises:
             PlacementUnavailable: no answer.
         """
-        return self._get_or(f"/resource_providers/{provider}/allocations", read_allocations, {})
+        return self.use_of(provider).claims
+
+    def use_of(self, provider: UUID) -> Use:
+        """``provider_allocations`` with the provider's generation, by one request."""
+        path = f"/resource_providers/{provider}/allocations"
+        return self._get_or(path, lambda body: Use(read_generation(body), read_allocations(body)), Use(None, {}))
 
     # -- providers -------------------------------------------------------------------------------------------------------
 

@@ -119,6 +119,14 @@ class Consumer:
 
 
 @dataclass(frozen=True)
+class Use:
+    """Who holds what of one provider, and the provider's generation then; None where Placement does not know it."""
+
+    generation: int | None
+    claims: dict[UUID, dict[str, int]]
+
+
+@dataclass(frozen=True)
 class Claim:
     """What *consumer* shall hold from now on: nothing, where *allocations* is empty.
 

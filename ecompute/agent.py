@@ -127,6 +127,7 @@ class Agent:
         self._specs: SpecWatcher | None = None
         self._is_entered = threading.Event()  # into Placement, with all that the host has
         self._health = Health(now=wall_time, on_back=lambda _: self._ask_resync())
+        self._on_stop: list[Callable[[], None]] = [self._health.changed.set]  # wakes who waits for more than the stop
         self._metrics = Metrics(self._health, version=importlib.metadata.version("etcd-compute"))
 
     def run(self) -> None:
@@ -153,7 +154,8 @@ class Agent:
         finally:
             self._stop.set()
             self._heartbeat_stop.set()
-            self._health.changed.set()
+            for wake in self._on_stop:
+                wake()
             for thread in self._threads:
                 thread.join(5.0)
             hypervisor.close()
@@ -222,7 +224,8 @@ class Agent:
         specs = self._specs = SpecWatcher(store, self._keys, host.provider, self._queue.add)
         world = self._world(host, hypervisor, placement)
         builder_config = config.builder
-        worker_count = builder_config.workers or max(4, os.cpu_count() or 1)
+        # Twice as many as start guests, so that the next ones are prepared, and others are stopped, while those start.
+        worker_count = builder_config.workers or max(2 * builder_config.starts_at_once, os.cpu_count() or 1)
         finder = FactFinder(
             world, cluster_id=lambda: specs.cluster_id, orphan_after_seconds=builder_config.orphan_claim_after_seconds
         )
@@ -248,10 +251,13 @@ class Agent:
         self._resync = Resync(
             hypervisor=hypervisor, placement=placement, provider=host.provider, specs=specs, statuses=statuses,
             reconciler=reconciler, wake=self._queue.add, every_seconds=builder_config.resync_every_seconds,
-            keep_inventory=lambda domains: self._keep_inventory(keeper, host, admin, heartbeat, domains),
+            keep_inventory=lambda domains, generation: self._keep_inventory(
+                keeper, host, admin, heartbeat, domains, generation=generation
+            ),
             health=self._health, looked=self._metrics.looked, audit=auditor.note,
         )  # fmt: skip
         hypervisor.subscribe(self._queue.add, self._resync.ask)
+        self._on_stop.append(world.networks.wake)
         self._thread("networks", world.networks.run)
         self._thread("watch", specs.run)
         self._thread("watch-host-admin", admin.run)
@@ -316,13 +322,16 @@ class Agent:
     # -- while it runs -----------------------------------------------------------------------------------------------------
 
     def _keep_inventory(
-        self, keeper: InventoryKeeper, host: Host, admin: HostAdminWatcher, heartbeat: Heartbeat, domains: list[Domain]
-    ) -> None:
+        self, keeper: InventoryKeeper, host: Host, admin: HostAdminWatcher, heartbeat: Heartbeat, domains: list[Domain], *,
+        generation: int | None,
+    ) -> None:  # fmt: skip
         """Make Placement's view of the host equal to the host, and the host record's capacity with it."""
         if not heartbeat.is_live:
             return  # the provider may be another machine's by now
         vcpus, memory_mib = foreign_use(domains, host.provider)
-        capacity = keeper.sync(host.info, host_admin=admin.current, foreign_vcpus=vcpus, foreign_memory_mib=memory_mib)
+        capacity = keeper.sync(
+            host.info, host_admin=admin.current, foreign_vcpus=vcpus, foreign_memory_mib=memory_mib, generation=generation
+        )
         self._is_entered.set()
         state, message = self._state()
         heartbeat.update(capacity=capacity, state=state, message=message)

@@ -110,11 +110,13 @@ class InventoryKeeper:
         self._lock = threading.Lock()
 
     def sync(
-        self, host: HostInfo, *, host_admin: HostAdmin | None = None, foreign_vcpus: int = 0, foreign_memory_mib: int = 0
-    ) -> dict[str, int]:
+        self, host: HostInfo, *, host_admin: HostAdmin | None = None, foreign_vcpus: int = 0, foreign_memory_mib: int = 0,
+        generation: int | None = None,
+    ) -> dict[str, int]:  # fmt: skip
         """Make Placement's provider, inventory and traits what they should be; how much of each class can be claimed in all.
 
-        Where nothing changed since the last call, not even a claim, that is one read.
+        Where nothing changed since the last call, not even a claim, that is one read; none where *generation*, the provider's
+        as the caller has just read it, says so.
 
         Raises:
             ConfigError: another provider has this host's name, or the token is refused.
@@ -129,6 +131,8 @@ class InventoryKeeper:
         traits = wanted_traits(host, host_admin)
         with self._lock:
             self._complain_of_full_reserve(inventory)
+            if generation is not None and self._settled == (generation, inventory, traits):
+                return {name: offer.capacity for name, offer in inventory.items()}
             deadline = Deadline(self._config.placement.deadline_seconds, self._clock)
             self._retry(lambda: self._sync_all(inventory, traits, deadline), deadline)
         return {name: offer.capacity for name, offer in inventory.items()}

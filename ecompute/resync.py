@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from uuid import UUID
 
 from common.errors import EcomputeError, PlacementUnavailable
-from common.placement import Placement
+from common.placement import Placement, Use
 from ecompute.facts import Glimpse
 from ecompute.health import INVENTORY, LIBVIRT, PLACEMENT, Health
 from ecompute.hypervisor import Domain, Hypervisor
@@ -33,7 +33,8 @@ class Resync:
     """Looks at everything, now and then and when asked.
 
     Args:
-        keep_inventory: called with all domains; makes Placement's view of the host equal to the host.
+        keep_inventory: called with all domains and the provider's generation, None where Placement does not know it; makes
+            Placement's view of the host equal to the host.
         health: told of every service that was asked.
         looked: told how long each look took in seconds, and whether nothing was in the way.
         audit: given the domains and claims of each look, None where Placement did not say; it never raises.
@@ -41,7 +42,7 @@ class Resync:
 
     def __init__(
         self, *, hypervisor: Hypervisor, placement: Placement, provider: UUID, specs: SpecWatcher, statuses: Statuses,
-        reconciler: Reconciler, wake: Callable[[UUID], None], keep_inventory: Callable[[list[Domain]], None],
+        reconciler: Reconciler, wake: Callable[[UUID], None], keep_inventory: Callable[[list[Domain], int | None], None],
         every_seconds: float, health: Health, looked: Callable[[float, bool], None] = lambda *_: None,
         audit: Callable[[list[Domain], Mapping[UUID, Mapping[str, int]] | None], None] = lambda *_: None,
     ) -> None:  # fmt: skip
@@ -85,9 +86,10 @@ class Resync:
         """
         domains = self._hypervisor.list()
         self._health.report(LIBVIRT, "")
-        allocations = self._allocations()
+        use = self._use()
         # An inventory that cannot be written is no reason to lose sight of the guests.
-        is_well = allocations is not None and self._inventory_is_kept(domains)
+        is_well = use is not None and self._inventory_is_kept(domains, use.generation)
+        allocations = use.claims if use else None
         if self._specs.synced.is_set():
             self._compare({domain.uuid: domain for domain in domains}, allocations)
             self._audit(domains, allocations)
@@ -95,16 +97,16 @@ class Resync:
             self._wake(uuid)
         return is_well
 
-    def _allocations(self) -> Mapping[UUID, Mapping[str, int]] | None:
+    def _use(self) -> Use | None:
         try:
-            return self._placement.provider_allocations(self._provider)
+            return self._placement.use_of(self._provider)
         except EcomputeError as error:
             self._health.report(PLACEMENT, str(error))
             return None
 
-    def _inventory_is_kept(self, domains: list[Domain]) -> bool:
+    def _inventory_is_kept(self, domains: list[Domain], generation: int | None) -> bool:
         try:
-            self._keep_inventory(domains)
+            self._keep_inventory(domains, generation)
         except EcomputeError as error:
             self._health.report(PLACEMENT if isinstance(error, PlacementUnavailable) else INVENTORY, str(error))
             return False

@@ -462,6 +462,7 @@ class TestProviders:
         assert placement.traits(unknown) == frozenset()
         assert placement.usages(unknown) == {}
         assert placement.provider_allocations(unknown) == {}
+        assert placement.use_of(unknown).generation is None
         placement.delete_provider(unknown)
         for write in (
             lambda: placement.put_inventories(unknown, 0, {}),

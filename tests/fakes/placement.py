@@ -24,6 +24,7 @@ from common.placement_types import (
     Provider,
     ProviderSummary,
     Usage,
+    Use,
     plain,
 )
 
@@ -136,6 +137,9 @@ class FakePlacement:
                 claim.consumer, (claim.generation or 0) + 1, self.project_id, self.project_id, CONSUMER_TYPE,
                 plain(claim.allocations),
             )  # fmt: skip
+
+    def use_of(self, provider: UUID) -> Use:
+        return Use(0, self.provider_allocations(provider))
 
     def provider_allocations(self, provider: UUID) -> dict[UUID, dict[str, int]]:
         return {c.uuid: dict(c.allocations[provider]) for c in self.consumers.values() if provider in c.allocations}

@@ -212,6 +212,16 @@ class TestInventory:
         host.keeper.sync(HOST)
         assert set(host.inventories) == {"VCPU", "MEMORY_MB"}
 
+    def test_a_generation_that_the_caller_has_read_saves_asking_for_it(self, host: Host, placement: Placement) -> None:
+        capacity = host.keeper.sync(HOST)
+        seen = placement.use_of(host.provider).generation
+        host.keeper._placement = None  # type: ignore[assignment] # whoever asks it now fails
+        assert host.keeper.sync(HOST, generation=seen) == capacity
+        host.keeper._placement = placement
+        placement.put_inventories(host.provider, host.generation, {"VCPU": Inventory(total=1)})
+        host.keeper.sync(HOST, generation=placement.use_of(host.provider).generation)
+        assert set(host.inventories) == {"VCPU", "MEMORY_MB", "DISK_GB"}
+
     def test_classes_that_others_put_there_stay(self, host: Host, placement: Placement) -> None:
         host.keeper.sync(HOST)
         placement.put_inventories(host.provider, host.generation, {**host.inventories, "VGPU": Inventory(total=2)})

@@ -42,7 +42,7 @@ class Look:
             wake=self.woken.append, keep_inventory=self._keep_inventory, every_seconds=60.0, health=self.health,
         )  # fmt: skip
 
-    def _keep_inventory(self, _: list[Domain]) -> None:
+    def _keep_inventory(self, _domains: list[Domain], _generation: int | None) -> None:
         if self.inventory_problem:
             raise self.inventory_problem
 
@@ -140,7 +140,7 @@ def test_guests_are_looked_at_though_placement_is_away(loop: Loop, monkeypatch: 
     def away(_: UUID) -> None:
         raise PlacementUnavailable("no answer")
 
-    monkeypatch.setattr(loop.placement, "provider_allocations", away)
+    monkeypatch.setattr(loop.placement, "use_of", away)
     look = Look(loop)
     assert look() == [spec.uuid]
     assert look.health.is_away(PLACEMENT)
