@@ -12,12 +12,18 @@ PLACEMENT = [
     "openstack-placement>=16.0,<17",
     "waitress>=3.0,<4",
 ]
+# What benchmarks/run.py needs: the servers and hosts that tests start, and what draws plots.
+BENCHMARKS = [
+    *PLACEMENT,
+    "pygal>=3.0,<4",
+    "pytest>=8.0,<10",
+]
 TEST = [
+    *BENCHMARKS,
     "gabbi>=4.0,<5",
     "hypothesis>=6.100,<7",
     "import-linter>=2.0,<3",
     "mypy>=1.11,<3",
-    "pytest>=8.0,<10",
     "pytest-timeout>=2.3,<3",
     "pytest-xdist>=3.5,<4",
     "ruff>=0.8,<1",
@@ -49,7 +55,7 @@ setup(
         "urllib3>=1.26,<3",
         "waitress>=3.0,<4",
     ],
-    extras_require={"placement": PLACEMENT, "test": PLACEMENT + TEST},
+    extras_require={"placement": PLACEMENT, "benchmarks": BENCHMARKS, "test": TEST},
     entry_points={
         "console_scripts": [
             "ecompute=ecompute.main:command",

@@ -77,12 +77,14 @@ class Bench:
         directory: an empty scratch folder of its own; removed afterwards.
         runs: how many samples of each thing that is repeated.
         is_check: only the guarded figures are asked for, in little time: leave out what has no margin, and the long sizes.
+        is_long: take all the time that makes a figure better: windows of ten minutes instead of two.
         say: a line of progress for whoever waits.
     """
 
     directory: Path
     runs: int = 5
     is_check: bool = False
+    is_long: bool = False
     say: Callable[[str], None] = print
 
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# setup-host.sh [--extra placement|test|benchmarks] [--tools] SECTION...   make this host ready: Debian packages, .venv, etcd
+# setup-host.sh [--extra placement|benchmarks|test] [--tools] SECTION...   make this host ready: Debian packages, .venv, etcd
 # setup-host.sh --list SECTION...                                          only print the packages of these sections of debian-packages
 #
 # With --tools, what the section [benchmarks] names is there as well, below .cache/tools where it is not installed.
@@ -15,7 +15,7 @@ python=/usr/bin/python3 # not the first on PATH: Debian's bindings fit Debian's 
 bindings=/usr/lib/python3/dist-packages
 etcd_home=$cache/etcd
 tools_home=$cache/tools
-extras=(placement test benchmarks) # each has all of those before it
+extras=(placement benchmarks test) # each has all of those before it
 extra=placement
 wants_tools=
 venv_job= # pid of make_venv while it runs beside apt
