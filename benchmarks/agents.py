@@ -102,15 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _spare_the_machine() -> None:
     """Wake waiting threads as seldom as it goes: 1,000 hosts share the cores of one machine here.
 
-    gRPC's Python wakes each thread that waits for a watch ten times a second, only to look for signals, and so do our
-    watches, to see whether they were stopped; news wakes them at once all the same. On a host of its own it does not show.
+    gRPC's Python wakes each thread that waits for a watch ten times a second, only to look for signals; news wakes it at once
+    all the same. On a host of its own it does not show.
     """
     import grpc._common  # noqa: PLC0415
 
-    from common import etcd_watch  # noqa: PLC0415
-
     grpc._common.MAXIMUM_WAIT_TIMEOUT = 5.0
-    etcd_watch.POLL_SECONDS = 5.0
 
 
 def _serve(config: ComputeConfig, stop: threading.Event) -> None:
