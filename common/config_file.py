@@ -12,14 +12,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jsonschema
 import yaml
 
 from common.errors import ConfigError
+from common.schema_check import is_certainly_valid
 from common.schemas import Schema
 from common.text import escaped, nearest, quoted
+
+if TYPE_CHECKING:
+    import jsonschema
 
 MOST_BYTES = 1024 * 1024
 
@@ -180,6 +183,16 @@ def _key_problems(node: yaml.Node | None, path: KeyPath) -> Iterator[str]:
 
 def schema_problems(document: Mapping[str, Any], schema: Schema) -> list[Problem]:
     """What in *document* is not as *schema* says: one problem a key."""
+    by_path = {} if is_certainly_valid(document, schema) else _judged(document, schema)
+    for path, text_value in _texts(document, ()):
+        if not text_value.isprintable():
+            by_path.setdefault(path, Problem((path,), f"{dotted(path)} has control characters in it; take them out"))
+    return list(by_path.values())
+
+
+def _judged(document: Mapping[str, Any], schema: Schema) -> dict[KeyPath, Problem]:
+    import jsonschema  # noqa: PLC0415 - takes longer than the rest of most commands, and is needed where something is wrong
+
     by_path: dict[KeyPath, Problem] = {}
     validator = jsonschema.Draft202012Validator(schema)
     for error in validator.iter_errors(document):
@@ -191,10 +204,7 @@ def schema_problems(document: Mapping[str, Any], schema: Schema) -> list[Problem
         else:
             text = f"{dotted(path)} is {found(error.instance)}, needs {allowed(error.schema)}{_quote_hint(error)}"
             by_path.setdefault(path, Problem((path,), text))
-    for path, text_value in _texts(document, ()):
-        if not text_value.isprintable():
-            by_path.setdefault(path, Problem((path,), f"{dotted(path)} has control characters in it; take them out"))
-    return list(by_path.values())
+    return by_path
 
 
 def _quote_hint(error: jsonschema.ValidationError) -> str:
