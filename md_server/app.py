@@ -1,4 +1,4 @@
-"""The metadata service as a WSGI application: one request in, one answer out, nothing remembered between them.
+"""The metadata service as a WSGI application: one request in, one answer out; the next answer never depends on the last.
 
 The guest is known by REMOTE_ADDR alone; no header is looked at. An unknown source and an unknown path get the same 404, so that
 nobody learns which guests exist. Knows nothing of sockets; ``server`` feeds it, the gabbi suites feed it directly.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from common.errors import EcomputeError
 from common.logs import fields
 from md_server import ec2, openstack
 from md_server.guest import Guest
+from md_server.limiter import Limiter
 from md_server.lookup import Lookup
 from md_server.openstack import RandomBytes
-from md_server.tree import TEXT, Leaf, find, text
+from md_server.tree import TEXT, Directory, Leaf, find, text
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,9 @@ METHODS = ("GET", "HEAD")
 # All that a path of ours can hold; what escapes (%2F) stood for is seen here already, in PATH_INFO.
 _PATH = re.compile(r"/(?:[A-Za-z0-9._:=@+~-]+/)*[A-Za-z0-9._:=@+~-]*")
 _WARN_EVERY_SECONDS = 60.0
-_MOST_WARNED = 16  # sources in that time; a log that guests can fill is one more thing to defend
+_MOST_WARNED = 16  # sources in that time
+
+_EC2_VERSIONS, _OPENSTACK_VERSIONS = text("\n".join(ec2.VERSIONS)), text("\n".join(openstack.VERSIONS))
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
@@ -118,24 +120,6 @@ class Application:
             log.error("metadata cannot be read; answered 503: %s", error, extra=fields(source=source))
 
 
-class Limiter:
-    """Lets each key pass once in *every_seconds*, and at most *most* keys in that time."""
-
-    def __init__(self, every_seconds: float, most: int, clock: Callable[[], float]) -> None:
-        self._every_seconds, self._most, self._clock = every_seconds, most, clock
-        self._passed: dict[str, float] = {}
-        self._lock = threading.Lock()
-
-    def may_pass(self, key: str) -> bool:
-        with self._lock:
-            now = self._clock()
-            self._passed = {k: at for k, at in self._passed.items() if now - at < self._every_seconds}
-            if key in self._passed or len(self._passed) >= self._most:
-                return False
-            self._passed[key] = now
-            return True
-
-
 def is_well_formed(path: str, raw_target: str) -> bool:
     """Whether *path* can name anything here: plain characters, no empty or dotted segments, no overlong ones.
 
@@ -153,11 +137,21 @@ def resource(guest: Guest, path: str, random_bytes: RandomBytes) -> Leaf | None:
     """What the well-formed *path* holds for *guest*; None where nothing is."""
     segments, has_slash = path.strip("/").split("/"), path.endswith("/")
     if segments == [""]:
-        return text("\n".join(ec2.VERSIONS))
+        return _EC2_VERSIONS
     if segments == ["openstack"]:
-        return text("\n".join(openstack.VERSIONS))
+        return _OPENSTACK_VERSIONS
     if segments[0] == "openstack" and segments[1] in openstack.VERSIONS:
-        return find(openstack.tree(guest, segments[1], random_bytes), segments[2:], has_slash=has_slash)
+        version = segments[1]
+        return find(
+            _kept(guest, version, lambda: openstack.tree(guest, version, random_bytes)), segments[2:], has_slash=has_slash
+        )
     if segments[0] in ec2.VERSIONS:
-        return find(ec2.tree(guest), segments[1:], has_slash=has_slash)
+        return find(_kept(guest, "ec2", lambda: ec2.tree(guest)), segments[1:], has_slash=has_slash)
     return None
+
+
+def _kept(guest: Guest, name: str, make: Callable[[], Directory]) -> Directory:
+    """The tree of that *name*, made when first asked for; it is forgotten with *guest*."""
+    if name not in guest.trees:
+        guest.trees[name] = make()
+    return guest.trees[name]

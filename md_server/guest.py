@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from common.metadata import MetadataDocument
 from common.model import Address
+from md_server.tree import Directory
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9@._+-]+")
 
@@ -38,6 +39,7 @@ class Guest:
 
     document: MetadataDocument
     host: Host
+    trees: dict[str, Directory] = field(default_factory=dict, compare=False, repr=False)  # made so far; ``app`` fills it
 
     @property
     def uuid(self) -> str:

@@ -31,9 +31,10 @@ from common.retry import Backoff, Deadline, retry
 from md_server.address import AddressKeeper, BridgeAddress
 from md_server.app import Application
 from md_server.guest import Host
+from md_server.listening import allow_descriptors, listen
 from md_server.lookup import Lookup
 from md_server.netlink import IpAddress
-from md_server.server import GuestServer, allow_descriptors, listen
+from md_server.server import CONNECTIONS, GuestServer
 
 log = logging.getLogger("md_server.main")  # also when run as __main__
 
@@ -117,7 +118,7 @@ def serve(settings: Settings) -> None:
     """
     lock = _locked(settings)
     lookup = Lookup(MetadataStore(settings.directory), Host(settings.zone, os.uname().machine))
-    allow_descriptors()
+    allow_descriptors(CONNECTIONS + 64)
     server = GuestServer(Application(lookup, own_address=str(settings.address)), listen(settings.address, settings.port))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from md_server.guest import Guest
-from md_server.tree import BYTES, JSON, Directory, Leaf, Node
+from md_server.tree import BYTES, JSON, Directory, Fresh, Leaf, Node
 
 FOLSOM, GRIZZLY, HAVANA, LIBERTY, NEWTON_TWO = "2012-08-10", "2013-04-04", "2013-10-17", "2015-10-15", "2016-10-06"
 VERSIONS = (
@@ -25,7 +25,8 @@ RandomBytes = Callable[[int], bytes]
 
 def tree(guest: Guest, version: str, random_bytes: RandomBytes) -> Directory:
     """What a guest finds below ``/openstack/<version>``; "latest" sorts after every date."""
-    children: dict[str, Node] = {"meta_data.json": _json(_meta_data(guest, version, random_bytes))}
+    # Fresh, as no two answers may hold the same random_seed.
+    children: dict[str, Node] = {"meta_data.json": Fresh(lambda: _json(_meta_data(guest, version, random_bytes)))}
     user_data = guest.document.user_data
     if user_data is not None:
         children["user_data"] = Leaf(user_data, BYTES)

@@ -1,189 +1,268 @@
-"""The HTTP server under the application: waitress, with the bounds that guests who may be slow or hostile make necessary.
+"""The HTTP server under the application: one thread and one epoll, with the bounds that guests who may be slow or hostile need.
 
-waitress lets any client keep a connection open by a byte now and then, lets one that does not read block a worker thread for
-ever, and counts connections only in total. Here a connection must complete a request every ``STEP_SECONDS`` or is cut, a source
-has at most ``CONNECTIONS_PER_SOURCE``, and pipelined requests are not served. ``main`` calls it; knows no documents.
+An answer is a look at a file and some copying, so that threads would only stand in each other's way; and nothing here waits for
+a guest. A connection must complete a request every ``STEP_SECONDS`` or is cut, a source has at most ``CONNECTIONS_PER_SOURCE``,
+a connection holds at most one request and one answer, and pipelined requests are not served. With no connection open it sleeps
+until there is one. ``main`` calls it; knows no documents.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import ipaddress
 import logging
-import resource
+import os
+import select
 import socket
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from waitress import wasyncore
-from waitress.adjustments import Adjustments
-from waitress.channel import HTTPChannel
-from waitress.server import TcpWSGIServer
-from waitress.task import ThreadedTaskDispatcher
+from md_server.http import CONTINUE, Request, RequestReader, answer_head, whole_request
+from md_server.limiter import Limiter
 
-from common.errors import Conflict, EcomputeError
-from common.metadata import SERVER_NAME
-from md_server.netlink import IpAddress
+log = logging.getLogger(__name__)
 
-IP_FREEBIND, IPV6_FREEBIND = 15, 78  # linux/in.h, linux/in6.h: bind to an address that is not there yet
-
-THREADS = 4
 CONNECTIONS = 512
 CONNECTIONS_PER_SOURCE = 16
 STEP_SECONDS = 15.0
-HEADER_BYTES = 8192
-BODY_BYTES = 16384
-FINISH_SECONDS = 1.0  # at a stop, for the requests in hand
+FINISH_SECONDS = 1.0  # at a stop, for the answers under way
+LOOK_SECONDS = 1.0  # how often connections are looked at, while there are any
+_ACCEPTS = 32  # new connections, before those that are open get their turn
+_RECEIVE_BYTES = 8192
+_WARN_EVERY_SECONDS = 60.0
+_TEXT = ("Content-Type", "text/plain; charset=utf-8")
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+WsgiApplication = Callable[[Mapping[str, Any], Callable[..., object]], Iterable[bytes]]
 
 
-class GuestChannel(HTTPChannel):  # type: ignore[misc]
+class Connection:
     """One connection of one guest."""
 
-    def __init__(self, server: GuestServer, *arguments: Any, **more: Any) -> None:
-        self.served = 0  # requests, the current one not counted
-        self._watched = (0, server.clock())  # what served was when last looked at, and since when
-        self._has_pipelined = False
-        super().__init__(server, *arguments, **more)
+    __slots__ = ("closes_after", "descriptor", "reader", "since", "socket", "source", "unsent")
 
-    def received(self, data: bytes) -> bool:
-        """Take *data*; of the requests that wait, only one is kept.
-
-        Answers that nobody reads must not pile up. The connection is closed after the next answer, by which the client knows
-        which requests to repeat.
-        """
-        taken: bool = super().received(data)
-        with self.requests_lock:
-            if len(self.requests) > 1:
-                for request in self.requests[1:]:
-                    request.close()
-                del self.requests[1:]
-                self._has_pipelined = True
-        return taken
-
-    def service(self) -> None:
-        """Called by a worker thread: answer the first request."""
-        super().service()
-        self.served += 1
-        with self.requests_lock:
-            if self._has_pipelined:
-                self.close_when_flushed = True
-                self.server.pull_trigger()
-
-    def is_overdue(self, now: float) -> bool:
-        """Whether the connection completed no request for ``STEP_SECONDS``, be it idle, slow to ask or slow to read."""
-        if self._watched[0] != self.served:
-            self._watched = (self.served, now)
-        return now - self._watched[1] > STEP_SECONDS
-
-    def cut(self) -> None:
-        """Close from the main loop; a thread that waits to write into the connection is released."""
-        self.will_close = True
-        # Not closed here: the loop may have this descriptor in hand. The end of the stream makes it come by.
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
+    def __init__(self, accepted: socket.socket, source: str, now: float) -> None:
+        self.socket, self.source, self.descriptor = accepted, source, accepted.fileno()
+        self.since = now  # of the last completed request, or of the beginning
+        self.reader: RequestReader | None = None  # of a request that is not whole yet
+        self.unsent: memoryview | None = None  # of the answer; while there is some, nothing is read
+        self.closes_after = False  # when all is sent
 
 
-class GuestServer(TcpWSGIServer):  # type: ignore[misc]
-    """Serves *application* on the listening socket until ``stop``."""
+class GuestServer:
+    """Serves *application* on the listening socket until ``stop``.
+
+    *application* is called as WSGI has it, with as much of it as a metadata service needs: no header of the request is in the
+    environment, no body, and the answer's length is added here.
+    """
 
     def __init__(
-        self, application: Callable[..., Any], listening: socket.socket, clock: Callable[[], float] = time.monotonic
+        self, application: WsgiApplication, listening: socket.socket, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        adjustments = Adjustments(
-            sockets=[listening],
-            threads=THREADS,
-            connection_limit=CONNECTIONS,
-            max_request_header_size=HEADER_BYTES,
-            max_request_body_size=BODY_BYTES,
-            cleanup_interval=1,
-            asyncore_use_poll=True,  # select() ends at descriptor 1023, and fails on one that was closed meanwhile
-            log_socket_errors=False,
-            clear_untrusted_proxy_headers=False,  # nobody looks at them
-            ident=SERVER_NAME,
-        )
-        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line per request that waits for a thread
-        self.clock = clock
-        self._stopping = threading.Event()
-        self._dispatcher = ThreadedTaskDispatcher()
-        self._dispatcher.set_thread_count(THREADS)
-        info = (listening.family, listening.type, listening.proto, listening.getsockname())
-        super().__init__(
-            application, {}, _sock=listening, dispatcher=self._dispatcher, adj=adjustments, sockinfo=info, bind_socket=False
-        )
-
-    def channel_class(
-        self, _server: GuestServer, connection: socket.socket, source: tuple[Any, ...], adjustments: Adjustments, map: Any
-    ) -> None:
-        """What waitress calls for a new connection."""
-        open_now = sum(1 for channel in self.active_channels.values() if channel.addr[0] == source[0])
-        if open_now >= CONNECTIONS_PER_SOURCE:
-            connection.close()
-            return
-        GuestChannel(self, connection, source, adjustments, map=map)
-
-    def maintenance(self, now: float) -> None:  # noqa: ARG002 - waitress's wall clock
-        """Called by the loop once a second."""
-        moment = self.clock()
-        for channel in list(self.active_channels.values()):
-            if channel.is_overdue(moment):
-                channel.cut()
+        self._application, self._listening, self._clock = application, listening, clock
+        self._connections: dict[int, Connection] = {}  # by descriptor; who completed a request longest ago comes first
+        self._open_of: dict[str, set[Connection]] = {}  # by source
+        self._is_accepting, self._is_stopping = False, False
+        self._accept_again_at = clock()
+        self._fullness, self._bugs = Limiter(_WARN_EVERY_SECONDS, 2, clock), Limiter(_WARN_EVERY_SECONDS, 2, clock)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll = select.epoll()
+        self._poll.register(self._wake, select.EPOLLIN)
+        self._accept_more()
 
     def run(self) -> None:
-        """Serve until ``stop``; then finish the requests in hand, for at most ``FINISH_SECONDS``, and close."""
-        while not self._stopping.is_set():
-            self._turn(1.0)
-        self.accepting = False
-        wasyncore.dispatcher.close(self)  # no new connections
-        until = self.clock() + FINISH_SECONDS
-        while self.clock() < until and any(c.requests or c.total_outbufs_len for c in self.active_channels.values()):
+        """Serve until ``stop``; then finish the answers under way, for at most ``FINISH_SECONDS``, and close."""
+        while not self._is_stopping:
+            self._turn(LOOK_SECONDS if self._connections or not self._is_accepting else None)
+        self._accept_no_more()
+        self._listening.close()
+        until = self._clock() + FINISH_SECONDS
+        while self._clock() < until and any(c.unsent is not None for c in self._connections.values()):
             self._turn(0.05)
-        for channel in list(self.active_channels.values()):
-            channel.handle_close()
-        self._dispatcher.shutdown(timeout=0.2)
-        self.trigger.close()
+        for connection in list(self._connections.values()):
+            self._close(connection)
+        self._poll.close()
+        # _wake stays open: a signal may still come, and must not write into a descriptor that is somebody else's by then.
 
     def stop(self) -> None:
         """End ``run``, from any thread or a signal handler."""
-        self._stopping.set()
-        self.pull_trigger()
+        self._is_stopping = True
+        os.eventfd_write(self._wake, 1)
 
-    def _turn(self, timeout_seconds: float) -> None:
-        wasyncore.loop(timeout=timeout_seconds, use_poll=True, map=self._map, count=1)
+    def _turn(self, timeout_seconds: float | None) -> None:
+        """Do what there is to do now, or first comes up within *timeout_seconds*."""
+        for descriptor, _ in self._poll.poll(timeout_seconds):
+            if descriptor in self._connections:  # else it ended earlier in this turn
+                self._go_on(self._connections[descriptor])
+            elif descriptor == self._wake:
+                os.eventfd_read(self._wake)
+            elif self._is_accepting and descriptor == self._listening.fileno():
+                self._accept()
+        self._cut_overdue()
+        if not (self._is_accepting or self._is_stopping) and self._has_room():
+            self._accept_more()
+
+    # New connections
+
+    def _has_room(self) -> bool:
+        return len(self._connections) < CONNECTIONS and self._clock() >= self._accept_again_at
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                accepted, source = self._listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_DESCRIPTORS:  # else: who came is gone already
+                    self._accept_again_at = self._clock() + LOOK_SECONDS
+                    self._pause("no descriptor is left for another connection")
+                    return
+                continue
+            if self._has_all_its_connections(source[0]):
+                accepted.close()
+                continue
+            self._open(Connection(accepted, source[0], self._clock()))
+            if len(self._connections) >= CONNECTIONS:
+                self._pause("as many connections are open as may be")
+                return
+
+    def _has_all_its_connections(self, source: str) -> bool:
+        if len(self._open_of.get(source, ())) < CONNECTIONS_PER_SOURCE:
+            return False
+        for connection in list(self._open_of[source]):  # some may have ended since they had their turn
+            self._go_on(connection)
+        return len(self._open_of.get(source, ())) >= CONNECTIONS_PER_SOURCE
+
+    def _open(self, connection: Connection) -> None:
+        self._connections[connection.descriptor] = connection
+        self._open_of.setdefault(connection.source, set()).add(connection)
+        self._poll.register(connection.descriptor, select.EPOLLIN)
+        self._go_on(connection)  # mostly its request is there already
+
+    def _pause(self, why: str) -> None:
+        """Leave new connections to the kernel's queue, until there is room."""
+        self._accept_no_more()
+        if self._fullness.may_pass(why):
+            log.warning("new guests wait: %s", why)
+
+    def _accept_more(self) -> None:
+        self._poll.register(self._listening, select.EPOLLIN)
+        self._is_accepting = True
+
+    def _accept_no_more(self) -> None:
+        if self._is_accepting:
+            self._poll.unregister(self._listening)
+            self._is_accepting = False
+
+    # Open connections
+
+    def _go_on(self, connection: Connection) -> None:
+        """Send or receive what can be at once."""
+        try:
+            if connection.unsent is not None:
+                self._send(connection, connection.unsent)
+            else:
+                self._receive(connection)
+        except Exception:
+            if self._bugs.may_pass("connection"):
+                log.exception("bug: a connection is given up")
+            self._close(connection)
+
+    def _receive(self, connection: Connection) -> None:
+        try:
+            data = connection.socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._take(connection, data)
+        else:
+            self._close(connection)
+
+    def _take(self, connection: Connection, data: bytes) -> None:
+        """Read *data*, and answer the first request in it. With more behind it the connection ends after the answer, by which
+        the client knows what to repeat: what nobody reads must not pile up.
+        """
+        reader = connection.reader
+        if reader is None:
+            data = data.lstrip(b"\r\n")  # some end a request with one line too many
+            request = whole_request(data)
+            if request is not None:
+                self._answer(connection, request, has_more_behind=False)
+                return
+            reader = connection.reader = RequestReader()
+        rest = data[reader.take(data) :]
+        if reader.is_done:
+            connection.reader = None
+            self._answer(connection, reader.request(), has_more_behind=bool(rest.strip()))
+        elif reader.wants_continue():
+            self._send(connection, memoryview(CONTINUE))
+
+    def _answer(self, connection: Connection, request: Request, *, has_more_behind: bool) -> None:
+        status, headers, body = self._asked(request, connection.source)
+        keeps_open = request.keeps_open and not has_more_behind and not self._is_stopping
+        head = answer_head(status, headers, len(body), is_1_0=request.is_1_0, keeps_open=keeps_open)
+        connection.closes_after = not keeps_open
+        connection.since = self._clock()
+        self._connections[connection.descriptor] = self._connections.pop(connection.descriptor)  # the last one now
+        self._send(connection, memoryview(head if request.method == "HEAD" else head + body))
+
+    def _asked(self, request: Request, source: str) -> tuple[str, list[tuple[str, str]], bytes]:
+        """Status, headers and body of the answer."""
+        if request.refusal is not None:
+            return request.refusal[0], [_TEXT], request.refusal[1]
+        answered: list[tuple[str, list[tuple[str, str]]]] = []
+        try:
+            parts = self._application(_environment(request, source), lambda *answer: answered.append(answer))
+            return *answered[0], b"".join(parts)
+        except Exception:
+            if self._bugs.may_pass("answer"):
+                log.exception("bug: a request is answered by 500")
+            return "500 Internal Server Error", [_TEXT], b"500 Internal Server Error\n"
+
+    def _send(self, connection: Connection, rest: memoryview) -> None:
+        """Send as much as the other side takes; the remainder when it takes more."""
+        waited = connection.unsent is not None
+        try:
+            rest = rest[connection.socket.send(rest, socket.MSG_DONTWAIT) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._close(connection)
+            return
+        connection.unsent = rest if rest else None
+        if connection.unsent is None and connection.closes_after:
+            self._close(connection)
+        elif (connection.unsent is not None) != waited:
+            self._poll.modify(connection.descriptor, select.EPOLLIN if waited else select.EPOLLOUT)
+
+    def _cut_overdue(self) -> None:
+        """Close what completed no request for ``STEP_SECONDS``, be it idle, slow to ask or slow to read."""
+        latest = self._clock() - STEP_SECONDS
+        while self._connections:
+            connection = next(iter(self._connections.values()))
+            if connection.since >= latest:
+                return
+            self._close(connection)
+
+    def _close(self, connection: Connection) -> None:
+        """Close it; once more does nothing."""
+        if self._connections.pop(connection.descriptor, None) is None:
+            return
+        siblings = self._open_of[connection.source]
+        siblings.remove(connection)
+        if not siblings:
+            del self._open_of[connection.source]
+        connection.socket.close()  # which takes it from the poll, too
 
 
-def listen(address: IpAddress, port: int) -> socket.socket:
-    """A listening socket on *address*, which need not be on any interface yet.
-
-    Raises:
-        Conflict: another server has the port.
-        EcomputeError: the kernel refused.
-    """
-    is_v4 = isinstance(address, ipaddress.IPv4Address)
-    listening = socket.socket(socket.AF_INET if is_v4 else socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    where = f"{address} port {port}"
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(*((socket.IPPROTO_IP, IP_FREEBIND) if is_v4 else (socket.IPPROTO_IPV6, IPV6_FREEBIND)), 1)
-        listening.bind((str(address), port))
-        listening.listen(1024)
-        listening.setblocking(False)
-    except PermissionError as error:
-        listening.close()
-        raise EcomputeError(f"{where} may not be listened on: run as root, or with CAP_NET_BIND_SERVICE") from error
-    except OSError as error:
-        listening.close()
-        if error.errno == errno.EADDRINUSE:
-            advice = f"see which one by ss -ltnp 'sport = :{port}', and stop it or set metadata.port"
-            raise Conflict(f"{where} is taken by another server: {advice}") from error
-        raise EcomputeError(f"{where} cannot be listened on: {error.strerror}") from error
-    return listening
-
-
-def allow_descriptors(wanted: int = 2 * CONNECTIONS + 64) -> None:
-    """Let this process have *wanted* open files if it may: without one for each connection the server would only spin."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+def _environment(request: Request, source: str) -> dict[str, str]:
+    return {
+        "REQUEST_METHOD": request.method,
+        "PATH_INFO": request.path,
+        "QUERY_STRING": request.query,
+        "REQUEST_URI": request.target,
+        "REMOTE_ADDR": source,
+    }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
@@ -16,6 +17,13 @@ class Leaf:
 
     content: bytes
     content_type: str = TEXT
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A leaf that is made anew for whoever asks for it; the rest of a tree may be kept."""
+
+    make: Callable[[], Leaf]
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,13 @@ class Directory:
             return self.listing
         return [f"{name}/" if isinstance(child, Directory) else name for name, child in sorted(self.children.items())]
 
+    @cached_property
+    def listed(self) -> Leaf:
+        """What asking for it answers."""
+        return text("\n".join(self.lines()))
 
-Node = Leaf | Directory
+
+Node = Leaf | Fresh | Directory
 
 
 def text(value: str) -> Leaf:
@@ -53,5 +66,7 @@ def find(root: Node, segments: Sequence[str], *, has_slash: bool) -> Leaf | None
             return None
         node = child
     if isinstance(node, Directory):
-        return text("\n".join(node.lines()))
-    return None if has_slash else node
+        return node.listed
+    if has_slash:
+        return None
+    return node.make() if isinstance(node, Fresh) else node

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import http.client
 import ipaddress
 import signal
@@ -23,7 +24,8 @@ import pytest
 from common.metadata import MetadataDocument, MetadataStore
 from common.model import Address
 from md_server import server as md_server
-from md_server.server import GuestServer, listen
+from md_server.listening import listen
+from md_server.server import GuestServer
 from tests.support.processes import free_port, spawn, stop, wait_until
 
 SERVER = "127.0.0.1"
@@ -142,6 +144,35 @@ def test_each_guest_gets_its_own_at_once_and_nothing_once_it_is_gone(service):
     assert ask(service.port, GUEST_2)[0] == 200
 
 
+def test_a_document_that_is_written_over_and_over_is_never_served_old(service):
+    """However fast it changes, and also after it was left alone for so long that it is kept."""
+
+    def rewrite(number: int) -> None:
+        service.store.write(dataclasses.replace(document(1, GUEST_1), hostname=f"name-{number:03}"))
+
+    asking, seen = threading.Event(), []
+
+    def guest() -> None:
+        while not asking.is_set():
+            seen.append(ask(service.port, GUEST_1, "/latest/meta-data/hostname"))
+
+    rewrite(0)
+    stamp = service.store.stamp(GUEST_1)
+    assert stamp is not None
+    wait_until(lambda: stamp.is_settled(time.time_ns()), timeout_seconds=10, what="the document counts as old")
+    thread = threading.Thread(target=guest)
+    thread.start()
+    try:
+        for number in range(1, 100):
+            rewrite(number)
+            assert ask(service.port, GUEST_1, "/latest/meta-data/hostname") == (200, f"name-{number:03}".encode())
+    finally:
+        asking.set()
+        thread.join(10)
+    assert {status for status, _ in seen} == {200}
+    assert seen == sorted(seen)
+
+
 def test_a_connection_serves_one_request_after_the_other(service):
     service.store.write(document(1, GUEST_1))
     connection = http.client.HTTPConnection(SERVER, service.port, timeout=10, source_address=(GUEST_1, 0))
@@ -170,6 +201,8 @@ def test_a_connection_serves_one_request_after_the_other(service):
         (b"GET /" + b"a" * 4000 + b" HTTP/1.1", b"400"),
         (b"GET /" + b"a" * 9000 + b" HTTP/1.1", b"431"),
         (b"get / HTTP/1.1", b"400"),
+        (b"GET http://[ HTTP/1.1", b"400"),
+        (b" ", b"400"),
         (b"GET", b"400"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"400"),
         (b"PUT /latest/api/token HTTP/1.1", b"405"),
@@ -314,23 +347,134 @@ class SlowClock:
         return self.now
 
 
+def says_ok(environ, start_response):
+    start_response("200 OK", [])
+    return [b"ok"]
+
+
+class RecordingServer(GuestServer):
+    """Notes how long it was ready to sleep."""
+
+    def __init__(self, *arguments, **more) -> None:
+        super().__init__(*arguments, **more)
+        self.turns: list[float | None] = []
+
+    def _turn(self, timeout_seconds: float | None) -> None:
+        self.turns.append(timeout_seconds)
+        super()._turn(timeout_seconds)
+
+
+@contextlib.contextmanager
+def serving(server: GuestServer, clock: SlowClock) -> Iterator[GuestServer]:
+    """*server* in a thread of this process."""
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server
+    finally:
+        clock.now += 60  # also ends the time for answers under way
+        server.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 @pytest.fixture
 def slow_server() -> Iterator[tuple[int, SlowClock]]:
     """The HTTP server alone, in this process, with a clock of ours."""
     clock, port = SlowClock(), free_port()
+    with serving(GuestServer(says_ok, listen(ipaddress.ip_address(SERVER), port), clock), clock):
+        yield port, clock
+
+
+def test_while_nobody_is_connected_it_sleeps_until_somebody_is():
+    clock, port = SlowClock(), free_port()
+    with serving(RecordingServer(says_ok, listen(ipaddress.ip_address(SERVER), port), clock), clock) as server:
+        for _ in range(3):
+            assert ask(port, GUEST_1)[0] == 200
+        wait_until(lambda: server.turns[-1] is None, timeout_seconds=5, what="it sleeps")
+    assert [turn for turn in server.turns if turn is not None]  # and not for ever while somebody is
+
+
+def test_connections_that_ended_unnoticed_do_not_count_against_their_guest():
+    clock, port = SlowClock(), free_port()
+    server = GuestServer(says_ok, listen(ipaddress.ip_address(SERVER), port), clock)
+    for _ in range(3 * md_server.CONNECTIONS_PER_SOURCE):  # all before it takes the first
+        with connect(port, GUEST_1) as ended:
+            ended.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    with connect(port, GUEST_1) as last, serving(server, clock):
+        assert serves_ok(last)
+
+
+def test_with_all_connections_taken_the_next_guest_waits_for_one_to_end(monkeypatch):
+    monkeypatch.setattr(md_server, "CONNECTIONS", 3)
+    clock, port = SlowClock(), free_port()
+    with serving(GuestServer(says_ok, listen(ipaddress.ip_address(SERVER), port), clock), clock):
+        taken = [connect(port, f"127.0.0.{20 + n}") for n in range(3)]
+        assert all(serves_ok(connection) for connection in taken)
+        waiting = connect(port, GUEST_2)
+        waiting.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert serves_ok(taken[0])
+        waiting.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            waiting.recv(1)
+        waiting.settimeout(10)
+        taken[0].close()
+        assert waiting.recv(65536).startswith(b"HTTP/1.1 200")
+        for connection in (*taken, waiting):
+            connection.close()
+
+
+class Exhausted(socket.socket):
+    """A listening socket for which the process has no descriptor left, until it has."""
+
+    refusals = 0
+    is_exhausted = True
+
+    def accept(self):
+        if self.is_exhausted:
+            self.refusals += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+def test_without_a_descriptor_for_the_next_guest_it_tries_once_a_second_and_goes_on_once_it_has_one():
+    clock, port = SlowClock(), free_port()
+    listening = Exhausted(fileno=listen(ipaddress.ip_address(SERVER), port).detach())
+    listening.setblocking(False)
+    server = RecordingServer(says_ok, listening, clock)
+    with connect(port, GUEST_1) as guest, serving(server, clock):
+        wait_until(lambda: len(server.turns) >= 2, timeout_seconds=5, what="it waits")
+        assert listening.refusals == 1
+        listening.is_exhausted = False
+        clock.now += md_server.LOOK_SECONDS
+        assert serves_ok(guest)
+    assert len(server.turns) < 20
+
+
+def test_a_body_is_asked_for_where_the_client_waits_to_be_asked(slow_server):
+    port, _ = slow_server
+    with connect(port, GUEST_1) as guest:
+        guest.sendall(b"PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+        assert guest.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        guest.sendall(b"body")
+        assert guest.recv(65536).endswith(b"\r\n\r\nok")
+        assert serves_ok(guest)
+
+
+def test_a_bug_under_a_request_is_told_and_costs_that_answer_only(caplog):
+    clock, port = SlowClock(), free_port()
 
     def application(environ, start_response):
-        start_response("200 OK", [("Content-Length", "2")])
-        return [b"ok"]
+        if environ["PATH_INFO"] == "/bug":
+            raise RuntimeError("of the application")
+        return says_ok(environ, start_response)
 
     server = GuestServer(application, listen(ipaddress.ip_address(SERVER), port), clock)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    yield port, clock
-    clock.now += 60  # also ends the time for requests in hand
-    server.stop()
-    thread.join(10)
-    assert not thread.is_alive()
+    with connect(port, GUEST_1) as guest, serving(server, clock):
+        for _ in range(3):
+            assert ask(port, GUEST_2, "/bug")[0] == 500
+        assert serves_ok(guest)
+    assert [record.message for record in caplog.records] == ["bug: a request is answered by 500"]
 
 
 def test_a_connection_that_completes_no_request_is_cut_however_busy_it_looks(slow_server):

@@ -12,8 +12,9 @@ import pytest
 from common.metadata import MetadataDocument, MetadataStore
 from common.model import Address
 from md_server import ec2, openstack
-from md_server.app import MOST_PATH_CHARACTERS, Application, Limiter, is_well_formed, resource
+from md_server.app import MOST_PATH_CHARACTERS, Application, is_well_formed, resource
 from md_server.guest import Guest, Host, key_name
+from md_server.limiter import Limiter
 from md_server.lookup import Lookup
 from md_server.tree import Directory, Leaf, find, text
 

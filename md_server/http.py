@@ -1,0 +1,114 @@
+"""HTTP/1.x as far as the server needs it: bytes to a request, an answer to bytes. Pure; the only place that knows waitress.
+
+What reads the bytes of guests is waitress's parser, which has seen more of what can be sent than we ever shall; nothing else of
+waitress is used. Of a request's headers only what frames it is looked at: nothing that a guest says of itself is handed on.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from waitress.parser import HTTPRequestParser
+from waitress.utilities import build_http_date
+
+from common.metadata import SERVER_NAME
+
+HEADER_BYTES = 8192
+BODY_BYTES = 16384
+_MOST_KEPT_BYTES = 1024
+_BAD_REQUEST = ("400 Bad Request", b"400 Bad Request\n")
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# What the parser reads of waitress's settings, of which the others would be looked up in vain.
+_SETTINGS = SimpleNamespace(
+    max_request_header_size=HEADER_BYTES, max_request_body_size=BODY_BYTES, inbuf_overflow=2 * BODY_BYTES, url_scheme="http"
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request that is whole, or that is refused: then *refusal* is what to answer, and the rest says nothing."""
+
+    method: str = ""
+    path: str = ""  # escapes resolved
+    target: str = ""  # as it was sent
+    query: str = ""
+    is_1_0: bool = False
+    keeps_open: bool = False
+    refusal: tuple[str, bytes] | None = None  # status and body
+
+
+class RequestReader:
+    """Takes the bytes of one request as they come."""
+
+    def __init__(self) -> None:
+        self._parser = HTTPRequestParser(_SETTINGS)
+        self._was_encouraged = False
+        self._is_hopeless = False
+
+    def take(self, data: bytes) -> int:
+        """Read on; how many bytes of *data* belong to this request."""
+        try:
+            taken: int = self._parser.received(data)
+        except ValueError:  # an address that urlsplit refuses, such as http://[
+            self._is_hopeless = True
+            return len(data)
+        return taken
+
+    @property
+    def is_done(self) -> bool:
+        return self._is_hopeless or bool(self._parser.completed)
+
+    def wants_continue(self) -> bool:
+        """Whether the client waits for ``CONTINUE`` before it sends the body. True once."""
+        parser = self._parser
+        if self._was_encouraged or parser.completed or not (parser.headers_finished and parser.expect_continue):
+            return False
+        self._was_encouraged = True
+        return True
+
+    def request(self) -> Request:
+        """What was asked, once it is done."""
+        parser = self._parser
+        parser.close()
+        if self._is_hopeless or parser.empty:  # empty: nothing but white space
+            return Request(refusal=_BAD_REQUEST)
+        if parser.error is not None:
+            status, _, body = parser.error.to_response(SERVER_NAME)
+            return Request(refusal=(status, body))
+        is_1_1 = parser.version == "1.1"
+        connection = parser.headers.get("CONNECTION", "").lower()
+        keeps_open = connection != "close" if is_1_1 else parser.version == "1.0" and connection == "keep-alive"
+        return Request(parser.command, parser.path, parser.request_uri, parser.query, not is_1_1, keeps_open)
+
+
+def whole_request(data: bytes) -> Request | None:
+    """The request that *data* is, where it is just one in one piece, as nearly always; None: read it by a ``RequestReader``."""
+    return _whole_request(data) if len(data) <= _MOST_KEPT_BYTES and data.endswith(b"\r\n\r\n") else None
+
+
+@functools.lru_cache(maxsize=256)
+def _whole_request(data: bytes) -> Request | None:
+    """Kept, as all guests with the same programs send the same bytes; what they mean depends on nothing else."""
+    reader = RequestReader()
+    is_all = reader.take(data) == len(data) and reader.is_done
+    return reader.request() if is_all else None
+
+
+def answer_head(status: str, headers: Sequence[tuple[str, str]], length: int, *, is_1_0: bool, keeps_open: bool) -> bytes:
+    """The head of an answer with a body of *length* bytes. *headers* must not name its length."""
+    connection = ("Connection: Keep-Alive\r\n" if is_1_0 else "") if keeps_open else "Connection: close\r\n"
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    return (
+        f"HTTP/1.{0 if is_1_0 else 1} {status}\r\n{connection}Content-Length: {length}\r\n{lines}"
+        f"Date: {_date(int(time.time()))}\r\nServer: {SERVER_NAME}\r\n\r\n"
+    ).encode("latin-1")
+
+
+@functools.lru_cache(maxsize=1)
+def _date(seconds: int) -> str:
+    text: str = build_http_date(seconds)
+    return text

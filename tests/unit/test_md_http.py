@@ -1,0 +1,99 @@
+"""md_server's HTTP: bytes in whatever pieces to the same request, what is refused, and what an answer looks like."""
+
+from __future__ import annotations
+
+import pytest
+
+from md_server.http import Request, RequestReader, answer_head, whole_request
+
+PLAIN = b"GET /latest/meta-data/?x=1 HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n"
+
+
+def in_pieces(data: bytes, size: int) -> Request:
+    reader = RequestReader()
+    for at in range(0, len(data), size):
+        assert not reader.is_done
+        assert reader.take(data[at : at + size]) == len(data[at : at + size])
+    assert reader.is_done
+    return reader.request()
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_the_pieces_in_which_it_comes_do_not_matter(size):
+    assert in_pieces(PLAIN, size) == whole_request(PLAIN)
+
+
+def test_what_is_read_of_a_request():
+    assert whole_request(PLAIN) == Request("GET", "/latest/meta-data/", "/latest/meta-data/?x=1", "x=1", False, True)
+    assert whole_request(b"GET /%41 HTTP/1.0\r\n\r\n") == Request("GET", "/A", "/%41", "", True, False)
+
+
+@pytest.mark.parametrize(
+    ("version", "connection", "keeps_open"),
+    [
+        (b"1.1", b"", True), (b"1.1", b"close", False), (b"1.1", b"Close", False), (b"1.0", b"", False),
+        (b"1.0", b"Keep-Alive", True), (b"2.0", b"keep-alive", False),
+    ],
+)  # fmt: skip
+def test_whether_the_connection_is_kept(version, connection, keeps_open):
+    header = b"Connection: " + connection + b"\r\n" if connection else b""
+    request = whole_request(b"GET / HTTP/" + version + b"\r\n" + header + b"\r\n")
+    assert request is not None
+    assert request.keeps_open is keeps_open
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n",  # not all of it
+        b"PUT / HTTP/1.1\r\nContent-Length: 4\r\n\r\n",  # a body to come
+        PLAIN * 2,
+        PLAIN + b"G",
+        b"GET / HTTP/1.1\r\nX: " + b"x" * 1024 + b"\r\n\r\n",  # long ones are not kept
+    ],
+)
+def test_what_is_not_just_one_request_is_left_to_a_reader(data):
+    assert whole_request(data) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET http://[ HTTP/1.1\r\n\r\n", "400 "),
+        (b"GET http://[::1/ HTTP/1.1\r\n\r\n", "400 "),
+        (b" \t \r\n\r\n", "400 "),
+        (b"GET / HTTP/1.1\r\nContent-Length: 1 1\r\n\r\n", "400 "),
+        (b"GET / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", "501 "),
+        (b"PUT / HTTP/1.1\r\nContent-Length: 16384\r\n\r\n", "413 "),
+    ],
+)
+def test_what_is_refused_ends_the_connection(data, status):
+    request = in_pieces(data, len(data))
+    assert request.refusal is not None
+    assert request.refusal[0].startswith(status)
+    assert not request.keeps_open
+
+
+def test_a_body_is_read_to_its_end_after_one_encouragement():
+    reader = RequestReader()
+    reader.take(b"PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+    assert (reader.is_done, reader.wants_continue(), reader.wants_continue()) == (False, True, False)
+    assert reader.take(b"bodyGET /") == 4
+    assert reader.is_done
+    assert reader.request().method == "PUT"
+
+
+@pytest.mark.parametrize(
+    ("is_1_0", "keeps_open", "first", "connection"),
+    [
+        (False, True, b"HTTP/1.1 200 OK", None), (False, False, b"HTTP/1.1 200 OK", b"close"),
+        (True, True, b"HTTP/1.0 200 OK", b"Keep-Alive"), (True, False, b"HTTP/1.0 200 OK", b"close"),
+    ],
+)  # fmt: skip
+def test_the_head_of_an_answer(is_1_0, keeps_open, first, connection):
+    head = answer_head("200 OK", [("Content-Type", "text/plain")], 3, is_1_0=is_1_0, keeps_open=keeps_open)
+    lines = head.split(b"\r\n")
+    fields = dict(line.split(b": ", 1) for line in lines[1:-2])
+    assert (lines[0], lines[-2:]) == (first, [b"", b""])
+    assert (fields[b"Content-Length"], fields[b"Content-Type"], fields.get(b"Connection")) == (b"3", b"text/plain", connection)
+    assert {b"Date", b"Server"} <= set(fields)
