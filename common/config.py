@@ -103,7 +103,7 @@ class NetworkConfig:
     """How guests are wired."""
 
     name: str = "default"  # libvirt network of a NIC that names none
-    reserve_ahead: int = 8  # MAC and address pairs kept ready
+    reserve_ahead: int = 16  # MAC and address pairs kept ready
     filter: str | None = "etcd-compute"  # libvirt nwfilter of each NIC; None: none
 
 
@@ -129,7 +129,7 @@ class ImagesConfig:
 class BuilderConfig:
     """How many guests are worked on at once, how often, how long."""
 
-    workers: int | None = None  # None: as many as CPUs, at least 4
+    workers: int | None = None  # None: as many as CPUs, at least twice starts_at_once
     starts_at_once: int = 4
     max_attempts: int = 3  # of one boot_request
     resync_every_seconds: float = 60.0

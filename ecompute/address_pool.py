@@ -91,20 +91,23 @@ class AddressPool:
             self._read()
             self._hypervisor.add_dhcp_host(self.name, DhcpHost(address.mac, address.address))
 
-    def improve(self) -> bool:
+    def improve(self, *, is_busy: bool = False) -> bool:
         """Make at most one change that brings the network to where it should be; False where it is there.
 
-        Entries that taken pairs have lost come first, then free pairs up to what is wanted, then a surplus goes.
+        Entries that taken pairs have lost come first, then free pairs up to what is wanted, then a surplus goes. While
+        guests are built (*is_busy*) only what they may wait for is made: a change costs them as much as a start does.
 
         Raises:
             NoAddress: the network cannot give more, or is not there.
         """
+        wanted = -(-self._reserve_ahead // 4) if is_busy else self._reserve_ahead
         with self._updating():
             network, leases = self._read()
             with self._changed:
                 lost = sorted(self._taken - set(network.dhcp_hosts) - self._unhealable, key=lambda pair: pair.address)
-                shortage = self._reserve_ahead - len(self._free)
-                surplus = self._free.pop() if len(self._free) > 2 * self._reserve_ahead else None
+                shortage = wanted - len(self._free)
+                has_surplus = not is_busy and len(self._free) > 2 * self._reserve_ahead
+                surplus = self._free.pop() if has_surplus else None
             if lost:
                 self._heal(lost[0])
             elif shortage > 0:

@@ -134,6 +134,7 @@ class Builder:
         with self._starts:
             self._world.hypervisor.start(spec.uuid)
         self._world.patience.started(spec.uuid)
+        self._world.networks.started(spec.uuid)
         return _with_power(facts, PowerState.RUNNING, "booted")
 
     def _mark_booted(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:

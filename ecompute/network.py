@@ -2,9 +2,10 @@
 
 ``<directory>/<uuid>.json`` says which pairs an instance has; it is written by rename before anybody uses them, and from then on
 it is what ``assigned`` answers. The pairs come from an ``AddressPool`` per libvirt network, which keeps some ready: to reserve
-is to pick one and write the file. ``run`` is the thread that makes them ready again. ``<directory>/pools/`` has a folder for
-each network that we may have entries in, so that ``remove_all_unassigned`` finds them. One process per directory. Called by the
-builder, the facts and the agent.
+is to pick one and write the file. ``run`` is the thread that makes them ready again, which takes libvirt as long as half a
+guest: it waits while guests are built, as long as some are left. ``<directory>/pools/`` has a folder for each network that we
+may have entries in, so that ``remove_all_unassigned`` finds them. One process per directory. Called by the builder, the facts
+and the agent.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ecompute.hypervisor import Hypervisor
 logger = logging.getLogger(__name__)
 DIRECTORY_MODE = 0o700
 CHECK_EVERY_SECONDS = 60.0
-_STOP_SEEN_SECONDS = 0.5
+BUILD_SECONDS = 15.0  # a guest whose addresses were reserved longer ago does not keep others from being made any more
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class AddressPools:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._said: dict[str, str] = {}
+        self._in_build: dict[UUID, Deadline] = {}  # addresses reserved, not started yet
         self._pools: dict[str, AddressPool] = {}
         make_directory(directory, DIRECTORY_MODE)
         remove_partials(directory)
@@ -106,8 +108,16 @@ class AddressPools:
             raise
         with self._lock:
             self._assigned[uuid] = tuple(addresses)
+            self._in_build[uuid] = Deadline(BUILD_SECONDS)
         self.wake()
         return tuple(addresses)
+
+    def started(self, uuid: UUID) -> None:
+        """The instance is built: others may be made ready."""
+        with self._lock:
+            is_last = self._in_build.pop(uuid, None) is not None and not self._in_build
+        if is_last:
+            self.wake()
 
     def release(self, uuid: UUID) -> None:
         """Take the instance's addresses back, ready for others. What is released already is success."""
@@ -117,6 +127,7 @@ class AddressPools:
             fsync_directory(self._directory)
         with self._lock:
             addresses = self._assigned.pop(uuid, ())
+            self._in_build.pop(uuid, None)
         self._give_back(addresses)
         self.wake()
 
@@ -142,7 +153,10 @@ class AddressPools:
         self._wake.set()
 
     def run(self, stop: threading.Event) -> None:
-        """Keep pairs ready until *stop*: looks after each reservation and release, when libvirt is back, and now and then."""
+        """Keep pairs ready until *stop*: looks after each reservation and release, when libvirt is back, and now and then.
+
+        Who sets *stop* calls ``wake`` too.
+        """
         self._hypervisor.subscribe(lambda _: None, self.wake)
         backoff = Backoff(1.0, self._check_every_seconds)
         while not stop.is_set():
@@ -154,7 +168,8 @@ class AddressPools:
                 is_well = False
             if is_well:
                 backoff.reset()
-            self._sleep(Deadline(self._check_every_seconds if is_well else backoff.next()), stop)
+            if not stop.is_set():
+                self._wake.wait(self._pause() if is_well else backoff.next())
 
     def replenish(self, stop: threading.Event) -> bool:
         """Bring every network to where it should be, unless *stop*; False where that did not work. Says each trouble once."""
@@ -164,7 +179,7 @@ class AddressPools:
         for pool in pools:
             try:
                 self._mark(pool.name)
-                while not stop.is_set() and pool.improve():
+                while not stop.is_set() and pool.improve(is_busy=self._is_busy()):
                     pass
             except EcomputeError as error:
                 is_well = False
@@ -173,10 +188,14 @@ class AddressPools:
                 self._say(pool.name, "")
         return is_well
 
-    def _sleep(self, deadline: Deadline, stop: threading.Event) -> None:
-        while not stop.is_set() and not deadline.expired:
-            if self._wake.wait(min(_STOP_SEEN_SECONDS, deadline.remaining())):
-                return
+    def _is_busy(self) -> bool:
+        """Whether guests are built at this moment, which every change of a network slows down."""
+        with self._lock:
+            self._in_build = {uuid: until for uuid, until in self._in_build.items() if not until.expired}
+            return bool(self._in_build)
+
+    def _pause(self) -> float:
+        return min(BUILD_SECONDS, self._check_every_seconds) if self._is_busy() else self._check_every_seconds
 
     def _say(self, network: str, problem: str) -> None:
         before, self._said[network] = self._said.get(network, ""), problem

@@ -104,7 +104,9 @@ def test_entries_outlive_libvirtd_and_a_network_defined_anew_gets_them_back(
         return {entry.address for entry in default_network(driver).dhcp_hosts if is_ours(entry)}
 
     try:
-        address = pools.reserve(uuid.uuid4(), [Nic()])[0]
+        guest = uuid.uuid4()
+        address = pools.reserve(guest, [Nic()])[0]
+        pools.started(guest)
         wait_until(lambda: len(reserved()) == 3, timeout_seconds=20, what="one is taken and two are ready")
         before = reserved()
         libvirt_host.stop_libvirtd()
@@ -122,4 +124,5 @@ def test_entries_outlive_libvirtd_and_a_network_defined_anew_gets_them_back(
         assert asked_for_address(libvirt_host, address.mac, tmp_path) == address.address
     finally:
         stop.set()
+        pools.wake()
         thread.join(10)

@@ -127,6 +127,7 @@ class TestReserve:
         self, pools: AddressPools, hypervisor: FakeHypervisor
     ) -> None:
         pools.reserve(ONE, [Nic()])
+        pools.started(ONE)
         set_network(hypervisor, dhcp_hosts=(DhcpHost("52:54:00:00:00:01", TOP),))
         with pytest.raises(Conflict):
             pools.reserve(ONE, [Nic()])
@@ -255,6 +256,7 @@ class TestRelease:
             pools.reserve(instance, [Nic()])
         for instance in instances[1:]:
             pools.release(instance)
+        pools.started(instances[0])
         assert len(entries(hypervisor)) == 10
         assert pools.replenish(NO_STOP)
         assert len(entries(hypervisor)) == 1 + 6  # twice as many as are kept ready
@@ -338,10 +340,40 @@ class TestReplenishing:
         thread = self.start(pools, stop)
         wait_until(lambda: len(entries(hypervisor)) == 3, timeout_seconds=5, what="three are ready")
         pools.reserve(ONE, [Nic()])
+        pools.started(ONE)
         wait_until(lambda: len(entries(hypervisor)) == 4, timeout_seconds=5, what="three are ready again")
         stop.set()
+        pools.wake()
         thread.join(5)
         assert not thread.is_alive()
+
+    def test_while_guests_are_built_only_what_they_may_wait_for_is_made(
+        self, hypervisor: FakeHypervisor, tmp_path: Path
+    ) -> None:
+        pools = AddressPools(hypervisor, tmp_path / "network", reserve_ahead=4)
+        pools.replenish(NO_STOP)
+        for instance in (ONE, TWO):
+            pools.reserve(instance, [Nic()])
+        pools.replenish(NO_STOP)
+        assert len(entries(hypervisor)) == 4, "two are taken, and two are ready"
+        guests = [uuid.uuid4() for _ in range(2)]
+        for guest in guests:
+            pools.reserve(guest, [Nic()])
+        pools.replenish(NO_STOP)
+        assert len(entries(hypervisor)) == 5, "the next one need not wait"
+        for instance in (ONE, TWO, *guests):
+            pools.started(instance)
+        pools.replenish(NO_STOP)
+        assert len(entries(hypervisor)) == 8
+
+    def test_a_guest_that_is_never_built_does_not_put_it_off_for_ever(
+        self, pools: AddressPools, hypervisor: FakeHypervisor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(network_module, "BUILD_SECONDS", 0.0)
+        pools.replenish(NO_STOP)
+        pools.reserve(ONE, [Nic()])
+        pools.replenish(NO_STOP)
+        assert len(entries(hypervisor)) == 4
 
     def test_a_reconnect_puts_back_what_the_network_lost(
         self, pools: AddressPools, hypervisor: FakeHypervisor, stop: threading.Event
@@ -349,6 +381,7 @@ class TestReplenishing:
         self.start(pools, stop)
         wait_until(lambda: len(entries(hypervisor)) == 3, timeout_seconds=5, what="three are ready")
         taken = pools.reserve(ONE, [Nic()])[0].address
+        pools.started(ONE)
         wait_until(lambda: len(entries(hypervisor)) == 4, timeout_seconds=5, what="three are ready again")
         set_network(hypervisor, dhcp_hosts=())
         hypervisor.come_back()
@@ -369,6 +402,7 @@ class TestReplenishing:
         self, pools: AddressPools, hypervisor: FakeHypervisor, caplog: pytest.LogCaptureFixture
     ) -> None:
         pools.reserve(ONE, [Nic()])
+        pools.started(ONE)
         set_network(hypervisor, dhcp_hosts=(DhcpHost("52:54:00:00:00:01", TOP),))
         hypervisor.fail_next("add_dhcp_host", HypervisorRejected("not in this subnet"))
         assert pools.replenish(NO_STOP)
