@@ -301,11 +301,11 @@ def _restarts(policy: Restart, cause: str) -> bool:
 
 
 def _build_step(facts: Facts) -> Step:
-    """The first missing fact on the way to a running guest."""
-    if not facts.disk_is_there:
-        return Step.BUILD_DISK if facts.image_is_cached else Step.FETCH_IMAGE
+    """The first missing fact on the way to a running guest; the address first, for whoever waits to know it."""
     if facts.addresses is None:
         return Step.RESERVE_NETWORK
+    if not facts.disk_is_there:
+        return Step.BUILD_DISK if facts.image_is_cached else Step.FETCH_IMAGE
     if not facts.metadata_is_current:
         return Step.WRITE_METADATA
     if not facts.domain or not facts.definition_is_current:

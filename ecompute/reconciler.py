@@ -215,11 +215,12 @@ class Reconciler:
         step, uuid = decision.step, hand.uuid
         self._permit(hand, step)
         is_attempt = step.is_build and not is_up(hand.facts)
-        if spec is not None and is_attempt:
+        # Picking an address harms nobody, and goes before, so that it is told with the attempt that begins.
+        if spec is not None and is_attempt and step is not Step.RESERVE_NETWORK:
             self._open_attempt(spec, hand.facts)
         hand.step, hand.began = step, time.monotonic()
         try:
-            hand.facts = self._builder.run(step, uuid, spec, hand.facts, hand)
+            hand.facts = self._run(hand, spec, is_attempt=is_attempt)
         except Permanent as error:
             if spec is None or not is_attempt:
                 # Nothing that could be given up: it is wanted until it works.
@@ -248,6 +249,19 @@ class Reconciler:
             return False
         self._note_event(uuid, step, took)
         return True
+
+    def _run(self, hand: _Pass, spec: InstanceSpec | None, *, is_attempt: bool) -> Facts:
+        """The facts after ``hand.step``; what fails counts as an attempt where it is part of one."""
+        try:
+            facts = self._builder.run(hand.step, hand.uuid, spec, hand.facts, hand)
+        except (Permanent, Transient):
+            if spec is not None and is_attempt:
+                self._open_attempt(spec, hand.facts)
+            raise
+        if spec is not None and is_attempt and self._statuses.get(hand.uuid) is None:
+            # The address, which whoever waits is told with the attempt that begins.
+            self._statuses.note(hand.uuid, dataclasses.replace(self._status(spec, facts), phase=Phase.BUILDING))
+        return facts
 
     def _announce(self, hand: _Pass, spec: InstanceSpec, decision: Decision) -> None:
         """Write why the instance leaves before the first thing is undone: the next process is not to build it here again."""

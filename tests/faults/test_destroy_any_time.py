@@ -25,7 +25,7 @@ from tests.support.small_guest import make_small_guest
 from tests.support.snapshot import World, look
 
 BUILD = (
-    Step.FETCH_IMAGE, Step.BUILD_DISK, Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.DEFINE, Step.START, Step.MARK_BOOTED,
+    Step.RESERVE_NETWORK, Step.FETCH_IMAGE, Step.BUILD_DISK, Step.WRITE_METADATA, Step.DEFINE, Step.START, Step.MARK_BOOTED,
 )  # fmt: skip
 MOVE = (Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.SWAP_CLAIM, Step.MOVE_SPEC)
 MOMENTS = [

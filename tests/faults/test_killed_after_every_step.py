@@ -29,7 +29,7 @@ from tests.support.snapshot import World, look
 
 STEPS_OF: dict[str, tuple[Step, ...]] = {
     "build": (
-        Step.FETCH_IMAGE, Step.BUILD_DISK, Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.DEFINE, Step.START, Step.MARK_BOOTED,
+        Step.RESERVE_NETWORK, Step.FETCH_IMAGE, Step.BUILD_DISK, Step.WRITE_METADATA, Step.DEFINE, Step.START, Step.MARK_BOOTED,
     ),
     "stop": (Step.SHUTDOWN,),
     "stop a deaf guest": (Step.SHUTDOWN, Step.DESTROY),

@@ -33,7 +33,7 @@ def test_an_instance_lives_from_create_to_destroy_and_leaves_nothing(local_deplo
     assert shown["status"]["phase"] == "Running"
     assert shown["status"]["addresses"][0]["mac"].startswith("52:54:")
     steps = [event["step"] for event in shown["status"]["events"]]
-    assert steps == ["FetchImage", "BuildDisk", "ReserveNetwork", "WriteMetadata", "Define", "Start", "MarkBooted"]
+    assert steps == ["ReserveNetwork", "FetchImage", "BuildDisk", "WriteMetadata", "Define", "Start", "MarkBooted"]
     allocations = deployment.allocations()
     assert {uuid: held["resources"] for uuid, held in allocations.items()} == {
         created["uuid"]: {"VCPU": 1, "DISK_GB": 1, "MEMORY_MB": 256}

@@ -61,6 +61,41 @@ def test_one_pass_builds_a_guest_with_two_status_writes(loop: Loop) -> None:
     assert len(writes) == 2
 
 
+def test_the_address_is_told_with_the_attempt_before_anything_is_built(loop: Loop) -> None:
+    spec = loop.request()
+    define, told = loop.hypervisor.define, []
+
+    def looks(xml: str) -> None:
+        told.append(loop.status(spec))
+        define(xml)
+
+    loop.hypervisor.define = looks  # type: ignore[method-assign]
+    loop.reconciler.reconcile(spec.uuid)
+    assert [(status.phase, status.attempts, status.addresses) for status in told] == [
+        (Phase.BUILDING, 1, loop.world.networks.assigned(spec.uuid))
+    ]
+    steps = [event.step for event in loop.status(spec).events]
+    assert steps == ["ReserveNetwork", "FetchImage", "BuildDisk", "WriteMetadata", "Define", "Start", "MarkBooted"]
+
+
+def test_a_network_without_addresses_is_a_failed_attempt(loop: Loop) -> None:
+    loop.hypervisor.networks.clear()
+    spec = loop.request()
+    loop.settle(spec)
+    status = loop.status(spec)
+    assert (status.phase, status.failure, status.attempts) == (Phase.FAILED, "NoAddress", 1)
+
+
+def test_an_attempt_that_no_address_could_be_noted_for_is_counted(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise Transient("too many open files")
+
+    monkeypatch.setattr(loop.world.networks, "reserve", fails)
+    spec = loop.request()
+    loop.settle(spec)
+    assert (loop.status(spec).phase, loop.status(spec).reason) == (Phase.FAILED, "AttemptsExhausted")
+
+
 def test_nothing_is_built_without_a_claim(loop: Loop) -> None:
     spec = loop.request(claimed=False)
     loop.settle(spec)
