@@ -24,12 +24,14 @@ class PowerChange:
         is_done: whether a domain in this state needs nothing.
         needs_active: it can be done to an active domain only.
         absent_is_done: a domain that is not there needs nothing.
+        is_refused_when_done: libvirt refuses it where it is so already, so that nobody need look before.
     """
 
     verb: str
     is_done: Callable[[PowerState], bool]
     needs_active: bool = True
     absent_is_done: bool = False
+    is_refused_when_done: bool = False
 
     def is_settled(self, what: str, power: PowerState | None) -> bool:
         """Whether nothing is left to do to a domain in state *power*; None is one that is not there.
@@ -48,10 +50,12 @@ class PowerChange:
         return False
 
 
-START = PowerChange("start", lambda power: power in ACTIVE, needs_active=False)
+START = PowerChange("start", lambda power: power in ACTIVE, needs_active=False, is_refused_when_done=True)
 # A paused guest hears nothing, and one that is going down has heard.
 SHUTDOWN = PowerChange("shut down", lambda power: power != PowerState.RUNNING, absent_is_done=True)
-DESTROY = PowerChange("destroy", lambda power: power == PowerState.SHUTOFF, needs_active=False, absent_is_done=True)
+DESTROY = PowerChange(
+    "destroy", lambda power: power == PowerState.SHUTOFF, needs_active=False, absent_is_done=True, is_refused_when_done=True
+)
 RESET = PowerChange("reset", lambda _: False)
 SUSPEND = PowerChange("suspend", lambda power: power == PowerState.PAUSED)
 RESUME = PowerChange("resume", lambda power: power == PowerState.RUNNING)

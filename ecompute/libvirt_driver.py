@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -125,7 +126,7 @@ _event_loop_lock = threading.Lock()
 _event_loop: threading.Thread | None = None
 
 
-def _start_event_loop() -> None:
+def start_event_loop() -> None:
     """Have libvirt's events served, once per process and before any connection is opened."""
     global _event_loop  # noqa: PLW0603 - libvirt itself has one event loop per process
     with _event_loop_lock:
@@ -213,20 +214,14 @@ class LibvirtDriver:
             handle = _lookup(connection, uuid)
             if handle is None:
                 raise Conflict(f"mark domain {uuid}: there is none")
-            try:
-                _set_stamp(handle, stamp)
-            except libvirt.libvirtError as error:
-                # It started or stopped between the look and the write: look once more.
-                if not _is_code(error, libvirt.VIR_ERR_OPERATION_INVALID):
-                    raise
-                _set_stamp(handle, stamp)
+            _set_stamp(handle, stamp)
 
     def _change(self, uuid: UUID, change: changes.PowerChange, act: Callable[[libvirt.virDomain], object]) -> None:
         """Do *act*, unless it is so already, or is so by the time that libvirt refuses."""
         what = f"{change.verb} domain {uuid}"
         with self._calling(what) as connection:
             handle = _lookup(connection, uuid)
-            if change.is_settled(what, _power_of(handle)):
+            if (handle is None or not change.is_refused_when_done) and change.is_settled(what, _power_of(handle)):
                 return
             try:
                 act(handle)
@@ -339,7 +334,7 @@ class LibvirtDriver:
         return kind(f"{what}: libvirt at {self._uri}: {_one_line(error)}")
 
     def _open(self) -> libvirt.virConnect:
-        _start_event_loop()
+        start_event_loop()
         connection = None
         try:
             connection = libvirt.open(self._uri)
@@ -380,28 +375,27 @@ class LibvirtDriver:
 
 def _optional(call: Callable[..., Any], *arguments: object) -> Any:
     """*call*'s answer; None where this kind of hypervisor cannot do it, as libvirt's test driver."""
-    try:
+    with _unless(libvirt.VIR_ERR_NO_SUPPORT):
         return call(*arguments)
-    except libvirt.libvirtError as error:
-        if not _is_code(error, libvirt.VIR_ERR_NO_SUPPORT):
-            raise
-        return None
+    return None
 
 
 @contextlib.contextmanager
-def _unless_absent() -> Iterator[None]:
+def _unless(*codes: int) -> Iterator[None]:
     try:
         yield
     except libvirt.libvirtError as error:
-        if not _is_code(error, libvirt.VIR_ERR_NO_DOMAIN):
+        if not _is_code(error, *codes):
             raise
 
 
+_unless_absent = functools.partial(_unless, libvirt.VIR_ERR_NO_DOMAIN)
+
+
 def _is_alive(connection: libvirt.virConnect) -> bool:
-    try:
+    with contextlib.suppress(libvirt.libvirtError):
         return bool(connection.isAlive())
-    except libvirt.libvirtError:
-        return False
+    return False
 
 
 def _lookup(connection: libvirt.virConnect, uuid: UUID) -> libvirt.virDomain | None:
@@ -435,32 +429,39 @@ def _read(handle: libvirt.virDomain) -> Domain | None:
 
 
 def _read_stamp(handle: libvirt.virDomain) -> Stamp | None:
-    try:
+    text = ""
+    with _unless(libvirt.VIR_ERR_NO_DOMAIN_METADATA):
         text = handle.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, STAMP_NAMESPACE)
-    except libvirt.libvirtError as error:
-        if _is_code(error, libvirt.VIR_ERR_NO_DOMAIN_METADATA):
-            return None
-        raise
-    stamp = stamp_of(text)
-    if stamp is None:
+    stamp = stamp_of(text) if text else None
+    if text and stamp is None:
         logger.warning("domain %s carries a mark of ours that cannot be read; it is left alone: %s", handle.name(), text)
     return stamp
 
 
 def _set_stamp(handle: libvirt.virDomain, stamp: Stamp) -> None:
+    """Most often it is up; where it is not, or starts or stops between look and write: look, and look again."""
+    mark = (libvirt.VIR_DOMAIN_METADATA_ELEMENT, stamp_text(stamp), STAMP_PREFIX, STAMP_NAMESPACE)
+    parts = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
+    for _ in range(2):
+        with _unless(libvirt.VIR_ERR_OPERATION_INVALID):
+            handle.setMetadata(*mark, parts)
+            return
+        parts = _parts_of(handle)
+    handle.setMetadata(*mark, parts)
+
+
+def _parts_of(handle: libvirt.virDomain) -> int:
+    """What there is of a domain, its running state and its definition, as flags of a change."""
     flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if handle.isActive() else 0
     if handle.isPersistent():  # a guest may have been undefined by hand while it ran
         flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
-    handle.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, stamp_text(stamp), STAMP_PREFIX, STAMP_NAMESPACE, flags)
+    return flags
 
 
 def _lookup_network(connection: libvirt.virConnect, name: str) -> libvirt.virNetwork | None:
-    try:
+    with _unless(libvirt.VIR_ERR_NO_NETWORK):
         return connection.networkLookupByName(name)
-    except libvirt.libvirtError as error:
-        if _is_code(error, libvirt.VIR_ERR_NO_NETWORK):
-            return None
-        raise
+    return None
 
 
 def _parts_to_change(what: str, handle: libvirt.virNetwork, host: DhcpHost, *, should_be_there: bool) -> int:
