@@ -5,9 +5,11 @@ What a newer version wrote is shown as far as it can be read. Usable as a librar
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from common.placement import Placement
 
 R = TypeVar("R", bound=Record)
+NOT_LISTED = ("alternates", "keys", "user_data_base64", "moves", "events")  # of specs and statuses
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,10 @@ class HostName:
 
 @dataclass(frozen=True)
 class InstanceRow:
-    """One instance; *spec* or *status* is None where it is not there or cannot be read, which *phase* then tells."""
+    """One instance; *spec* or *status* is None where it is not there or cannot be read, which *phase* then tells.
+
+    Among all instances those of ``list_instances`` are without what only ``show`` looks at: ``NOT_LISTED``.
+    """
 
     uuid: UUID
     name: str
@@ -61,19 +67,38 @@ class HostRow:
 
 def list_instances(store: Store, keys: Keys) -> list[InstanceRow]:
     """All instances by name."""
+    with _collecting_later():
+        return _all_rows(store, keys)
+
+
+@contextmanager
+def _collecting_later() -> Iterator[None]:
+    """Let the garbage collector rest: it would walk over some hundred thousand new objects and find nothing to free."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _all_rows(store: Store, keys: Keys) -> list[InstanceRow]:
     specs = _by_instance(keys, store.list(keys.specs(), serializable=True).items)
     statuses = _by_instance(keys, store.list(keys.statuses(), serializable=True).items)
     hosts = {keys.parse_host(item.key): item for item in store.list(keys.hosts(), serializable=True).items}
     names = host_names(store, keys, {provider for provider, _ in specs}, hosts)
-    rows = [instance_row(key[1], names[key[0]], spec, statuses.get(key)) for key, spec in specs.items()]
+    rows = [instance_row(key[1], names[key[0]], spec, statuses.get(key), without=NOT_LISTED) for key, spec in specs.items()]
     return sorted(rows, key=lambda row: (row.name, str(row.uuid)))
 
 
-def instance_row(uuid: UUID, host: HostName, spec_item: Versioned, status_item: Versioned | None) -> InstanceRow:
-    """An instance from its two items."""
+def instance_row(
+    uuid: UUID, host: HostName, spec_item: Versioned, status_item: Versioned | None, *, without: Collection[str] = ()
+) -> InstanceRow:
+    """An instance from its two items, but for the fields *without*."""
     try:
-        spec: InstanceSpec | None = InstanceSpec.from_json(spec_item.value)
-        status = InstanceStatus.from_json(status_item.value) if status_item else None
+        spec: InstanceSpec | None = InstanceSpec.from_json(spec_item.value, without=without)
+        status = InstanceStatus.from_json(status_item.value, without=without) if status_item else None
     except EcomputeError as error:
         reason = Reason.UNSUPPORTED_SCHEMA if isinstance(error, UnsupportedSchema) else "Unreadable"
         return InstanceRow(uuid, _name_in(spec_item.value), host, Phase.HELD, reason, None, None)

@@ -123,3 +123,11 @@ def test_user_data_is_bytes():
 
 def test_a_status_keeps_its_phase_as_text():
     assert json.loads(InstanceStatus(Phase.QUARANTINED).to_json())["phase"] == "Quarantined"
+
+
+def test_fields_that_nobody_looks_at_are_left_at_their_default_however_broken():
+    text = json.dumps({**json.loads(SPEC.to_json()), "keys": ["ssh-ed25519 A"], "moves": "nonsense", "hostname": "web"})
+    spec = InstanceSpec.from_json(text, without=("keys", "moves"))
+    assert (spec.keys, spec.moves, spec.hostname) == ((), (), "web")
+    with pytest.raises(InvalidSpec, match="moves is no list"):
+        InstanceSpec.from_json(text)
