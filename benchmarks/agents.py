@@ -12,6 +12,7 @@ import argparse
 import logging
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ def name_of(number: int) -> str:
     return f"host-{number:04d}"
 
 
-def config_of(directory: Path, number: int, *, etcd: str, prefix: str, placement: str) -> ComputeConfig:
+def config_of(directory: Path, number: int, *, etcd: str, prefix: str, placement: str, resync: float) -> ComputeConfig:
     """The configuration of host *number*; its folders and its libvirt are below *directory*."""
     own = directory / name_of(number)
     own.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,8 @@ def config_of(directory: Path, number: int, *, etcd: str, prefix: str, placement
         placement=PlacementConfig(url=placement), libvirt=LibvirtConfig(uri=f"test://{host}", virt_type="test"),
         inventory=InventoryConfig(vcpu=ResourceConfig(0, 16.0), disk_gb=ResourceConfig(0, 1.0)),
         paths=PathsConfig(own / "state", own / "run"), network=NetworkConfig(reserve_ahead=2, filter=None),
-        metadata=MetadataConfig(mode="off"), builder=BuilderConfig(), metrics=MetricsConfig(listen=None),
+        metadata=MetadataConfig(mode="off"), builder=BuilderConfig(workers=1, resync_every_seconds=resync),
+        metrics=MetricsConfig(listen=None),
         log=LogConfig(level="warning", format="text"),
     )  # fmt: skip
 
@@ -87,7 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     threads = [
         threading.Thread(target=_serve, args=(config, stop), name=str(config.name), daemon=True)
         for config in (
-            config_of(options.directory, number, etcd=options.etcd, prefix=options.prefix, placement=options.placement)
+            config_of(
+                options.directory,
+                number,
+                etcd=options.etcd,
+                prefix=options.prefix,
+                placement=options.placement,
+                resync=options.resync,
+            )
             for number in range(options.first, options.first + options.count)
         )
     ]
@@ -103,11 +112,13 @@ def _spare_the_machine() -> None:
     """Wake waiting threads as seldom as it goes: 1,000 hosts share the cores of one machine here.
 
     gRPC's Python wakes each thread that waits for a watch ten times a second, only to look for signals; news wakes it at once
-    all the same. On a host of its own it does not show.
+    all the same. And thousands of threads that share one interpreter need not take it from each other every 5 ms. On a host
+    of its own neither shows.
     """
     import grpc._common  # noqa: PLC0415
 
     grpc._common.MAXIMUM_WAIT_TIMEOUT = 5.0
+    sys.setswitchinterval(0.05)
 
 
 def _serve(config: ComputeConfig, stop: threading.Event) -> None:
@@ -127,6 +138,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--etcd", required=True)
     parser.add_argument("--prefix", required=True)
     parser.add_argument("--placement", required=True)
+    parser.add_argument("--resync", type=float, default=60.0, help="seconds between two full looks")
     return parser.parse_args(arguments)
 
 
