@@ -9,16 +9,18 @@ it between their threads.
 
 from __future__ import annotations
 
+import builtins
 import os
 import random as random_module
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from common.bells import Bells
 from common.config import EtcdConfig
 from common.errors import Conflict, StoreRefused, StoreUnavailable
 from common.etcd_login import Login
@@ -47,6 +49,10 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import etcd3
 import grpc
 from etcd3 import etcdrpc
+
+# Each thread that waits for a watch would wake ten times a second, for signal handlers, which in Python 3 run all the same.
+with suppress(AttributeError):
+    grpc._common.MAXIMUM_WAIT_TIMEOUT = 60.0
 
 T = TypeVar("T")
 Metadata = tuple[tuple[str, str], ...]
@@ -214,6 +220,7 @@ class EtcdStore:
         self._connection: _Connection | None = None
         self._is_closed = threading.Event()
         self._proofs = Proofs(clock)
+        self._bells = Bells()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -225,12 +232,19 @@ class EtcdStore:
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Versioned]:
         wanted = tuple(dict.fromkeys(keys))
+        return {item.key: item for item in self.list_keys(wanted).items} if wanted else {}
+
+    def list_keys(self, keys: Iterable[str]) -> Listing:
+        wanted = tuple(dict.fromkeys(keys))
         found: dict[str, Versioned] = {}
+        headers: list[Any] = []
         for start in range(0, len(wanted), MOST_OPERATIONS):
             batch = wanted[start : start + MOST_OPERATIONS]
             with self._explained(f"read {batch[0]} and {len(batch) - 1} more") as what:
-                found.update(self._get_batch(batch, what))
-        return found
+                for answer in self._get_batch(batch, what):
+                    headers.append(answer.header)
+                    found.update(found_by(answer))
+        return Listing(tuple(found.values()), int(headers[0].revision), int(headers[0].cluster_id))
 
     def list(self, prefix: str, *, serializable: bool = False) -> Listing:
         with self._explained(f"list {prefix}") as what:
@@ -257,14 +271,15 @@ class EtcdStore:
     def _transact(self, request: Any, what: str) -> tuple[Any, bool]:
         return self._tries(lambda c, timeout: c.call(c.kv.Txn, request, timeout), what, is_proof=True)
 
-    def _get_batch(self, keys: tuple[str, ...], what: str) -> dict[str, Versioned]:
+    def _get_batch(self, keys: tuple[str, ...], what: str) -> builtins.list[Any]:
+        """The answers to reads of *keys*, in the order in which they were given."""
         try:
-            return found_by(self._transact(etcdrpc.TxnRequest(success=_reads(keys)), what)[0])
+            return [self._transact(etcdrpc.TxnRequest(success=_reads(keys)), what)[0]]
         except Fault as fault:
             if fault.verdict is not Verdict.ANSWER_TOO_LARGE or len(keys) == 1:
                 raise
         half = len(keys) // 2
-        return self._get_batch(keys[:half], what) | self._get_batch(keys[half:], what)
+        return self._get_batch(keys[:half], what) + self._get_batch(keys[half:], what)
 
     def _list_pages(self, prefix: str, what: str, *, serializable: bool) -> Listing | None:
         """The whole listing, or None where another cluster answered between two pages."""
@@ -371,7 +386,7 @@ class EtcdStore:
             prefix, revision, cluster_id,
             connect=self._connect, turn_from=self._turn_from,
             is_over=lambda: stop.is_set() or self._is_closed.is_set(), pause=stop.wait,
-            proofs=self._proofs, account=self._account,
+            woken=lambda ring: self._bells.rung_by(stop, ring), proofs=self._proofs, account=self._account,
         ).batches()  # fmt: skip
 
     # -- endpoints ----------------------------------------------------------------------------------------------------
@@ -383,6 +398,7 @@ class EtcdStore:
             connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        self._bells.ring()
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[str]:
@@ -420,7 +436,7 @@ class EtcdStore:
                     raise unanswered(fault, what, self._endpoints, self._config.deadline_seconds, self._account) from fault
             else:
                 if is_proof:
-                    self._proofs.note(connection.endpoint)
+                    self._proofs.note(connection.endpoint, answer.header)  # type: ignore[attr-defined]
                 return answer, is_doubtful
             self._sleep(pause)
 
@@ -455,6 +471,7 @@ class EtcdStore:
         at = self._at
         if self._endpoints[at] == endpoint:
             self._at = (at + 1) % len(self._endpoints)
+        self._bells.ring()  # watches of that endpoint are to see whether it lives
 
 
 def _transaction_request(transaction: Transaction) -> Any:

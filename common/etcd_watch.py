@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from common.etcd_rules import Account, Endpoint, Fault, Verdict, explain, key_of, versioned
@@ -19,12 +20,13 @@ from common.store import WatchEvent, WatchLost
 
 logger = logging.getLogger(__name__)
 
-QUIET_SECONDS = 5.0  # a watch that heard nothing for so long has its endpoint prove that it lives
-POLL_SECONDS = 0.1  # how soon a quiet watch notices that it was stopped
+# A watch that heard nothing for so long has its endpoint prove that it lives. More than half of the usual time between two
+# beats of a host, which are proofs as well: so there is one more in between, and not by chance two.
+QUIET_SECONDS = 6.0
 
 
 class Stream:
-    """One watch stream. A thread reads it into a queue, so that the follower can look at the clock and at *stop* meanwhile.
+    """One watch stream. A thread reads it into a queue, so that the follower can look at the clock meanwhile, and be woken.
 
     Args:
         start: begins the stream with the requests that it is given; what it returns yields answers, and has ``cancel``.
@@ -45,7 +47,7 @@ class Stream:
         threading.Thread(target=self._read, name=f"etcd-watch {endpoint.host}:{endpoint.port}", daemon=True).start()
 
     def next(self, timeout_seconds: float) -> Any | None:
-        """The next answer, or None when there was none for so long.
+        """The next answer, or None when there was none for so long, or when woken.
 
         Raises:
             Fault: the stream broke.
@@ -57,6 +59,10 @@ class Stream:
         if isinstance(answer, Fault):
             raise answer
         return answer
+
+    def wake(self) -> None:
+        """Have whoever waits in ``next`` go on; from any thread."""
+        self._answers.put(None)
 
     def close(self) -> None:
         self._is_over.set()
@@ -101,19 +107,28 @@ class Proofs:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._asking = threading.Lock()
-        self._proven_at: dict[Endpoint, float] = {}
+        self._proven: dict[Endpoint, tuple[float, Any]] = {}
 
-    def note(self, endpoint: Endpoint) -> None:
-        """*endpoint* has just answered."""
-        self._proven_at[endpoint] = self.clock()
+    def note(self, endpoint: Endpoint, header: Any) -> None:
+        """*endpoint* has just answered, with *header*."""
+        self._proven[endpoint] = self.clock(), header
 
     def forget(self, endpoint: Endpoint) -> None:
-        self._proven_at.pop(endpoint, None)
+        self._proven.pop(endpoint, None)
+
+    def due_at(self, endpoint: Endpoint) -> float:
+        """When the next proof is wanted of *endpoint*; long ago where there is none."""
+        return self._proven.get(endpoint, (float("-inf"), None))[0] + QUIET_SECONDS
+
+    def fresh(self, endpoint: Endpoint) -> Any | None:
+        """The header of *endpoint*'s last answer, if that was within the quiet time."""
+        proven_at, header = self._proven.get(endpoint, (float("-inf"), None))
+        return header if self.clock() - proven_at < QUIET_SECONDS else None
 
     def renew(self, endpoint: Endpoint, ask: Callable[[], None]) -> None:
         """Have *endpoint* answer *ask*, unless another watch or call has had an answer within the quiet time."""
         with self._asking:
-            if self.clock() - self._proven_at.get(endpoint, float("-inf")) >= QUIET_SECONDS:
+            if self.clock() >= self.due_at(endpoint):
                 ask()
 
 
@@ -125,6 +140,7 @@ class Watch:
         turn_from: told that a connection failed: the next one goes elsewhere.
         is_over: whether the watch was stopped.
         pause: sleeps so many seconds, or less when it was stopped.
+        woken: as long as it is entered its argument is called when ``is_over`` changes, or an endpoint was turned from.
     """
 
     def __init__(
@@ -137,6 +153,7 @@ class Watch:
         turn_from: Callable[[Endpoint], None],
         is_over: Callable[[], bool],
         pause: Callable[[float], object],
+        woken: Callable[[Callable[[], None]], AbstractContextManager[None]],
         proofs: Proofs,
         account: Account,
     ) -> None:
@@ -144,9 +161,11 @@ class Watch:
         self._revision = revision  # the next one that is wanted
         self._raft_term = 0
         self._connect, self._turn_from, self._is_over, self._pause = connect, turn_from, is_over, pause
+        self._woken = woken
         self._proofs, self._account = proofs, account
         self._backoff = Backoff(0.05, 2.0)
         self._is_broken = False
+        self._has_failed = False
 
     def batches(self) -> Iterator[tuple[WatchEvent, ...]]:
         """Yield changes until it is over; an empty batch after each quiet time that ended in a proof of life."""
@@ -161,6 +180,7 @@ class Watch:
 
     def _bear(self, fault: Fault) -> None:
         """Return where the watch can resume after *fault*; raise what the consumer must know otherwise."""
+        self._has_failed = True
         if fault.verdict in (Verdict.COMPACTED, Verdict.ANSWER_TOO_LARGE):
             raise WatchLost(f"watch {self._prefix} from revision {self._revision}: {fault.details}") from fault
         is_anonymous = fault.verdict is Verdict.LOGIN and self._account.username is None
@@ -175,10 +195,12 @@ class Watch:
         connection = self._connect()
         try:
             # A stream's own header may come from a member that lags; this one is of the whole cluster.
-            self._prove(connection)
+            if self._has_failed or not self._is_known(connection.endpoint):
+                self._prove(connection)
             stream = connection.stream(self._prefix, self._revision)
             try:
-                yield from self._hear(stream, connection)
+                with self._woken(stream.wake):
+                    yield from self._hear(stream, connection)
             finally:
                 stream.close()
         except Fault as fault:
@@ -189,19 +211,20 @@ class Watch:
             connection.close()
 
     def _hear(self, stream: Stream, connection: Connection) -> Iterator[tuple[WatchEvent, ...]]:
-        heard_at = self._proofs.clock()
+        endpoint, clock = connection.endpoint, self._proofs.clock
+        due_at = clock() + QUIET_SECONDS
         while not self._is_over():
-            answer = stream.next(POLL_SECONDS)
+            answer = stream.next(max(0.0, due_at - clock()))
             if answer is not None:
-                heard_at = self._proofs.clock()
-                self._check_answer(answer, connection.endpoint)
+                due_at = clock() + QUIET_SECONDS
+                self._check_answer(answer, endpoint)
                 if answer.events:
                     # Not from the header: while a watch catches up, that is ahead of the events.
                     self._revision = answer.events[-1].kv.mod_revision + 1
                     yield tuple(_event(event) for event in answer.events)
-            elif self._proofs.clock() - heard_at >= QUIET_SECONDS:
-                self._proofs.renew(connection.endpoint, lambda: self._prove(connection))
-                heard_at = self._proofs.clock()
+            elif clock() >= min(due_at, self._proofs.due_at(endpoint)):
+                self._proofs.renew(endpoint, lambda: self._prove(connection))
+                due_at = self._proofs.due_at(endpoint)
                 yield ()
 
     def _check_answer(self, answer: Any, endpoint: Endpoint) -> None:
@@ -213,6 +236,17 @@ class Watch:
             logger.info("the watch goes on", extra={"prefix": self._prefix, "revision": self._revision})
             self._is_broken = False
 
+    def _is_known(self, endpoint: Endpoint) -> bool:
+        """Whether *endpoint* has just said that it is of the store that is to be followed, in an answer to anybody's request.
+
+        Only where it says so: it may be an answer from before the revision from which on the watch is wanted.
+        """
+        header = self._proofs.fresh(endpoint)
+        if header is None or header.cluster_id != self._cluster_id or header.revision < self._revision - 1:
+            return False
+        self._raft_term = header.raft_term
+        return True
+
     def _prove(self, connection: Connection) -> None:
         """Have the endpoint answer a linearizable read, and compare the store with the one that was followed so far.
 
@@ -221,7 +255,7 @@ class Watch:
                 its old cluster id, but its revision or its raft term went back.
         """
         header, url = connection.probe(self._prefix), connection.endpoint.url
-        self._proofs.note(connection.endpoint)
+        self._proofs.note(connection.endpoint, header)
         if header.cluster_id != self._cluster_id:
             raise WatchLost(f"etcd {url} is of another cluster: {header.cluster_id:x}, not {self._cluster_id:x}")
         if header.revision < self._revision - 1 or header.raft_term < self._raft_term:

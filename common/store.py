@@ -32,7 +32,7 @@ class Versioned:
 
 @dataclass(frozen=True)
 class Listing:
-    """All keys under a prefix at one revision of one cluster."""
+    """Keys as they were at one revision of one cluster: a watch from the next one misses nothing of them."""
 
     items: tuple[Versioned, ...]
     revision: int
@@ -123,6 +123,10 @@ class Store(Protocol):
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Versioned]:
         """Those of *keys* that exist, read in as few round trips as etcd allows, each trip at one revision."""
+        ...
+
+    def list_keys(self, keys: Iterable[str]) -> Listing:
+        """As ``get_many``, of one key or more; the revision is that of the first trip, items of later ones may be newer."""
         ...
 
     def list(self, prefix: str, *, serializable: bool = False) -> Listing:

@@ -108,9 +108,9 @@ class Board:
             self._reread.wait(REREAD_SECONDS + REREAD_SECONDS_PER_KEY * len(self._keys))
 
     def _begin(self) -> None:
-        # This list says from where on to watch: what is read behind it may be newer, which does no harm.
-        start = self._store.list(self._probe)
-        self._take(self._store.get_many(self._keys))
+        # It says from where on to watch, too: what of it is newer does no harm.
+        start = self._store.list_keys(self._keys)
+        self._take({item.key: item for item in start.items})
         for prefix in self._watched:
             threading.Thread(target=self._hear, args=(prefix, start), name=f"follow {prefix}", daemon=True).start()
         self._is_known.set()

@@ -13,7 +13,7 @@ from common.validate import parse_instance
 from eschedule import render
 from eschedule.adopt import adopt
 from eschedule.audit import audit
-from eschedule.changes import Edit, change, destroyed, find, rebooted, started, stopped
+from eschedule.changes import Edit, Instance, change, destroyed, find, rebooted, started, stopped
 from eschedule.creating import create_one
 from eschedule.creating_set import create_set
 from eschedule.follow import Ending, Goal
@@ -105,19 +105,19 @@ def _change_all(session: Session, options: argparse.Namespace, edit: Edit, goal:
     wait_seconds = wait_seconds_of(session, options)
     names = list(dict.fromkeys(parse_instance(text) for text in options.instances))
     codes: list[int] = []
-    asked: dict[UUID, str] = {}
+    asked: dict[UUID, Instance] = {}
     try:
         codes += [_reporting(session, partial(_ask, session, who, edit, asked)) for who in names]
         if options.no_wait:
-            for name in asked.values():
-                session.screen.message(f"{name}: to be {done}; look: eschedule show {name}")
+            for found in asked.values():
+                session.screen.message(f"{found.name}: to be {done}; look: eschedule show {found.name}")
         else:
             until = session.clock() + wait_seconds
-            for instance, name in asked.items():
+            for found in asked.values():
                 left = max(0.0, until - session.clock())
-                codes.append(_reporting(session, partial(_await, session, instance, name, goal, wait_seconds=left, done=done)))
+                codes.append(_reporting(session, partial(_await, session, found, goal, wait_seconds=left, done=done)))
     except Interrupted as interrupted:
-        session.screen.message(_going_on(asked.values(), done))
+        session.screen.message(_going_on((found.name for found in asked.values()), done))
         return interrupted.exit_code
     return next((code for code in codes if code), 0)
 
@@ -132,21 +132,21 @@ def _reporting(session: Session, action: Callable[[], None]) -> int:
     return 0
 
 
-def _ask(session: Session, who: UUID | str, edit: Edit, asked: dict[UUID, str]) -> None:
+def _ask(session: Session, who: UUID | str, edit: Edit, asked: dict[UUID, Instance]) -> None:
     instance = find(session.store, session.keys, who)
     session.screen.progress(f"asking for {who}")
     found, _ = change(session.store, session.keys, instance, edit, who=who)
-    asked[instance] = found.name
+    asked[instance] = found
     if found.host is None:
         session.screen.warning(f"the host of {found.name} has no heartbeat; what was asked for happens when it is back")
 
 
-def _await(session: Session, instance: UUID, name: str, goal: Goal, *, wait_seconds: float, done: str) -> None:
+def _await(session: Session, found: Instance, goal: Goal, *, wait_seconds: float, done: str) -> None:
     begun = session.clock()
-    outcome = wait(session, instance, goal, wait_seconds)
+    outcome = wait(session, found.uuid, goal, wait_seconds, provider=found.provider)
     if outcome.ending is not Ending.REACHED:
-        raise unreached(name, outcome, goal, session.clock() - begun)
-    session.screen.message(f"{name} ({instance}) is {done} after {session.screen.elapsed()}")
+        raise unreached(found.name, outcome, goal, session.clock() - begun)
+    session.screen.message(f"{found.name} ({found.uuid}) is {done} after {session.screen.elapsed()}")
 
 
 def _going_on(names: Iterable[str], done: str) -> str:

@@ -219,7 +219,10 @@ class Follower:
         place, spec_item, status_item, host_item = found
         provider = wait.providers[instance]
         known = InstanceKey.from_json(place.value) if place else None
-        if known is None or spec_item is None or known.provider != provider:
+        if known is None:  # it is read together with the spec, and both went at once
+            del wait.providers[instance]
+            return False
+        if spec_item is None or known.provider != provider:
             board.read_again()
             return self._elsewhere(wait, instance)
         last = wait.views.get(instance)

@@ -88,6 +88,11 @@ class FakeStore:
         with self._begin():
             return {key: self._items[key] for key in keys if key in self._items}
 
+    def list_keys(self, keys: Iterable[str]) -> Listing:
+        with self._begin():
+            items = tuple(self._items[key] for key in keys if key in self._items)
+            return Listing(items, self._revision, self._cluster_id)
+
     def list(self, prefix: str, *, serializable: bool = False) -> Listing:
         with self._begin():
             items = tuple(self._items[key] for key in sorted(self._items) if key.startswith(prefix))

@@ -31,12 +31,7 @@ ASKED_FOR = {
     "ecompute etcd": {"Txn writes status": 2},
     "ecompute placement": {"GET /allocations/…": 1},
 }
-WAITED_FOR = {
-    "Range: instances/*": 1,
-    "Txn reads hosts+instances+spec+status": 1,
-    "Range, a proof: status": 1,
-    "Watch: status/*": 1,
-}
+WAITED_FOR = {"Txn reads hosts+instances+spec+status": 1, "Watch: status/*": 1}
 BUILT = {
     "libvirt virDomainLookupByUUID": 3,  # is it there? · start · mark as booted
     "libvirt virDomainDefineXML": 1,
@@ -66,13 +61,9 @@ DESTROY_ASKED_FOR = {
     "ecompute placement": {"GET /allocations/…": 1, "PUT /allocations/…": 1},
 }
 DESTROY_WAITED_FOR = {
-    "Txn reads instances": 1,
-    "Range: instances/*": 1,
-    "Txn reads hosts+instances+spec+status": 3,
-    "Range, a proof: status": 1,
+    "Txn reads hosts+instances+spec+status": 2,  # at first, and when the status went
     "Watch: status/*": 1,
-    "Txn reads instances+spec": 1,
-    "Txn reads names+spec+status": 1,
+    "Txn reads names+spec+status": 1,  # is nothing of it left?
 }
 TORN_DOWN = {
     "libvirt virDomainLookupByUUID": 3,  # is it there? · destroy · undefine

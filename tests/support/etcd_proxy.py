@@ -38,7 +38,9 @@ class EtcdProxy:
         self._on_write, self._on_request = on_write, on_request
         self._channel = grpc.insecure_channel(f"{address}:{upstream_port}")
         # A stream keeps a thread for as long as it lives.
-        self._server = grpc.server(ThreadPoolExecutor(64, "etcd-proxy"), handlers=[_Handler(self)])
+        # It is no business of gRPC's how often a client looks whether its connection lives.
+        options = (("grpc.http2.max_ping_strikes", 0),)
+        self._server = grpc.server(ThreadPoolExecutor(64, "etcd-proxy"), handlers=[_Handler(self)], options=options)
         self._server.add_insecure_port(f"{address}:{port}")
         self._server.start()
 
