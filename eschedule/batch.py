@@ -35,7 +35,7 @@ from eschedule.claims import Holding, Refusal, describe
 from eschedule.grouping import Group
 from eschedule.packing import Option, pack
 from eschedule.planning import GROUP_TRIES, STORE_TRIES, Live, Placed, Planner, Search, left_by_an_earlier_run, taken
-from eschedule.request import Request
+from eschedule.request import ALTERNATES_AT_MOST, Request
 
 INSTANCES_PER_TRANSACTION = 25
 BYTES_PER_TRANSACTION = 1024 * 1024
@@ -103,8 +103,12 @@ class _Set:
 class BatchScheduler(Planner):
     """Creates sets of instances."""
 
-    def create_all(self, request: Request) -> PlacedSet:
+    def create_all(self, request: Request, *, is_new: bool = False) -> PlacedSet:
         """Claim hosts for all instances of *request* and record them, or none. The same request again finishes the set.
+
+        Args:
+            is_new: its request id was made just now, so that Placement need not be asked what an earlier run left; as it is
+                without a request id.
 
         Raises:
             Conflict: a name or a uuid belongs to something else, or the group has another policy.
@@ -115,6 +119,7 @@ class BatchScheduler(Planner):
             Interrupted: a signal came before anything was recorded; the claims were given back.
         """
         chosen = self._members(request)
+        chosen.may_be_left_behind = not (is_new or (request.request_id is None and request.uuid is None))
         self._on_step("reading etcd")
         self._look_up(chosen)
         search = Search()
@@ -287,13 +292,14 @@ class BatchScheduler(Planner):
             search.was_contended |= claimed is Refusal.CONTENDED
             return True
         own = {provider for _, (_, provider), _ in plan} if search.group and search.group.keeps_apart else set()
+        spare: dict[int, tuple[Alternate, ...]] = {}  # by answer: all plans of a round have the same, most often
         for number, (uuid, (_, planned), live) in enumerate(plan):
             if uuid in claimed:
                 is_as_planned = claimed[uuid].made_here or planned in claimed[uuid].allocations
                 provider, host = (planned, live.hosts[planned]) if is_as_planned else self._place_of(claimed[uuid])
-                others = live.alternates(search.group, but={provider, *own})
-                turn = number % len(others) if others else 0  # so that all do not run to one host when theirs fails
-                alternates = others[turn:] + others[:turn]
+                if id(live) not in spare:
+                    spare[id(live)] = live.alternates(search.group, but=own)
+                alternates = _in_turn(spare[id(live)], number, but=provider)
                 chosen.seats[uuid] = _Seat(chosen.members[uuid], uuid, claimed[uuid], provider, host, alternates)
         return False
 
@@ -425,6 +431,13 @@ class BatchScheduler(Planner):
             self._give_back(seat.claim)
         chosen.written.clear()
         chosen.seats.clear()
+
+
+def _in_turn(others: tuple[Alternate, ...], number: int, *, but: UUID) -> tuple[Alternate, ...]:
+    """As many of *others* as a spec takes, beginning at *number*: not all are to run to one host when theirs fails."""
+    turn = number % len(others) if others else 0
+    next_ones = (others[turn:] + others[:turn])[: ALTERNATES_AT_MOST + 1]
+    return tuple(other for other in next_ones if other.provider != but)[:ALTERNATES_AT_MOST]
 
 
 def _is_unknown(error: EcomputeError) -> bool:

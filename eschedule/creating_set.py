@@ -29,14 +29,15 @@ def create_set(session: Session, options: argparse.Namespace, request: Request) 
     """
     wait_seconds = wait_seconds_of(session, options)
     timings_file = timings_file_of(options)
-    if request.request_id is None:
+    is_new = request.request_id is None
+    if is_new:
         request = dataclasses.replace(request, request_id=str(uuids.uuid4()))
     assert request.request_id is not None  # noqa: S101 - set above
     begun = session.clock()
     outcomes: dict[UUID, Outcome | EcomputeError] = {}
     placed: PlacedSet | None = None
     try:
-        placed = _place(session, request, again_line(options, "--request-id", request.request_id))
+        placed = _place(session, request, again_line(options, "--request-id", request.request_id), is_new=is_new)
         waiting_since = session.clock()
         if not options.no_wait:
             outcomes = _wait_for_all(session, placed, wait_seconds)
@@ -52,8 +53,9 @@ def create_set(session: Session, options: argparse.Namespace, request: Request) 
     return _tell_failures(session, placed, outcomes, waited / 1000)
 
 
-def _place(session: Session, request: Request, again: str) -> PlacedSet:
-    placed = repeatable(partial(planner_of(session, BatchScheduler).create_all, request), "request id", again)
+def _place(session: Session, request: Request, again: str, *, is_new: bool) -> PlacedSet:
+    create_all = partial(planner_of(session, BatchScheduler).create_all, request, is_new=is_new)
+    placed = repeatable(create_all, "request id", again)
     session.close_placement()
     known = sum(one.is_repeat for one in placed.instances)
     if known:

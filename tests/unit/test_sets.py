@@ -204,6 +204,24 @@ class TestTheStraightWay:
         assert len(where(placed)) == 3
         assert [call.rpartition(" ")[2] for call in calls(stage, "candidates")] == ["limit=3", "limit=None"]
 
+    @pytest.mark.parametrize("fields", [{"request_id": None}, {}])
+    def test_a_request_made_just_now_asks_placement_for_candidates_and_the_claim_alone(
+        self, stage: Sets, fields: dict[str, Any]
+    ) -> None:
+        for number in range(3):
+            stage.host(f"node{number}")
+        stage.batch().create_all(asked_for(5, **fields), is_new="request_id" not in fields)
+        assert [call.split()[0] for call in stage.placement.calls] == ["candidates", "replace"]
+
+    def test_each_has_up_to_three_other_hosts_and_not_its_own(self, stage: Sets) -> None:
+        for number in range(5):
+            stage.host(f"node{number}")
+        placed = stage.create(asked_for(7))
+        for one in placed.instances:
+            others = [a.provider for a in stage.spec(one.provider, one.uuid).alternates]
+            assert len(set(others)) == 3
+            assert one.provider not in others
+
 
 class TestTooMany:
     def test_what_fits_is_said_and_nothing_is_left(self, stage: Sets) -> None:
