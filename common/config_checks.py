@@ -18,7 +18,6 @@ from urllib.parse import SplitResult, urlsplit
 from common.config_file import Problem
 from common.errors import ConfigError
 from common.text import quoted
-from common.validate import parse_image
 
 Values = Mapping[str, Any]
 Check = Callable[[Values], Iterator[Problem]]
@@ -190,6 +189,8 @@ def check_paths(values: Values) -> Iterator[Problem]:
 
 def check_default_image(values: Values) -> Iterator[Problem]:
     if values["defaults.image"] is not None:
+        from common.validate import parse_image  # noqa: PLC0415 - most commands need nothing else of it
+
         try:
             parse_image(values["defaults.image"])
         except ConfigError as error:

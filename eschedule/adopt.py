@@ -24,6 +24,7 @@ from common.validate import parse_instance, parse_name, parse_seconds
 from eschedule import post
 from eschedule.changes import no_such
 from eschedule.session import Session
+from eschedule.verbs import exit_code
 
 HOSTS_WAIT_SECONDS = 10.0
 TICK_SECONDS = 0.2
@@ -65,8 +66,6 @@ def adopt(session: Session, options: argparse.Namespace) -> int:
             failure = failure or error
     if failure is None:
         return 0
-    from eschedule.commands import exit_code  # noqa: PLC0415 - commands imports this module
-
     return exit_code(failure)
 
 

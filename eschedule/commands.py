@@ -1,62 +1,20 @@
-"""What each verb does: reads arguments, calls the library, hands the result to the screen. ``create`` has its own modules."""
+"""What the verbs that change instances do: reads arguments, calls the library, waits, says what came of it."""
 
 from __future__ import annotations
 
 import argparse
-import datetime
 from collections.abc import Callable, Iterable
 from functools import partial
 from uuid import UUID
 
-from common.errors import ConfigError, Conflict, EcomputeError, NoCapacity, PlacementUnavailable, Transient
+from common.errors import EcomputeError
 from common.validate import parse_instance
-from eschedule import render
-from eschedule.adopt import adopt
-from eschedule.audit import audit
 from eschedule.changes import Edit, Instance, change, destroyed, find, rebooted, started, stopped
-from eschedule.creating import create_one
-from eschedule.creating_set import create_set
 from eschedule.follow import Ending, Goal
-from eschedule.intake import request_from
 from eschedule.interruption import Interrupted
-from eschedule.listing import list_hosts, list_instances
 from eschedule.session import Session
-from eschedule.waiting import row_of, unreached, wait, wait_seconds_of
-
-Command = Callable[[Session, argparse.Namespace], int]
-
-
-def create(session: Session, options: argparse.Namespace) -> int:
-    request = request_from(options, session.config)
-    return (create_set if request.count > 1 else create_one)(session, options, request)
-
-
-def list_(session: Session, options: argparse.Namespace) -> int:
-    rows = list_instances(session.store, session.keys)
-    json = options.json
-    session.screen.data(render.as_json(render.instance_list_json(rows)) if json else render.instance_table(rows, _now()))
-    return 0
-
-
-def show(session: Session, options: argparse.Namespace) -> int:
-    who = parse_instance(options.instance)
-    row = row_of(session, find(session.store, session.keys, who), who)
-    session.screen.data(render.as_json(render.instance_json(row)) if options.json else render.instance_block(row, _now()))
-    return 0
-
-
-def hosts(session: Session, options: argparse.Namespace) -> int:
-    """The hosts with what is used of them; without an answer of Placement the rest is printed and the exit code is 4."""
-    unavailable: PlacementUnavailable | None = None
-    try:
-        rows = list_hosts(session.store, session.keys, session.placement)
-    except PlacementUnavailable as error:
-        unavailable = error
-        rows = list_hosts(session.store, session.keys, None)
-    session.screen.data(render.as_json(render.host_list_json(rows)) if options.json else render.host_table(rows, _now()))
-    if unavailable:
-        raise unavailable
-    return 0
+from eschedule.verbs import exit_code
+from eschedule.waiting import unreached, wait, wait_seconds_of
 
 
 def destroy(session: Session, options: argparse.Namespace) -> int:
@@ -73,28 +31,6 @@ def start(session: Session, options: argparse.Namespace) -> int:
 
 def reboot(session: Session, options: argparse.Namespace) -> int:
     return _change_all(session, options, rebooted(hard=options.hard), Goal.REBOOTED, "rebooted")
-
-
-COMMANDS: dict[str, Command] = {
-    "create": create,
-    "list": list_,
-    "show": show,
-    "destroy": destroy,
-    "stop": stop,
-    "start": start,
-    "reboot": reboot,
-    "hosts": hosts,
-    "audit": audit,
-    "adopt": adopt,
-}
-
-
-def exit_code(error: EcomputeError) -> int:
-    """What the program answers for *error*."""
-    for kind, code in ((Conflict, 5), (ConfigError, 2), (NoCapacity, 3), (Transient, 4)):
-        if isinstance(error, kind):
-            return code
-    return 1
 
 
 def _change_all(session: Session, options: argparse.Namespace, edit: Edit, goal: Goal, done: str) -> int:
@@ -154,7 +90,3 @@ def _going_on(names: Iterable[str], done: str) -> str:
     if not asked:
         return "interrupted; nothing was changed"
     return f"interrupted; it goes on that {asked} be {done}; look: eschedule list"
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)

@@ -1,4 +1,4 @@
-"""The command ``create`` for one instance: place the request, follow it to a running guest, say what came of it.
+"""The command ``create``, and what it does for one instance: place it, follow it to a running guest, say what came of it.
 
 ``creating_set`` does so for several, with what both have in common from here.
 """
@@ -21,6 +21,7 @@ from common.errors import ConfigError, Conflict, EcomputeError, Permanent, Trans
 from common.files import write_atomically
 from eschedule import render
 from eschedule.follow import Ending, Goal, Outcome
+from eschedule.intake import request_from
 from eschedule.interruption import Interrupted
 from eschedule.planning import Planner
 from eschedule.request import Request
@@ -31,6 +32,16 @@ from eschedule.waiting import row_of, unreached, wait, wait_seconds_of
 
 P = TypeVar("P", bound=Planner)
 T = TypeVar("T")
+
+
+def create(session: Session, options: argparse.Namespace) -> int:
+    """Run ``create``; its exit code."""
+    request = request_from(options, session.config)
+    if request.count > 1:
+        from eschedule.creating_set import create_set  # noqa: PLC0415 - imports this module, and most requests are for one
+
+        return create_set(session, options, request)
+    return create_one(session, options, request)
 
 
 def create_one(session: Session, options: argparse.Namespace, request: Request) -> int:

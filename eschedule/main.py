@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -22,6 +22,7 @@ from eschedule.screen import PROGRAM, Screen
 if TYPE_CHECKING:
     from common.config import ScheduleConfig
 
+GARBAGE_AFTER = 50_000  # new objects, before Python looks for cycles: most of a command's are modules, which stay
 EXIT_BUG = 70  # EX_SOFTWARE
 EXIT_CLOSED_PIPE = 141  # what the shell says of a program that SIGPIPE ended
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interruption.listen()
         return _run(list(sys.argv[1:] if arguments is None else arguments), screen, interruption)
     except EcomputeError as error:
-        from eschedule.commands import exit_code  # noqa: PLC0415 - only where something failed
+        from eschedule.verbs import exit_code  # noqa: PLC0415 - only where something failed
 
         screen.error(str(error))
         return exit_code(error)
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return EXIT_CLOSED_PIPE
     except Exception:  # noqa: BLE001 - the one place of this thread: a bug is told as one
+        import traceback  # noqa: PLC0415
+
         screen.error("this is a bug; please report it with the lines below")
         traceback.print_exc()
         return EXIT_BUG
@@ -70,6 +73,7 @@ def command() -> NoReturn:
     It ends without the interpreter's own tidying: threads that still follow a watch are inside gRPC then, which has been
     seen to crash under them. Nothing is left to tidy: connections and logs are closed, both streams are flushed here.
     """
+    gc.set_threshold(GARBAGE_AFTER)
     code = main()
     try:
         sys.stdout.flush()
@@ -98,7 +102,7 @@ def _run(arguments: list[str], screen: Screen, interruption: Interruption) -> in
         screen.data(f"{PROGRAM} {version('etcd-compute')}\n")
         return 0
     from common import logs  # noqa: PLC0415
-    from common.config import describe, load_schedule  # noqa: PLC0415 - imports jsonschema and yaml
+    from common.config import describe, load_schedule  # noqa: PLC0415 - imports yaml
 
     config = load_schedule(None if options.config is None else Path(options.config))
     if options.check_config:
@@ -112,12 +116,12 @@ def _run(arguments: list[str], screen: Screen, interruption: Interruption) -> in
 
 
 def _command(options: argparse.Namespace, config: ScheduleConfig, screen: Screen, interruption: Interruption) -> int:
-    from eschedule.commands import COMMANDS  # noqa: PLC0415
     from eschedule.session import Session  # noqa: PLC0415
+    from eschedule.verbs import command_of  # noqa: PLC0415
 
     session = Session(config, screen, interruption)
     try:
-        return COMMANDS[options.command](session, options)
+        return command_of(options.command)(session, options)
     finally:
         session.close()
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.model import InstanceSpec, InstanceStatus, Move
 from common.text import escaped, shortened
-from eschedule.follow import View
 from eschedule.listing import HostName, HostRow, InstanceRow
+
+if TYPE_CHECKING:
+    from eschedule.follow import View
 
 _MIB = 1024 * 1024
 
