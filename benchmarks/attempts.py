@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -54,7 +55,7 @@ def _run(arguments: list[str], most_seconds: float) -> int:
     # A session of its own: Ctrl-C comes to this process only, which passes it on once; two would cut the tidying short.
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.one", *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True,
-        preexec_fn=_as_a_child,  # noqa: PLW1509 - this process has one thread
+        env=_environment(), preexec_fn=_as_a_child,  # noqa: PLW1509 - this process has one thread
     )  # fmt: skip
     try:
         return process.wait(most_seconds)
@@ -63,6 +64,11 @@ def _run(arguments: list[str], most_seconds: float) -> int:
         return -signal.SIGINT
     finally:
         _end(process)
+
+
+def _environment() -> dict[str, str]:
+    """This process's own, but that byte code is kept: no installed program compiles itself at each start."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _as_a_child() -> None:
