@@ -77,7 +77,9 @@ CHANNEL_OPTIONS = (
     # Members are neighbours; a proxy for the web is not asked about them.
     ("grpc.enable_http_proxy", 0),
 )
-_COMPARED = {"create_revision": etcdrpc.Compare.CREATE, "mod_revision": etcdrpc.Compare.MOD}
+_COMPARED = {
+    "create_revision": etcdrpc.Compare.CREATE, "mod_revision": etcdrpc.Compare.MOD, "value": etcdrpc.Compare.VALUE,
+}  # fmt: skip
 _OPERATORS = {"==": etcdrpc.Compare.EQUAL, ">": etcdrpc.Compare.GREATER}
 
 
@@ -492,7 +494,7 @@ def _reads(keys: tuple[str, ...]) -> list[Any]:
 
 
 def _compare(compare: Compare) -> Any:
-    value = {compare.field: compare.value}
+    value = {compare.field: compare.value.encode() if isinstance(compare.value, str) else compare.value}
     return etcdrpc.Compare(
         key=compare.key.encode(), target=_COMPARED[compare.field], result=_OPERATORS[compare.operator], **value
     )  # fmt: skip

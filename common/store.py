@@ -43,13 +43,13 @@ class Listing:
 class Compare:
     """One condition of a transaction: *field* of *key* stands in *operator* to *value*.
 
-    A key that is absent has ``create_revision`` and ``mod_revision`` 0.
+    A key that is absent has ``create_revision`` and ``mod_revision`` 0, and no ``value``.
     """
 
     key: str
-    field: str  # "create_revision" | "mod_revision"
+    field: str  # "create_revision" | "mod_revision" | "value"
     operator: str  # "==" | ">"
-    value: int
+    value: int | str
 
     @staticmethod
     def absent(key: str) -> Compare:
@@ -66,6 +66,10 @@ class Compare:
     @staticmethod
     def unchanged(key: str, revision: int) -> Compare:
         return Compare(key, "mod_revision", "==", revision)
+
+    @staticmethod
+    def holds(key: str, text: str) -> Compare:
+        return Compare(key, "value", "==", text)
 
     @staticmethod
     def as_read(key: str, found: Mapping[str, Versioned]) -> Compare:

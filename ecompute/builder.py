@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 from uuid import UUID
 
@@ -198,20 +198,38 @@ class Builder:
 
     def _forget(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         """Delete spec, status, instance, name and group key at once; the last act of a deletion."""
-        provider, spec_key = self._world.blueprint.provider, self._keys.spec(self._world.blueprint.provider, spec.uuid)
-        name_key = self._keys.name(spec.name)
-        group_keys = groups.keys_to_read(self._keys, spec.group, provider) if spec.group else ()
-        found = self._store.get_many([name_key, *group_keys])
-        deletes = [spec_key, self._keys.status(provider, spec.uuid), self._keys.instance(spec.uuid)]
-        compares = [Compare.unchanged(spec_key, facts.spec_revision), self._fence()]
-        if name_key in found and found[name_key].value == str(spec.uuid):
-            compares.append(Compare.unchanged(name_key, found[name_key].mod_revision))
-            deletes.append(name_key)
-        leaving = groups.GroupChange()
-        if spec.group:
-            leaving = groups.leave(self._keys, spec.group, provider=provider, instance=spec.uuid, found=found)
-        self._store.commit(Transaction((*compares, *leaving.compares), leaving.puts, (*deletes, *leaving.deletes)))
+        keys, provider = self._keys, self._world.blueprint.provider
+        if spec.group or not self._is_done(self._parting(spec, facts, has_name=True)):
+            found = self._store.get_many([keys.name(spec.name), *self._group_keys(spec)])
+            has_name = keys.name(spec.name) in found and found[keys.name(spec.name)].value == str(spec.uuid)
+            leaving = groups.GroupChange()
+            if spec.group:
+                leaving = groups.leave(keys, spec.group, provider=provider, instance=spec.uuid, found=found)
+            self._store.commit(self._parting(spec, facts, has_name=has_name, leaving=leaving))
         return dataclasses.replace(facts, spec_revision=0)
+
+    def _parting(
+        self, spec: InstanceSpec, facts: Facts, *, has_name: bool, leaving: groups.GroupChange | None = None
+    ) -> Transaction:
+        """What deletes the keys of *spec*, and its name where that is its own."""
+        keys, provider = self._keys, self._world.blueprint.provider
+        change, name_key = leaving or groups.GroupChange(), keys.name(spec.name)
+        compares = [Compare.unchanged(keys.spec(provider, spec.uuid), facts.spec_revision), self._fence()]
+        deletes = [keys.spec(provider, spec.uuid), keys.status(provider, spec.uuid), keys.instance(spec.uuid)]
+        if has_name:
+            compares, deletes = [*compares, Compare.holds(name_key, str(spec.uuid))], [*deletes, name_key]
+        return Transaction((*compares, *change.compares), change.puts, (*deletes, *change.deletes))
+
+    def _group_keys(self, spec: InstanceSpec) -> Iterable[str]:
+        return groups.keys_to_read(self._keys, spec.group, self._world.blueprint.provider) if spec.group else ()
+
+    def _is_done(self, transaction: Transaction) -> bool:
+        """Whether *transaction* could be made; where not, nothing has changed and the keys in question are to be read."""
+        try:
+            self._store.commit(transaction)
+        except Conflict:
+            return False
+        return True
 
     def _adopt(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         """Note in the domain that it answers to this spec from now on. Its power is left as it is, and counts as asked for."""

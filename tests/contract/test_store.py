@@ -162,7 +162,7 @@ def test_commit_does_everything_at_one_revision(bench):
     bench.store.create(bench.key("old"), "x")
     revision = bench.store.commit(
         Transaction(
-            compares=(Compare.absent(bench.key("a")), Compare.present(bench.key("old"))),
+            compares=(Compare.absent(bench.key("a")), Compare.present(bench.key("old")), Compare.holds(bench.key("old"), "x")),
             puts={bench.key("a"): "1", bench.key("b"): "2"},
             deletes=(bench.key("old"),),
         )
@@ -171,7 +171,7 @@ def test_commit_does_everything_at_one_revision(bench):
     assert [(item.key, item.mod_revision) for item in items] == [(bench.key("a"), revision), (bench.key("b"), revision)]
 
 
-@pytest.mark.parametrize("broken", ["absent", "present", "created_at", "unchanged"])
+@pytest.mark.parametrize("broken", ["absent", "present", "created_at", "unchanged", "holds", "holds, absent"])
 def test_commit_changes_nothing_where_one_compare_fails(bench, broken):
     created = bench.store.create(bench.key("there"), "1")
     bench.store.replace(bench.key("there"), "2", seen=created)
@@ -180,6 +180,8 @@ def test_commit_changes_nothing_where_one_compare_fails(bench, broken):
         "present": Compare.present(bench.key("not there")),
         "created_at": Compare.created_at(bench.key("there"), created + 1),
         "unchanged": Compare.unchanged(bench.key("there"), created),
+        "holds": Compare.holds(bench.key("there"), "1"),
+        "holds, absent": Compare.holds(bench.key("not there"), ""),
     }[broken]
     with pytest.raises(Conflict):
         bench.store.commit(

@@ -212,7 +212,7 @@ class FakeStore:
 
     def _compare(self, compare: Compare) -> bool:
         item = self._items.get(compare.key)
-        actual = {"create_revision": item.create_revision, "mod_revision": item.mod_revision}[compare.field] if item else 0
+        actual = getattr(item, compare.field) if item else 0
         return actual == compare.value if compare.operator == "==" else actual > compare.value
 
     def _execute(self, transaction: Transaction) -> int:

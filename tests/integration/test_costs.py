@@ -55,7 +55,6 @@ DESTROY_ASKED_FOR = {
     },
     "ecompute etcd": {
         "Range: spec": 1,  # is it still to go? asked of etcd itself before anything is taken away
-        "Txn reads names": 1,
         "Txn deletes instances+names+spec+status": 1,
     },
     "ecompute placement": {"GET /allocations/…": 1, "PUT /allocations/…": 1},
