@@ -143,12 +143,9 @@ class Agent:
             self._thread("metadata-service", supervisor.run)
         hypervisor = LibvirtDriver(self._config.libvirt.uri, on_state=lambda problem: self._health.report(LIBVIRT, problem))
         store = EtcdStore(self._config.etcd)
-        # One try a call: what failed is tried again by whoever called, and a worker is to be free for other guests meanwhile.
-        one_try = dataclasses.replace(self._config.placement, deadline_seconds=self._config.placement.timeout_seconds)
-        placement = Placement(one_try, etcd_prefix=self._config.etcd.prefix, keeps_connections=False)
         try:
             host = self._look_around(hypervisor)
-            self._serve(host, hypervisor, store, placement)
+            self._serve(host, hypervisor, store)
         except Stopped:
             logger.info("stopped before it was up")
         finally:
@@ -181,7 +178,7 @@ class Agent:
         info = dataclasses.replace(info, cpu_flags=guest_flags(info.cpu_flags, choice.virt_type))
         return Host(name, provider, machine, identity.boot_id(), info, choice.virt_type)
 
-    def _serve(self, host: Host, hypervisor: LibvirtDriver, store: EtcdStore, placement: Placement) -> None:
+    def _serve(self, host: Host, hypervisor: LibvirtDriver, store: EtcdStore) -> None:
         owner = OwnerRecord(host.machine_id, host.info.libvirt_host_uuid, host.name, wall_time())
         etcd = self._config.etcd
         heartbeat = Heartbeat(
@@ -204,7 +201,7 @@ class Agent:
         beating = self._thread("heartbeat", heartbeat.run, self._heartbeat_stop)
         self._thread("health", lambda stop: self._publish_health(heartbeat, stop))
         try:
-            self._work(host, hypervisor, store, placement, heartbeat)
+            self._work(host, hypervisor, store, heartbeat)
         finally:
             # Its end first: a beat under way would take the lease that is given back for a lost one, and make it anew.
             self._heartbeat_stop.set()
@@ -212,11 +209,12 @@ class Agent:
             beating.join(3 * etcd.deadline_seconds)
             heartbeat.resign()
 
-    def _work(
-        self, host: Host, hypervisor: LibvirtDriver, store: EtcdStore, placement: Placement, heartbeat: Heartbeat
-    ) -> None:
+    def _work(self, host: Host, hypervisor: LibvirtDriver, store: EtcdStore, heartbeat: Heartbeat) -> None:
         """Put the loop together, run it until told to stop, take it apart again."""
         config = self._config
+        placement = self._placement(keeps_connections=False)
+        # A look keeps its connection to its end: among a thousand new hosts it is not to queue up for each request anew.
+        for_looks = self._placement(keeps_connections=True)
         statuses = Statuses(
             store, self._keys, host.provider, fence=heartbeat.fence, now=wall_time, on_conflict=heartbeat.ask
         )  # fmt: skip
@@ -241,7 +239,7 @@ class Agent:
             fetches_at_once=max(1, worker_count // 2),
         )  # fmt: skip
         admin = HostAdminWatcher(store, self._keys, host.provider, self._ask_resync)
-        keeper = InventoryKeeper(placement, host.provider, host.name, config)
+        keeper = InventoryKeeper(for_looks, host.provider, host.name, config)
         auditor = Auditor(
             world=world, placement=placement, specs=specs, statuses=statuses, store=store, keys=self._keys,
             provider=host.provider, host=host.name, state_directory=config.paths.state_dir, is_live=lambda: heartbeat.is_live,
@@ -249,7 +247,7 @@ class Agent:
         )  # fmt: skip
         mailbox = Mailbox(store, self._keys, host.provider, fence=heartbeat.fence, answer=auditor.answer)
         self._resync = Resync(
-            hypervisor=hypervisor, placement=placement, provider=host.provider, specs=specs, statuses=statuses,
+            hypervisor=hypervisor, placement=for_looks, provider=host.provider, specs=specs, statuses=statuses,
             reconciler=reconciler, wake=self._queue.add, every_seconds=builder_config.resync_every_seconds,
             keep_inventory=lambda domains, generation: self._keep_inventory(
                 keeper, host, admin, heartbeat, domains, generation=generation
@@ -274,6 +272,11 @@ class Agent:
         logger.info("serving", extra=fields(provider=host.provider, instances=len(specs.uuids())))
         self._stop.wait()
         self._put_down(workers)
+
+    def _placement(self, *, keeps_connections: bool) -> Placement:
+        # One try a call: what failed is tried again by whoever called, and a worker is to be free for other guests meanwhile.
+        one_try = dataclasses.replace(self._config.placement, deadline_seconds=self._config.placement.timeout_seconds)
+        return Placement(one_try, etcd_prefix=self._config.etcd.prefix, keeps_connections=keeps_connections)
 
     def _world(self, host: Host, hypervisor: LibvirtDriver, placement: Placement) -> World:
         config, state = self._config, self._config.paths.state_dir

@@ -138,16 +138,32 @@ class InventoryKeeper:
         return {name: offer.capacity for name, offer in inventory.items()}
 
     def _sync_all(self, inventory: Mapping[str, Inventory], traits: frozenset[str], deadline: Deadline) -> None:
-        provider = self._placement.provider(self._provider)
-        if provider is None or provider.name != self._name:
-            provider = self._placement.ensure_provider(self._provider, self._name)
-            logger.info("provider written to Placement", extra=fields(provider=self._provider, name=self._name))
+        provider = self._placement.ensure_provider(self._provider, self._name)
         if self._settled == (provider.generation, inventory, traits):
             return
+        if provider.generation == 0:
+            try:
+                self._fill(inventory, traits)
+                return
+            except Conflict:  # somebody else has written to it meanwhile: it is looked at as any other
+                logger.debug("the new provider was changed while it was filled")
         # Every claim on this host changes its generation, too: each part is read with it and written at once.
         _, generation = self._retry(lambda: self._sync_inventory(inventory), deadline)
         seen_later, generation_later = self._retry(lambda: self._sync_traits(traits), deadline)
         self._settled = (generation_later, dict(inventory), traits) if seen_later == generation else ()
+
+    def _fill(self, inventory: Mapping[str, Inventory], traits: frozenset[str]) -> None:
+        """Write everything to a provider of generation 0, which nobody has given anything: there is nothing to look at first.
+
+        A thousand hosts that are new at one time have Placement to themselves for as long as their requests take.
+        """
+        usable = self._placement.ensure_traits(traits)
+        self._complain_of_refused(traits - usable)
+        self._added.remember(usable - MEASURABLE)
+        generation = self._placement.put_inventories(self._provider, 0, inventory)
+        generation = self._placement.put_traits(self._provider, generation, usable)
+        logger.info("provider written to Placement", extra=fields(provider=self._provider, name=self._name))
+        self._settled = (generation, dict(inventory), traits)
 
     def _retry(self, call: Callable[[], T], deadline: Deadline) -> T:
         return retry(call, on=Conflict, deadline=deadline, backoff=Backoff(0.02, 0.5), sleep=self._sleep)

@@ -62,10 +62,12 @@ class Resync:
         while not stop.is_set():
             began = time.monotonic()
             is_well = self._look_once()
+            self._placement.close()  # it serves some hundred connections at a time; within a look ours had its place
             self._looked(time.monotonic() - began, is_well)
             period = self._every * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, keeps no secret
             retry_seconds = 1.0 if is_well else min(retry_seconds * 2, period, MOST_RETRY_SECONDS)
-            self._asked.wait(period if is_well else retry_seconds)
+            pause = retry_seconds * random.uniform(0.5, 1.5)  # noqa: S311
+            self._asked.wait(period if is_well else pause)
             self._asked.clear()
 
     def _look_once(self) -> bool:

@@ -222,6 +222,21 @@ class TestInventory:
         host.keeper.sync(HOST, generation=placement.use_of(host.provider).generation)
         assert set(host.inventories) == {"VCPU", "MEMORY_MB", "DISK_GB"}
 
+    def test_what_somebody_writes_to_a_new_provider_meanwhile_stays(
+        self, host: Host, placement: Placement, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ensure_traits = host.placement.ensure_traits
+
+        def overtaken(names: frozenset[str]) -> frozenset[str]:
+            monkeypatch.undo()
+            placement.put_inventories(host.provider, 0, {"VGPU": Inventory(total=2)})
+            return ensure_traits(names)
+
+        monkeypatch.setattr(host.placement, "ensure_traits", overtaken)
+        host.keeper.sync(HOST)
+        assert set(host.inventories) == {"VCPU", "MEMORY_MB", "DISK_GB", "VGPU"}
+        assert OWNER_TRAIT in host.traits
+
     def test_classes_that_others_put_there_stay(self, host: Host, placement: Placement) -> None:
         host.keeper.sync(HOST)
         placement.put_inventories(host.provider, host.generation, {**host.inventories, "VGPU": Inventory(total=2)})
