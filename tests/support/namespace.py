@@ -74,23 +74,28 @@ class Namespace:
 
     def call(self, function: Callable[[], T]) -> T:
         """What *function* returns when its sockets are made in this network."""
-        result: list[Any] = []
+        return call_in_network(self.pid, function, timeout_seconds=60)
 
-        def enter_and_call() -> None:
-            with Path(f"/proc/{self.pid}/ns/net").open("rb") as network:
-                if _libc.setns(network.fileno(), CLONE_NEWNET) != 0:  # of this thread alone
-                    result[:] = [None, OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))]
-                    return
-            try:
-                result[:] = [function(), None]
-            except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
-                result[:] = [None, error]
 
-        thread = threading.Thread(target=enter_and_call)
-        thread.start()
-        thread.join(60)
-        if not result:
-            raise TimeoutError("not within 60 s")
-        if result[1] is not None:
-            raise result[1]
-        return result[0]  # type: ignore[no-any-return]
+def call_in_network(pid: int, function: Callable[[], T], *, timeout_seconds: float = 180) -> T:
+    """What *function* returns when its sockets are made in the network of the process *pid*."""
+    result: list[Any] = []
+
+    def enter_and_call() -> None:
+        with Path(f"/proc/{pid}/ns/net").open("rb") as network:
+            if _libc.setns(network.fileno(), CLONE_NEWNET) != 0:  # of this thread alone
+                result[:] = [None, OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))]
+                return
+        try:
+            result[:] = [function(), None]
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+            result[:] = [None, error]
+
+    thread = threading.Thread(target=enter_and_call)
+    thread.start()
+    thread.join(timeout_seconds)
+    if not result:
+        raise TimeoutError(f"not within {timeout_seconds:g} s")
+    if result[1] is not None:
+        raise result[1]
+    return result[0]  # type: ignore[no-any-return]
