@@ -6,11 +6,15 @@ request is counted, and counted by itself: so the numbers do not depend on how f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.support.counters import Costs, Counted, CountedDeployment, difference
+from common.config import ComputeConfig
+from common.etcd_watch import QUIET_SECONDS
+from tests.support.counters import Costs, Counted, CountedDeployment, cycles, difference
 from tests.support.deployment import make_raw_image
 from tests.support.processes import wait_until
 
@@ -83,6 +87,31 @@ NETWORK_LOOKED_AT = {
 }
 
 
+# What happens now and then, on a host with one guest.
+BEAT = {
+    "LeaseKeepAlive": 1,
+    "Range: hosts": 1,  # does the host key still stand?
+    "Range, a proof": 1,  # half-way to the next beat, for the watches; the look at the host key is another
+}
+FULL_LOOK = {"GET /resource_providers/…/allocations": 1}
+FULL_LOOK_AT_GUESTS = {
+    "libvirt virConnectListAllDomains": 1,
+    "libvirt virDomainGetState": 1,
+    "libvirt virDomainGetInfo": 1,
+    "libvirt virDomainGetMetadata": 1,
+    # Has every guest its DHCP entry still? once a network
+    "libvirt virNetworkLookupByName": 1,
+    "libvirt virNetworkGetXMLDesc": 1,
+    "libvirt virNetworkIsActive": 1,
+}
+# A fifth of the usual times, of which only the proportion counts.
+HURRIED = {
+    "etcd": {"lease_ttl_seconds": 20, "heartbeat_every_seconds": 2.0},
+    "builder": {"resync_every_seconds": 2},
+}
+HURRIED_QUIET_SECONDS = 1.2
+
+
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CountedDeployment]:
     """One host, whose image is cached, and which has an address ready that a guest has given back."""
@@ -96,9 +125,10 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CountedDepl
         made.stop()
 
 
-@pytest.fixture(autouse=True)
-def _nothing_stays(deployment: CountedDeployment) -> Iterator[None]:
-    yield
+@pytest.fixture
+def quiet(deployment: CountedDeployment) -> Iterator[CountedDeployment]:
+    """Nothing happens on it by itself; what a test leaves goes at its end."""
+    yield deployment
     for key in [key for key in deployment.instance_keys() if "/names/" in key]:
         deployment.eschedule("destroy", key.rpartition("/")[2])
 
@@ -133,42 +163,86 @@ def assert_network_is_looked_at(deployment: CountedDeployment, counted: Counted)
     """Once for the guest; and perhaps once more, if a minute ended just now."""
     twice = {name: 2 * count for name, count in NETWORK_LOOKED_AT.items()}
     wait_until(
-        lambda: counted.of_thread("networks") in (NETWORK_LOOKED_AT, twice), timeout_seconds=30, what="the network was looked at",
-        evidence=lambda: difference({"networks": NETWORK_LOOKED_AT}, {"networks": counted.of_thread("networks")}),
+        lambda: Counter(counted.of_thread("networks")) in (NETWORK_LOOKED_AT, twice), timeout_seconds=30, what="the network was looked at",
+        evidence=lambda: difference({"networks": NETWORK_LOOKED_AT}, {"networks": Counter(counted.of_thread("networks"))}),
     )  # fmt: skip
 
 
-def test_a_guest_that_is_waited_for(deployment: CountedDeployment) -> None:
-    counted = Counted(deployment)
-    create(deployment, "waited")
-    assert_work(deployment, counted, "virDomainCreate", BUILT)
-    assert_costs(deployment, counted, waited(ASKED_FOR, WAITED_FOR))
-    assert_network_is_looked_at(deployment, counted)
+def test_a_guest_that_is_waited_for(quiet: CountedDeployment) -> None:
+    counted = Counted(quiet)
+    create(quiet, "waited")
+    assert_work(quiet, counted, "virDomainCreate", BUILT)
+    assert_costs(quiet, counted, waited(ASKED_FOR, WAITED_FOR))
+    assert_network_is_looked_at(quiet, counted)
 
 
-def test_a_guest_that_is_only_asked_for(deployment: CountedDeployment) -> None:
-    counted = Counted(deployment)
-    create(deployment, "asked", "--no-wait")
+def test_a_guest_that_is_only_asked_for(quiet: CountedDeployment) -> None:
+    counted = Counted(quiet)
+    create(quiet, "asked", "--no-wait")
     wait_until(
-        lambda: counted.etcd("ecompute")["Txn writes status"] >= 2, timeout_seconds=60, what="it is said to run",
-        evidence=deployment.evidence,
+        lambda: counted.etcd("ecompute").count("Txn writes status") >= 2, timeout_seconds=60, what="it is said to run",
+        evidence=quiet.evidence,
     )  # fmt: skip
-    assert_work(deployment, counted, "virDomainCreate", BUILT)
-    assert_costs(deployment, counted, ASKED_FOR)
+    assert_work(quiet, counted, "virDomainCreate", BUILT)
+    assert_costs(quiet, counted, ASKED_FOR)
 
 
-def test_the_end_of_a_guest_that_is_waited_for(deployment: CountedDeployment) -> None:
-    create(deployment, "ending")
-    counted = Counted(deployment)
-    deployment.eschedule("destroy", "ending")
-    assert_work(deployment, counted, "virDomainDestroy", TORN_DOWN)
-    assert_costs(deployment, counted, waited(DESTROY_ASKED_FOR, DESTROY_WAITED_FOR))
+def test_the_end_of_a_guest_that_is_waited_for(quiet: CountedDeployment) -> None:
+    create(quiet, "ending")
+    counted = Counted(quiet)
+    quiet.eschedule("destroy", "ending")
+    assert_work(quiet, counted, "virDomainDestroy", TORN_DOWN)
+    assert_costs(quiet, counted, waited(DESTROY_ASKED_FOR, DESTROY_WAITED_FOR))
 
 
-def test_the_end_of_a_guest_that_is_only_asked_for(deployment: CountedDeployment) -> None:
-    create(deployment, "unwatched")
-    counted = Counted(deployment)
-    deployment.eschedule("destroy", "unwatched", "--no-wait")
-    wait_until(lambda: deployment.instance_keys() == [], timeout_seconds=60, what="it is gone", evidence=deployment.evidence)
-    assert_work(deployment, counted, "virDomainDestroy", TORN_DOWN)
-    assert_costs(deployment, counted, DESTROY_ASKED_FOR)
+def test_the_end_of_a_guest_that_is_only_asked_for(quiet: CountedDeployment) -> None:
+    create(quiet, "unwatched")
+    counted = Counted(quiet)
+    quiet.eschedule("destroy", "unwatched", "--no-wait")
+    wait_until(lambda: quiet.instance_keys() == [], timeout_seconds=60, what="it is gone", evidence=quiet.evidence)
+    assert_work(quiet, counted, "virDomainDestroy", TORN_DOWN)
+    assert_costs(quiet, counted, DESTROY_ASKED_FOR)
+
+
+@pytest.fixture
+def hurried(tmp_path: Path) -> Iterator[CountedDeployment]:
+    constants = {"common.etcd_watch.QUIET_SECONDS": HURRIED_QUIET_SECONDS, "ecompute.resync.JITTER": 0.0}
+    made = CountedDeployment(tmp_path, constants=constants, sections=HURRIED)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+def wait_for_three(deployment: CountedDeployment, expected: dict[str, int], found: Callable[[], list[list[str]]]) -> None:
+    """Return when three cycles in a row were what is *expected*; on a machine that stood still in between one may be longer."""
+
+    def are_as_expected() -> bool:
+        counts = [Counter(cycle) for cycle in found()]
+        return any(counts[at : at + 3] == [expected] * 3 for at in range(len(counts) - 2))
+
+    def shown() -> str:
+        return "\n--\n".join(
+            difference({"a cycle": expected}, {"a cycle": Counter(cycle)}) or "as expected" for cycle in found()
+        )
+
+    wait_until(are_as_expected, timeout_seconds=60, what="three cycles as expected", evidence=shown)
+
+
+def test_an_idle_host(hurried: CountedDeployment) -> None:
+    create(hurried, "idle")
+    counted = Counted(hurried)
+    wait_for_three(hurried, BEAT, lambda: cycles(counted.etcd("ecompute"), "LeaseKeepAlive"))
+    wait_for_three(hurried, FULL_LOOK, lambda: cycles(counted.placement("ecompute"), next(iter(FULL_LOOK))))
+    wait_for_three(hurried, FULL_LOOK_AT_GUESTS, lambda: cycles(counted.of_thread("resync"), next(iter(FULL_LOOK_AT_GUESTS))))
+    assert [line for line in counted.machine("ecompute") if line.what in ("sync", "process")] == []
+
+
+def test_a_minute_of_an_idle_host_as_it_is_configured_by_default() -> None:
+    config = ComputeConfig()
+    beats = 60 / config.etcd.heartbeat_every_seconds
+    assert beats * sum(BEAT.values()) == 18
+    assert 60 / config.builder.resync_every_seconds * sum(FULL_LOOK.values()) == 1
+    hurry = HURRIED["etcd"]["heartbeat_every_seconds"] / config.etcd.heartbeat_every_seconds
+    assert QUIET_SECONDS * hurry == pytest.approx(HURRIED_QUIET_SECONDS), "it is as hurried as the beats"

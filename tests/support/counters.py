@@ -7,6 +7,7 @@ proofs of watches, full looks) is put off, so that a request can be counted by i
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import threading
 from collections import Counter
@@ -56,7 +57,7 @@ class EtcdLog:
     def _described(self, method: str, request: bytes) -> str:
         if method == "Range":
             asked = etcdrpc.RangeRequest.FromString(request)
-            return f"{'Range, a proof' if asked.keys_only else 'Range'}: {self._kind(asked.key, asked.range_end)}"
+            return "Range, a proof" if asked.keys_only else f"Range: {self._kind(asked.key, asked.range_end)}"
         if method == "Watch":
             message = etcdrpc.WatchRequest.FromString(request)
             create = message.create_request
@@ -97,6 +98,12 @@ def difference(expected: Costs, found: Costs) -> str:
     return "\n".join(lines)
 
 
+def cycles(lines: Sequence[str], first: str) -> list[list[str]]:
+    """*lines*, cut before each one that is *first*; but for what was there before and what is not over yet."""
+    starts = [at for at, line in enumerate(lines) if line == first]
+    return [list(lines[start:end]) for start, end in itertools.pairwise(starts)]
+
+
 class Counted:
     """What was done since it was made, by both programs of *deployment*."""
 
@@ -109,17 +116,17 @@ class Counted:
         lines = len(deployment.etcd_logs[program].lines), len(deployment.placement_proxies[program].seen)
         return *lines, len(deployment.machine_lines(program))
 
-    def etcd(self, program: str) -> Counter[str]:
-        return Counter(self._deployment.etcd_logs[program].lines[self._begins[program][0] :])
+    def etcd(self, program: str) -> list[str]:
+        return self._deployment.etcd_logs[program].lines[self._begins[program][0] :]
 
-    def placement(self, program: str) -> Counter[str]:
+    def placement(self, program: str) -> list[str]:
         seen = self._deployment.placement_proxies[program].seen[self._begins[program][1] :]
-        return Counter(placement_kind(line) for line in seen)
+        return [placement_kind(line) for line in seen]
 
     def services(self) -> dict[str, Counter[str]]:
         """What was asked of etcd and Placement."""
-        asked = {f"{program} etcd": self.etcd(program) for program in PROGRAMS}
-        return asked | {f"{program} placement": self.placement(program) for program in PROGRAMS}
+        asked = {f"{program} etcd": Counter(self.etcd(program)) for program in PROGRAMS}
+        return asked | {f"{program} placement": Counter(self.placement(program)) for program in PROGRAMS}
 
     def machine(self, program: str) -> list[MachineLine]:
         return self._deployment.machine_lines(program)[self._begins[program][2] :]
@@ -132,8 +139,8 @@ class Counted:
                 found.setdefault(line.in_pass, Counter())[f"{line.what} {line.name}"] += 1
         return found
 
-    def of_thread(self, thread: str) -> Counter[str]:
-        return Counter(f"{line.what} {line.name}" for line in self.machine("ecompute") if line.thread == thread)
+    def of_thread(self, thread: str) -> list[str]:
+        return [f"{line.what} {line.name}" for line in self.machine("ecompute") if line.thread == thread]
 
     def wait_for_passes_to_end(self) -> None:
         def are_over() -> bool:
