@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +93,9 @@ def write_json(file: Path, data: Mapping[str, Any]) -> None:
 
 
 def as_text(data: Mapping[str, Any]) -> str:
-    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """*data* as JSON, one thing a line, but rows of numbers in one."""
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    return re.sub(r"\[\n\s*([^][{}\"]*?)\n\s*\]", lambda row: f"[{' '.join(row[1].split())}]", text) + "\n"
 
 
 def _figure_to_json(figure: Figure) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,7 +12,7 @@ import pytest
 from benchmarks import docs
 from benchmarks.measure import Figure, Outcome, Plot
 from benchmarks.plots import svg
-from benchmarks.records import Result, outcome_from_json, outcome_to_json, read_results, results_json
+from benchmarks.records import Result, as_text, outcome_from_json, outcome_to_json, read_results, results_json
 from benchmarks.report import markdown
 from tests.support.processes import ROOT
 from tests.unit.test_benchmarks import MACHINE
@@ -33,6 +34,13 @@ def test_an_outcome_survives_json():
     assert again.figures == OUTCOME.figures
     assert math.isnan(again.plots[0].lines["floor"][1])
     assert again.plots[0].lines["ours"] == PLOT.lines["ours"]
+
+
+def test_results_are_kept_with_rows_of_numbers_in_one_line():
+    text = as_text({"scenarios": STORED, "odd": "[\n1,\n2]", "none": []})
+    assert '"ours": [2.0, 2.2, 9.0]' in text
+    assert json.loads(text)["odd"] == "[\n1,\n2]"
+    assert json.loads(text)["scenarios"] == STORED
 
 
 def test_the_table_has_value_aim_verdict_medians_and_what_stands_in_the_way():
