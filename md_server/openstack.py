@@ -25,8 +25,10 @@ RandomBytes = Callable[[int], bytes]
 
 def tree(guest: Guest, version: str, random_bytes: RandomBytes) -> Directory:
     """What a guest finds below ``/openstack/<version>``; "latest" sorts after every date."""
-    # Fresh, as no two answers may hold the same random_seed.
-    children: dict[str, Node] = {"meta_data.json": Fresh(lambda: _json(_meta_data(guest, version, random_bytes)))}
+    meta_data = _meta_data(guest)
+    children: dict[str, Node] = {
+        "meta_data.json": _seeded(meta_data, random_bytes) if version >= GRIZZLY else _json(meta_data),
+    }
     user_data = guest.document.user_data
     if user_data is not None:
         children["user_data"] = Leaf(user_data, BYTES)
@@ -43,7 +45,18 @@ def _json(value: Any) -> Leaf:
     return Leaf(json.dumps(value, sort_keys=True).encode(), JSON)
 
 
-def _meta_data(guest: Guest, version: str, random_bytes: RandomBytes) -> dict[str, Any]:
+def _seeded(value: dict[str, Any], random_bytes: RandomBytes) -> Fresh:
+    """*value* with a ``random_seed``, another one in each answer.
+
+    cloud-init feeds it to the guest's random generator, which has seen nothing yet at a first boot.
+    """
+    # Only an own key can look like this: inside a text the quotes would be escaped, and no key that follows is a user's.
+    before, _, after = json.dumps({**value, "random_seed": ""}, sort_keys=True).rpartition('"random_seed": ""')
+    head, tail = f'{before}"random_seed": "'.encode(), f'"{after}'.encode()
+    return Fresh(lambda: Leaf(head + base64.b64encode(random_bytes(RANDOM_SEED_BYTES)) + tail, JSON))
+
+
+def _meta_data(guest: Guest) -> dict[str, Any]:
     found: dict[str, Any] = {
         "availability_zone": guest.host.zone,
         "hostname": guest.hostname,
@@ -54,9 +67,6 @@ def _meta_data(guest: Guest, version: str, random_bytes: RandomBytes) -> dict[st
     if guest.keys:
         found["public_keys"] = {key.name: key.line for key in guest.keys}
         found["keys"] = [{"name": key.name, "type": "ssh", "data": key.line} for key in guest.keys]
-    if version >= GRIZZLY:
-        # cloud-init feeds it to the guest's random generator, which has seen nothing yet at a first boot.
-        found["random_seed"] = base64.b64encode(random_bytes(RANDOM_SEED_BYTES)).decode()
     return found
 
 

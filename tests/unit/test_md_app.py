@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import itertools
+import json
 import logging
 from pathlib import Path
 from uuid import UUID
@@ -103,6 +106,19 @@ def test_every_leaf_of_every_version_can_be_asked_for():
         for path in paths_of(tree, prefix):
             assert is_well_formed(path, path), path
             assert resource(guest, path, bytes) is not None, path
+
+
+def test_a_seed_is_in_each_answer_another_one_and_in_its_own_place_only():
+    tricky = '"random_seed": ""'
+    counter = itertools.count()
+    guest = guest_with(name=tricky, keys=("t A random_seed", f"t {tricky} x"))
+    answers = [
+        resource(guest, "/openstack/latest/meta_data.json", lambda size: bytes([next(counter)]) * size) for _ in range(2)
+    ]
+    found = [json.loads(answer.content) for answer in answers if answer]
+    assert [base64.b64decode(each.pop("random_seed")) for each in found] == [bytes(512), b"\1" * 512]
+    assert found[0] == found[1]
+    assert (found[0]["name"], found[0]["public_keys"]) == (tricky, {"random_seed": "t A random_seed", "x": f"t {tricky} x"})
 
 
 def test_versions_are_in_order_with_latest_last_as_what_came_when_is_told_by_order():
