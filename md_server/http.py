@@ -7,6 +7,7 @@ waitress is used. Of a request's headers only what frames it is looked at: nothi
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from common.metadata import SERVER_NAME
 HEADER_BYTES = 8192
 BODY_BYTES = 16384
 _MOST_KEPT_BYTES = 1024
+# What is its own path, whatever stands around it: nothing in it is an escape, a query, a host or a scheme.
+_PLAIN_TARGET = re.compile(rb"(GET|HEAD) (/(?!/)[A-Za-z0-9._:=@+~/-]*)(?= HTTP/1\.[01]\r\n)")
 _BAD_REQUEST = ("400 Bad Request", b"400 Bad Request\n")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # What the parser reads of waitress's settings, of which the others would be looked up in vain.
@@ -87,12 +90,22 @@ class RequestReader:
 
 def whole_request(data: bytes) -> Request | None:
     """The request that *data* is, where it is just one in one piece, as nearly always; None: read it by a ``RequestReader``."""
-    return _whole_request(data) if len(data) <= _MOST_KEPT_BYTES and data.endswith(b"\r\n\r\n") else None
+    if len(data) > _MOST_KEPT_BYTES or not data.endswith(b"\r\n\r\n"):
+        return None
+    plain = _PLAIN_TARGET.match(data)
+    if plain is None:
+        return _whole_request(data)
+    method, target = plain.groups()
+    same = _whole_request(method + b" /" + data[plain.end() :])
+    if same is None or same.refusal is not None:
+        return same
+    path = target.decode("ascii")
+    return Request(same.method, path, path, "", same.is_1_0, same.keeps_open)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def _whole_request(data: bytes) -> Request | None:
-    """Kept, as all guests with the same programs send the same bytes; what they mean depends on nothing else."""
+    """Kept, as guests with the same programs send the same bytes around the path; what they mean depends on nothing else."""
     reader = RequestReader()
     is_all = reader.take(data) == len(data) and reader.is_done
     return reader.request() if is_all else None

@@ -27,7 +27,7 @@ CONNECTIONS_PER_SOURCE = 16
 STEP_SECONDS = 15.0
 FINISH_SECONDS = 1.0  # at a stop, for the answers under way
 LOOK_SECONDS = 1.0  # how often connections are looked at, while there are any
-_ACCEPTS = 32  # new connections, before those that are open get their turn
+_ACCEPTS = 64  # new connections, before those that are open get their turn
 _RECEIVE_BYTES = 8192
 _WARN_EVERY_SECONDS = 60.0
 _TEXT = ("Content-Type", "text/plain; charset=utf-8")

@@ -23,6 +23,21 @@ def test_the_pieces_in_which_it_comes_do_not_matter(size):
     assert in_pieces(PLAIN, size) == whole_request(PLAIN)
 
 
+@pytest.mark.parametrize(
+    "target",
+    ["/", "/a", "/a//b", "//a", "/../a", "/52:54:00", "/x:y@z/", "/a=b+c~", "/%2F", "/%2e", "/a?b", "/a#b", "/a;b", "a", "http://a/b",
+     "http:/b", "/http://a/b", "*", "", "/ b", "/\t", "/\xe9", "/a HTTP/1.1", "/\x00"],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "get", "GET  "])
+@pytest.mark.parametrize(
+    "rest", ["HTTP/1.1\r\n", "HTTP/1.0\r\nConnection: keep-alive\r\n", "HTTP/1.1\r\nContent-Length: x\r\n", "\r\n"]
+)
+def test_what_is_read_at_once_is_what_is_read_piece_by_piece(method, target, rest):
+    data = f"{method} {target} {rest}\r\n".encode("latin-1")
+    for _ in range(2):
+        assert whole_request(data) == in_pieces(data, len(data) - 1)
+
+
 def test_what_is_read_of_a_request():
     assert whole_request(PLAIN) == Request("GET", "/latest/meta-data/", "/latest/meta-data/?x=1", "x=1", False, True)
     assert whole_request(b"GET /%41 HTTP/1.0\r\n\r\n") == Request("GET", "/A", "/%41", "", True, False)
