@@ -39,7 +39,7 @@ from common.etcd_rules import (
     unanswered,
     versioned,
 )
-from common.etcd_watch import Proofs, Stream, Watch
+from common.etcd_watch import Proofs, Shared, Stream, Watch
 from common.retry import Backoff, Deadline
 from common.store import Compare, Lease, Listing, Transaction, Versioned, WatchEvent
 
@@ -221,7 +221,7 @@ class EtcdStore:
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
         self._is_closed = threading.Event()
-        self._proofs = Proofs(clock)
+        self._proofs, self._for_watches = Proofs(clock), Shared(self._connect)
         self._bells = Bells()
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -385,8 +385,7 @@ class EtcdStore:
         self, prefix: str, *, revision: int, cluster_id: int, stop: threading.Event
     ) -> Iterator[tuple[WatchEvent, ...]]:  # fmt: skip
         return Watch(
-            prefix, revision, cluster_id,
-            connect=self._connect, turn_from=self._turn_from,
+            prefix, revision, cluster_id, connect=self._for_watches.borrow, turn_from=self._turn_from,
             is_over=lambda: stop.is_set() or self._is_closed.is_set(), pause=stop.wait,
             woken=lambda ring: self._bells.rung_by(stop, ring), proofs=self._proofs, account=self._account,
         ).batches()  # fmt: skip
@@ -456,7 +455,7 @@ class EtcdStore:
         return True
 
     def _shared_connection(self) -> _Connection:
-        """The connection that all calls share at the moment; watches have their own."""
+        """The connection that all calls share at the moment; watches share another one."""
         with self._lock:
             if self._is_closed.is_set():
                 raise StoreUnavailable("this program has closed its connection to etcd", may_have_happened=False)
@@ -470,6 +469,7 @@ class EtcdStore:
     def _turn_from(self, endpoint: Endpoint) -> None:
         """Begin at the next endpoint from now on, unless another thread has turned from *endpoint* already."""
         self._proofs.forget(endpoint)
+        self._for_watches.turn_from(endpoint)
         at = self._at
         if self._endpoints[at] == endpoint:
             self._at = (at + 1) % len(self._endpoints)

@@ -101,6 +101,55 @@ class Connection(Protocol):
     def close(self) -> None: ...
 
 
+class Shared:
+    """One connection for all watches of a store: each has a stream of its own on it. Thread-safe.
+
+    A host watches three things, and thousands of hosts watch one etcd, to which a connection is a quarter of a megabyte.
+
+    Args:
+        connect: a new connection, to the endpoint that serves at the moment.
+    """
+
+    def __init__(self, connect: Callable[[], Connection]) -> None:
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._current: Connection | None = None
+        self._users: dict[int, int] = {}  # of each connection that is open, by its id
+
+    def borrow(self) -> Connection:
+        """The connection, opened where there is none; closing what is returned gives it back."""
+        with self._lock:
+            if self._current is None:
+                self._current = self._connect()
+            connection = self._current
+            self._users[id(connection)] = self._users.get(id(connection), 0) + 1
+        return _Borrowed(connection, lambda: self._give_back(connection))
+
+    def turn_from(self, endpoint: Endpoint) -> None:
+        """Whoever borrows next gets a new connection, if the present one is to *endpoint*, which has failed."""
+        with self._lock:
+            if self._current is not None and self._current.endpoint == endpoint:
+                self._current = None
+
+    def _give_back(self, connection: Connection) -> None:
+        with self._lock:
+            self._users[id(connection)] -= 1
+            if self._users[id(connection)]:
+                return
+            del self._users[id(connection)]
+            if self._current is connection:
+                self._current = None
+        connection.close()
+
+
+class _Borrowed:
+    """A connection whose ``close`` leaves it to the others."""
+
+    def __init__(self, connection: Connection, give_back: Callable[[], None]) -> None:
+        self.endpoint, self.probe, self.stream = connection.endpoint, connection.probe, connection.stream
+        self.close = give_back
+
+
 class Proofs:
     """When each endpoint last answered a linearizable request: one quiet watch asks, the others of that endpoint believe it."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from common.etcd_rules import Endpoint, Fault
-from common.etcd_watch import Stream
+from common.etcd_watch import Shared, Stream
 
 ENDPOINT = Endpoint.parse("http://127.0.0.1:2379")
 
@@ -37,3 +37,45 @@ def test_however_it_ends_it_says_so(error: Exception | None) -> None:
     with pytest.raises(Fault):
         stream.next(10)
     stream.close()
+
+
+class OneConnection:
+    """A connection that only knows whether it was closed."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint, self.is_closed = endpoint, False
+
+    def probe(self, prefix: str) -> None: ...
+
+    def stream(self, prefix: str, revision: int) -> None: ...
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class TestShared:
+    def test_all_watches_have_one_connection_which_goes_with_the_last_of_them(self) -> None:
+        opened: list[OneConnection] = []
+        shared = Shared(lambda: opened.append(OneConnection(ENDPOINT)) or opened[-1])
+        first, second = shared.borrow(), shared.borrow()
+        first.close()
+        assert [one.is_closed for one in opened] == [False]
+        second.close()
+        assert [one.is_closed for one in opened] == [True]
+        shared.borrow()
+        assert len(opened) == 2
+
+    def test_one_that_failed_is_left_to_those_who_have_it(self) -> None:
+        opened: list[OneConnection] = []
+        shared = Shared(lambda: opened.append(OneConnection(ENDPOINT)) or opened[-1])
+        first, second = shared.borrow(), shared.borrow()
+        shared.turn_from(Endpoint.parse("http://another:2379"))
+        assert shared.borrow().endpoint == ENDPOINT and len(opened) == 1
+        shared.turn_from(ENDPOINT)
+        third = shared.borrow()
+        assert len(opened) == 2
+        first.close()
+        second.close()
+        assert not any(one.is_closed for one in opened), "somebody has the first one still"
+        third.close()
+        assert [one.is_closed for one in opened] == [False, True]
