@@ -126,7 +126,7 @@ class Agent:
         self._resync: Resync | None = None
         self._specs: SpecWatcher | None = None
         self._is_entered = threading.Event()  # into Placement, with all that the host has
-        self._health = Health(now=wall_time, on_back=lambda _: self._ask_resync())
+        self._health = Health(now=wall_time, on_back=self._on_back)
         self._on_stop: list[Callable[[], None]] = [self._health.changed.set]  # wakes who waits for more than the stop
         self._metrics = Metrics(self._health, version=importlib.metadata.version("etcd-compute"))
 
@@ -361,7 +361,14 @@ class Agent:
         if self._specs:
             self._specs.refresh()
         logger.info("the host lease was made anew; looking at everything")
-        self._ask_resync()
+        self._on_back(ETCD)
+
+    def _on_back(self, service: str) -> None:
+        """Have everything looked at, since *service* was away and is back: those that all hosts share not by all at once."""
+        if self._resync and service != LIBVIRT:
+            self._resync.ask_soon()
+        else:
+            self._ask_resync()
 
     def _ask_resync(self) -> None:
         if self._resync:

@@ -8,6 +8,7 @@ provider's inventory and traits equal to what the host has.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -50,11 +51,21 @@ class Resync:
         self._specs, self._statuses, self._reconciler, self._wake = specs, statuses, reconciler, wake
         self._keep_inventory, self._every, self._health, self._looked = keep_inventory, every_seconds, health, looked
         self._audit = audit
-        self._asked = threading.Event()
+        self._asked = threading.Condition()
+        self._due_at = math.inf  # of the monotonic clock
 
     def ask(self) -> None:
-        """Look soon: a connection is back, a lease was made anew."""
-        self._asked.set()
+        """Look now: libvirt is back, an operator has set something."""
+        self._look_at(time.monotonic())
+
+    def ask_soon(self) -> None:
+        """Look within a fifth of the period: etcd or Placement is back, which all hosts learn at one moment."""
+        self._look_at(time.monotonic() + self._every * JITTER * random.random())  # noqa: S311 - as in ``run``
+
+    def _look_at(self, moment: float) -> None:
+        with self._asked:
+            self._due_at = min(self._due_at, moment)
+            self._asked.notify_all()
 
     def run(self, stop: threading.Event) -> None:
         """Look every period, or when asked, until *stop* and then ``ask``."""
@@ -67,8 +78,14 @@ class Resync:
             period = self._every * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, keeps no secret
             retry_seconds = 1.0 if is_well else min(retry_seconds * 2, period, MOST_RETRY_SECONDS)
             pause = retry_seconds * random.uniform(0.5, 1.5)  # noqa: S311
-            self._asked.wait(period if is_well else pause)
-            self._asked.clear()
+            self._look_at(time.monotonic() + (period if is_well else pause))
+            self._wait_until_due()
+
+    def _wait_until_due(self) -> None:
+        with self._asked:
+            while (left := self._due_at - time.monotonic()) > 0:
+                self._asked.wait(left)
+            self._due_at = math.inf
 
     def _look_once(self) -> bool:
         try:

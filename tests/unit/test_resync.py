@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -157,3 +158,31 @@ def test_a_status_without_its_spec_wakes_nobody(loop: Loop) -> None:
     loop.statuses.note(spec.uuid, dataclasses.replace(status, message="newer"))
     assert loop.statuses.unwritten() == {spec.uuid}
     assert Look(loop)() == []
+
+
+class TestWhen:
+    """The thread itself, with looks that do nothing."""
+
+    @pytest.fixture
+    def looks(self, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Look]]:
+        look, stop, counted = Look(loop), threading.Event(), threading.Semaphore(0)
+        monkeypatch.setattr(loop.placement, "close", lambda: None, raising=False)
+        look.resync._looked = lambda *_: counted.release()
+        look.counted = counted  # type: ignore[attr-defined]
+        thread = threading.Thread(target=look.resync.run, args=(stop,))
+        thread.start()
+        yield lambda: look
+        stop.set()
+        look.resync.ask()
+        thread.join(10)
+        assert not thread.is_alive()
+
+    def test_when_asked_at_once_and_when_all_hosts_ask_soon(self, looks: Callable[[], Look]) -> None:
+        look = looks()
+        counted = look.counted  # type: ignore[attr-defined]
+        assert counted.acquire(timeout=10), "the first look"
+        look.resync.ask()
+        assert counted.acquire(timeout=10)
+        look.resync._every = 0.5
+        look.resync.ask_soon()
+        assert counted.acquire(timeout=10), "long before the period of a minute is over"
