@@ -109,15 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _spare_the_machine() -> None:
-    """Wake waiting threads as seldom as it goes: 1,000 hosts share the cores of one machine here.
-
-    gRPC's Python wakes each thread that waits for a watch ten times a second, only to look for signals; news wakes it at once
-    all the same. And thousands of threads that share one interpreter need not take it from each other every 5 ms. On a host
-    of its own neither shows.
-    """
-    import grpc._common  # noqa: PLC0415
-
-    grpc._common.MAXIMUM_WAIT_TIMEOUT = 5.0
+    """Thousands of threads that share one interpreter need not take it from each other every 5 ms."""
     sys.setswitchinterval(0.05)
 
 
