@@ -21,7 +21,6 @@ from common.store import Compare, ListWatch, Store, Transaction, Versioned
 
 logger = logging.getLogger(__name__)
 MOST_WAITING = 64  # letters; more than that nobody answers in time
-_STOP_SEEN_SECONDS = 0.5
 
 
 class Mailbox:
@@ -38,19 +37,21 @@ class Mailbox:
     ) -> None:
         self._store, self._keys, self._provider = store, keys, provider
         self._fence, self._answer = fence, answer
-        self._letters: queue.Queue[Versioned] = queue.Queue(MOST_WAITING)
+        self._letters: queue.SimpleQueue[Versioned | None] = queue.SimpleQueue()  # None: look whether it is time to stop
         self._list_watch = ListWatch(store, keys.mails(provider), self._arrived)
 
     def watch(self, stop: threading.Event) -> None:
-        """Take letters in until *stop*, over every fault of the store."""
-        self._list_watch.run(stop)
+        """Take letters in until *stop*, over every fault of the store; then ``run`` is told."""
+        try:
+            self._list_watch.run(stop)
+        finally:
+            self._letters.put(None)
 
     def run(self, stop: threading.Event) -> None:
-        """Answer letters until *stop*."""
+        """Answer letters until ``watch``, which runs in another thread, was stopped."""
         while not stop.is_set():
-            try:
-                item = self._letters.get(timeout=_STOP_SEEN_SECONDS)
-            except queue.Empty:
+            item = self._letters.get()
+            if item is None:
                 continue
             try:
                 self._serve(item)
@@ -62,10 +63,10 @@ class Mailbox:
     def _arrived(self, key: str, item: Versioned | None) -> None:
         if item is None:
             return
-        try:
-            self._letters.put_nowait(item)
-        except queue.Full:
+        if self._letters.qsize() >= MOST_WAITING:
             logger.warning("a letter is not answered: too many others wait", extra=fields(key=key))
+            return
+        self._letters.put(item)
 
     def _serve(self, item: Versioned) -> None:
         try:

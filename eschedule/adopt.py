@@ -27,7 +27,6 @@ from eschedule.session import Session
 from eschedule.verbs import exit_code
 
 HOSTS_WAIT_SECONDS = 10.0
-TICK_SECONDS = 0.2
 _AT_REST = (Phase.RUNNING, Phase.PAUSED, Phase.STOPPED)
 _STUCK = (Phase.FAILED, Phase.REFUSED)
 Adopted = tuple[InstanceSpec, UUID, int]  # the spec as written, its provider, its revision
@@ -318,10 +317,10 @@ class _Awaited:
         for watch in self._watches:
             threading.Thread(target=watch.run, args=(stop,), name="adopt", daemon=True).start()
         try:
+            for watch in self._watches:  # a first list that changes nothing tells nobody that it is there
+                watch.synced.wait(deadline.remaining())
             with self._changed:
-                # In ticks, since a first list that changes nothing tells nobody that it is there.
-                while not self._is_over(revision) and not deadline.expired:
-                    self._changed.wait(min(TICK_SECONDS, deadline.remaining()))
+                self._changed.wait_for(lambda: self._is_over(revision), deadline.remaining())
             return None if self._is_gone() else self._known()
         finally:
             stop.set()
