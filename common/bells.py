@@ -36,7 +36,7 @@ class Bells:
             yield
         finally:
             with self._lock:
-                if event in self._rings:
+                if ring in self._rings.get(event, ()):  # else it was rung, and the list may be another one by now
                     self._rings[event].remove(ring)
 
     def ring(self) -> None:

@@ -469,10 +469,10 @@ class EtcdStore:
     def _turn_from(self, endpoint: Endpoint) -> None:
         """Begin at the next endpoint from now on, unless another thread has turned from *endpoint* already."""
         self._proofs.forget(endpoint)
-        self._for_watches.turn_from(endpoint)
         at = self._at
-        if self._endpoints[at] == endpoint:
+        if self._endpoints[at] == endpoint and len(self._endpoints) > 1:
             self._at = (at + 1) % len(self._endpoints)
+            self._for_watches.turn_from(endpoint)  # after: whoever borrows from now on is to get the next one
         self._bells.ring()  # watches of that endpoint are to see whether it lives
 
 

@@ -88,7 +88,7 @@ class Stream:
 
 
 class Connection(Protocol):
-    """What a watch needs of its own connection to one endpoint."""
+    """What a watch needs of a connection to one endpoint."""
 
     endpoint: Endpoint
 
@@ -99,6 +99,14 @@ class Connection(Protocol):
     def stream(self, prefix: str, revision: int) -> Stream: ...
 
     def close(self) -> None: ...
+
+
+class LentConnection(Connection, Protocol):
+    """One that other watches use, too."""
+
+    def abandon(self) -> None:
+        """It has failed: nobody who comes later is to use it."""
+        ...
 
 
 class Shared:
@@ -116,19 +124,25 @@ class Shared:
         self._current: Connection | None = None
         self._users: dict[int, int] = {}  # of each connection that is open, by its id
 
-    def borrow(self) -> Connection:
+    def borrow(self) -> LentConnection:
         """The connection, opened where there is none; closing what is returned gives it back."""
         with self._lock:
             if self._current is None:
                 self._current = self._connect()
             connection = self._current
             self._users[id(connection)] = self._users.get(id(connection), 0) + 1
-        return _Borrowed(connection, lambda: self._give_back(connection))
+        return _Borrowed(connection, lambda: self._abandon(connection), lambda: self._give_back(connection))
 
     def turn_from(self, endpoint: Endpoint) -> None:
         """Whoever borrows next gets a new connection, if the present one is to *endpoint*, which has failed."""
         with self._lock:
             if self._current is not None and self._current.endpoint == endpoint:
+                self._current = None
+
+    def _abandon(self, connection: Connection) -> None:
+        """Not by its endpoint, of which another watch may have a new connection already."""
+        with self._lock:
+            if self._current is connection:
                 self._current = None
 
     def _give_back(self, connection: Connection) -> None:
@@ -145,9 +159,9 @@ class Shared:
 class _Borrowed:
     """A connection whose ``close`` leaves it to the others."""
 
-    def __init__(self, connection: Connection, give_back: Callable[[], None]) -> None:
+    def __init__(self, connection: Connection, abandon: Callable[[], None], give_back: Callable[[], None]) -> None:
         self.endpoint, self.probe, self.stream = connection.endpoint, connection.probe, connection.stream
-        self.close = give_back
+        self.abandon, self.close = abandon, give_back
 
 
 class Proofs:
@@ -198,7 +212,7 @@ class Watch:
         revision: int,
         cluster_id: int,
         *,
-        connect: Callable[[], Connection],
+        connect: Callable[[], LentConnection],
         turn_from: Callable[[Endpoint], None],
         is_over: Callable[[], bool],
         pause: Callable[[float], object],
@@ -254,12 +268,13 @@ class Watch:
                 stream.close()
         except Fault as fault:
             if fault.verdict in (Verdict.RETRY, Verdict.RETRY_UNSENT):
+                connection.abandon()
                 self._turn_from(connection.endpoint)
             raise
         finally:
             connection.close()
 
-    def _hear(self, stream: Stream, connection: Connection) -> Iterator[tuple[WatchEvent, ...]]:
+    def _hear(self, stream: Stream, connection: LentConnection) -> Iterator[tuple[WatchEvent, ...]]:
         endpoint, clock = connection.endpoint, self._proofs.clock
         due_at = clock() + QUIET_SECONDS
         while not self._is_over():

@@ -255,7 +255,7 @@ class Agent:
             health=self._health, looked=self._metrics.looked, audit=auditor.note,
         )  # fmt: skip
         hypervisor.subscribe(self._queue.add, self._resync.ask)
-        self._on_stop.append(world.networks.wake)
+        self._on_stop += [world.networks.wake, mailbox.wake]
         self._thread("networks", world.networks.run)
         self._thread("watch", specs.run)
         self._thread("watch-host-admin", admin.run)

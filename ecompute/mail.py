@@ -41,14 +41,15 @@ class Mailbox:
         self._list_watch = ListWatch(store, keys.mails(provider), self._arrived)
 
     def watch(self, stop: threading.Event) -> None:
-        """Take letters in until *stop*, over every fault of the store; then ``run`` is told."""
-        try:
-            self._list_watch.run(stop)
-        finally:
-            self._letters.put(None)
+        """Take letters in until *stop*, over every fault of the store."""
+        self._list_watch.run(stop)
+
+    def wake(self) -> None:
+        """Have ``run`` look whether it is to stop."""
+        self._letters.put(None)
 
     def run(self, stop: threading.Event) -> None:
-        """Answer letters until ``watch``, which runs in another thread, was stopped."""
+        """Answer letters until *stop*. Who sets *stop* calls ``wake`` too."""
         while not stop.is_set():
             item = self._letters.get()
             if item is None:

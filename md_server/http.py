@@ -111,12 +111,12 @@ def _whole_request(data: bytes) -> Request | None:
     return reader.request() if is_all else None
 
 
-def answer_head(status: str, headers: Sequence[tuple[str, str]], length: int, *, is_1_0: bool, keeps_open: bool) -> bytes:
-    """The head of an answer with a body of *length* bytes. *headers* must not name its length."""
+def answer_head(status: str, headers: Sequence[tuple[str, str]], *, is_1_0: bool, keeps_open: bool) -> bytes:
+    """The head of an answer. *headers* have to name the length of its body."""
     connection = ("Connection: Keep-Alive\r\n" if is_1_0 else "") if keeps_open else "Connection: close\r\n"
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
     return (
-        f"HTTP/1.{0 if is_1_0 else 1} {status}\r\n{connection}Content-Length: {length}\r\n{lines}"
+        f"HTTP/1.{0 if is_1_0 else 1} {status}\r\n{connection}{lines}"
         f"Date: {_date(int(time.time()))}\r\nServer: {SERVER_NAME}\r\n\r\n"
     ).encode("latin-1")
 

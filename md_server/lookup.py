@@ -15,7 +15,7 @@ from common.errors import InvalidSpec
 from common.metadata import MetadataStore, Stamp, normal_address
 from md_server.guest import Guest, Host
 
-MOST_KEPT_BYTES = 8 << 20
+MOST_KEPT_BYTES = 16 << 20
 _normal = functools.lru_cache(maxsize=1024)(normal_address)
 
 
@@ -26,8 +26,10 @@ class _Known:
 
     @property
     def bytes(self) -> int:
-        """About what it takes in memory: the document, what is decoded from it, and the trees."""
-        return 2 * self.stamp.bytes + 20_000
+        """At most about what it takes in memory: the document, what is decoded from it, and the trees, where each of the ten
+        versions of OpenStack's names the keys twice.
+        """
+        return 22 * self.stamp.bytes + 20_000
 
 
 class Lookup:

@@ -30,7 +30,6 @@ LOOK_SECONDS = 1.0  # how often connections are looked at, while there are any
 _ACCEPTS = 64  # new connections, before those that are open get their turn
 _RECEIVE_BYTES = 8192
 _WARN_EVERY_SECONDS = 60.0
-_TEXT = ("Content-Type", "text/plain; charset=utf-8")
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 WsgiApplication = Callable[[Mapping[str, Any], Callable[..., object]], Iterable[bytes]]
@@ -53,7 +52,7 @@ class GuestServer:
     """Serves *application* on the listening socket until ``stop``.
 
     *application* is called as WSGI has it, with as much of it as a metadata service needs: no header of the request is in the
-    environment, no body, and the answer's length is added here.
+    environment and no body, and its answers name their length.
     """
 
     def __init__(
@@ -122,7 +121,13 @@ class GuestServer:
             if self._has_all_its_connections(source[0]):
                 accepted.close()
                 continue
-            self._open(Connection(accepted, source[0], self._clock()))
+            try:
+                self._open(Connection(accepted, source[0], self._clock()))
+            except OSError as error:  # the kernel watches no more descriptors for us
+                accepted.close()
+                self._accept_again_at = self._clock() + LOOK_SECONDS
+                self._pause(f"another connection cannot be watched: {error.strerror}")
+                return
             if len(self._connections) >= CONNECTIONS:
                 self._pause("as many connections are open as may be")
                 return
@@ -135,9 +140,9 @@ class GuestServer:
         return len(self._open_of.get(source, ())) >= CONNECTIONS_PER_SOURCE
 
     def _open(self, connection: Connection) -> None:
+        self._poll.register(connection.descriptor, select.EPOLLIN)
         self._connections[connection.descriptor] = connection
         self._open_of.setdefault(connection.source, set()).add(connection)
-        self._poll.register(connection.descriptor, select.EPOLLIN)
         self._go_on(connection)  # mostly its request is there already
 
     def _pause(self, why: str) -> None:
@@ -203,7 +208,7 @@ class GuestServer:
     def _answer(self, connection: Connection, request: Request, *, has_more_behind: bool) -> None:
         status, headers, body = self._asked(request, connection.source)
         keeps_open = request.keeps_open and not has_more_behind and not self._is_stopping
-        head = answer_head(status, headers, len(body), is_1_0=request.is_1_0, keeps_open=keeps_open)
+        head = answer_head(status, headers, is_1_0=request.is_1_0, keeps_open=keeps_open)
         connection.closes_after = not keeps_open
         connection.since = self._clock()
         self._connections[connection.descriptor] = self._connections.pop(connection.descriptor)  # the last one now
@@ -212,7 +217,7 @@ class GuestServer:
     def _asked(self, request: Request, source: str) -> tuple[str, list[tuple[str, str]], bytes]:
         """Status, headers and body of the answer."""
         if request.refusal is not None:
-            return request.refusal[0], [_TEXT], request.refusal[1]
+            return _plain(*request.refusal)
         answered: list[tuple[str, list[tuple[str, str]]]] = []
         try:
             parts = self._application(_environment(request, source), lambda *answer: answered.append(answer))
@@ -220,7 +225,7 @@ class GuestServer:
         except Exception:
             if self._bugs.may_pass("answer"):
                 log.exception("bug: a request is answered by 500")
-            return "500 Internal Server Error", [_TEXT], b"500 Internal Server Error\n"
+            return _plain("500 Internal Server Error", b"500 Internal Server Error\n")
 
     def _send(self, connection: Connection, rest: memoryview) -> None:
         """Send as much as the other side takes; the remainder when it takes more."""
@@ -256,6 +261,10 @@ class GuestServer:
         if not siblings:
             del self._open_of[connection.source]
         connection.socket.close()  # which takes it from the poll, too
+
+
+def _plain(status: str, body: bytes) -> tuple[str, list[tuple[str, str]], bytes]:
+    return status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))], body
 
 
 def _environment(request: Request, source: str) -> dict[str, str]:

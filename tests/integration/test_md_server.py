@@ -236,6 +236,19 @@ def test_headers_that_no_client_library_sends(service, headers, status):
     assert answer.split(b" ")[1:2] == [status] or (answer == b"" and status in CUT_SHORT), answer
 
 
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"PUT"])
+@pytest.mark.parametrize("path", [b"/latest/meta-data/instance-id", b"/latest/nothing", b"/../x"])
+def test_an_answer_names_its_length_once(service, method, path):
+    """Clients refuse two, even equal ones."""
+    service.store.write(document(1, GUEST_1))
+    answer = raw(service.port, GUEST_1, method + b" " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lengths = [line.split(b": ")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
+    whole = raw(service.port, GUEST_1, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert lengths == [str(len(whole.partition(b"\r\n\r\n")[2] if method == b"HEAD" else body)).encode()]
+    assert method != b"HEAD" or not body
+
+
 def test_a_stranger_learns_nothing_about_who_exists(service):
     service.store.write(document(1, GUEST_1))
     known = raw(service.port, GUEST_1, b"GET /latest/nothing HTTP/1.1\r\nConnection: close\r\n\r\n")
@@ -348,7 +361,7 @@ class SlowClock:
 
 
 def says_ok(environ, start_response):
-    start_response("200 OK", [])
+    start_response("200 OK", [("Content-Length", "2")])
     return [b"ok"]
 
 

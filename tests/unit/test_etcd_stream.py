@@ -79,3 +79,14 @@ class TestShared:
         assert not any(one.is_closed for one in opened), "somebody has the first one still"
         third.close()
         assert [one.is_closed for one in opened] == [False, True]
+
+    def test_a_watch_that_failed_leaves_the_connection_that_replaced_its_own(self) -> None:
+        """With one endpoint the old and the new one are to the same."""
+        opened: list[OneConnection] = []
+        shared = Shared(lambda: opened.append(OneConnection(ENDPOINT)) or opened[-1])
+        first, second = shared.borrow(), shared.borrow()
+        first.abandon()
+        shared.borrow()
+        second.abandon()
+        shared.borrow()
+        assert len(opened) == 2

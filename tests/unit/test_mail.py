@@ -29,7 +29,7 @@ class Office:
         self.asked: list[Letter] = []
         self.failure: Exception | None = None
         self.stop = threading.Event()
-        box = Mailbox(self.store, KEYS, PROVIDER, fence=self.fence, answer=self.answer)
+        box = self.box = Mailbox(self.store, KEYS, PROVIDER, fence=self.fence, answer=self.answer)
         self.threads = [threading.Thread(target=run, args=(self.stop,), daemon=True) for run in (box.watch, box.run)]
         for thread in self.threads:
             thread.start()
@@ -64,6 +64,7 @@ def office() -> Iterator[Office]:
     made = Office()
     yield made
     made.stop.set()
+    made.box.wake()
     for thread in made.threads:
         thread.join(5)
 

@@ -106,7 +106,9 @@ def test_a_body_is_read_to_its_end_after_one_encouragement():
     ],
 )  # fmt: skip
 def test_the_head_of_an_answer(is_1_0, keeps_open, first, connection):
-    head = answer_head("200 OK", [("Content-Type", "text/plain")], 3, is_1_0=is_1_0, keeps_open=keeps_open)
+    head = answer_head(
+        "200 OK", [("Content-Type", "text/plain"), ("Content-Length", "3")], is_1_0=is_1_0, keeps_open=keeps_open
+    )
     lines = head.split(b"\r\n")
     fields = dict(line.split(b": ", 1) for line in lines[1:-2])
     assert (lines[0], lines[-2:]) == (first, [b"", b""])
