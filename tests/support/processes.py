@@ -18,22 +18,34 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
 # Each pytest process walks the ports from its own start, so that two runs at once seldom try the same.
-_next_port = 20000 + (os.getpid() * 37) % 10000
+FIRST_PORT, PORTS_OF_A_WORKER = 20000, 3000
+_next_port = (os.getpid() * 37) % PORTS_OF_A_WORKER
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nothing listens on, below 32768 so that no outgoing connection takes it meanwhile."""
+    """A TCP port on loopback that nothing listens on, below 32768 so that no outgoing connection takes it meanwhile.
+
+    A port is handed out once per process, and to one of the processes of a test run only: a server that a test has killed must
+    not be followed by another test's on the same port.
+    """
     global _next_port  # noqa: PLW0603 - a port is handed out once per process
-    for _ in range(2000):
-        _next_port = _next_port + 1 if _next_port < 32000 else 20000
+    first = FIRST_PORT + PORTS_OF_A_WORKER * (_worker_number() % 4)
+    for _ in range(PORTS_OF_A_WORKER):
+        _next_port = (_next_port + 1) % PORTS_OF_A_WORKER
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", _next_port))
+                probe.bind(("127.0.0.1", first + _next_port))
             except OSError:
                 continue
-            return _next_port
-    raise RuntimeError("no free port between 20000 and 32000 on 127.0.0.1")
+            return first + _next_port
+    raise RuntimeError(f"no free port from {first} on 127.0.0.1")
+
+
+def _worker_number() -> int:
+    """0 where pytest runs by itself; its n-th worker, from 1 on, where xdist has made some."""
+    name = os.environ.get("PYTEST_XDIST_WORKER", "")
+    return int(name.removeprefix("gw")) + 1 if name else 0
 
 
 def as_a_child() -> None:
