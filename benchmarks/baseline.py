@@ -107,7 +107,7 @@ def _compared(figure: Figure, baseline: float | None) -> Comparison:
 
 
 def _is_more_better(figure: Figure) -> bool:
-    return figure.at_least is not None
+    return figure.more_is_better or figure.at_least is not None
 
 
 def _better(one: Figure, other: Figure) -> Figure:

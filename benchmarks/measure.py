@@ -24,6 +24,7 @@ class Figure:
         unit: of *value*; ``×`` for a ratio.
         at_most: the aim, where less is better.
         at_least: the aim, where more is better.
+        more_is_better: for a figure without an aim.
         margin: how far, as a part of the baseline's value, it may be worse before ``--check`` fails; stated from what was seen
             to vary. None: not compared, as for anything that is not a ratio.
         samples: what it was computed from, by label, for the JSON and for who doubts it; seconds unless the label says else.
@@ -36,6 +37,7 @@ class Figure:
     unit: str = "×"
     at_most: float | None = None
     at_least: float | None = None
+    more_is_better: bool = False
     margin: float | None = None
     samples: Mapping[str, Sequence[float]] = field(default_factory=dict)
     note: str = ""
@@ -98,8 +100,8 @@ def seconds_of(action: Callable[[], object]) -> float:
 def turn_about(runs: int, **contenders: Callable[[], float]) -> dict[str, list[float]]:
     """*runs* samples of each contender, turn and turn about, after one of each that does not count.
 
-    A contender does the thing once and answers how long it took. Each round begins with another one, so that none profits from
-    its neighbour.
+    A contender does the thing once and answers how long it took. Each round begins with another one, every other one goes
+    backwards, so that none always has the same neighbour.
     """
     names = list(contenders)
     for name in names:
@@ -107,7 +109,8 @@ def turn_about(runs: int, **contenders: Callable[[], float]) -> dict[str, list[f
     samples: dict[str, list[float]] = {name: [] for name in names}
     for number in range(runs):
         shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
+        order = names[shift:] + names[:shift]
+        for name in reversed(order) if number % 2 else order:
             samples[name].append(contenders[name]())
     return samples
 

@@ -57,6 +57,8 @@ def parse(arguments: Sequence[str], names: Sequence[str] = NAMES) -> Options:
         raise UsageError("--accept goes with --check: what that measures becomes the baseline")
     if given.check and (given.write_docs or given.render or given.long):
         raise UsageError("--check measures too little for --write-docs, --render or --long")
+    if given.accept and given.json:
+        raise UsageError("--accept writes benchmarks/baseline.json only; --json goes with a run without it")
     return Options(
         names=tuple(name for name in names if not given.names or name in given.names),
         runs=given.runs, is_check=given.check, accepts=given.accept, writes_docs=given.write_docs,

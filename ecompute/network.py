@@ -52,7 +52,7 @@ class AddressPools:
     """
 
     def __init__(
-        self, hypervisor: Hypervisor, directory: Path, *, reserve_ahead: int = 8, network: str = "default",
+        self, hypervisor: Hypervisor, directory: Path, *, reserve_ahead: int = 16, network: str = "default",
         check_every_seconds: float = CHECK_EVERY_SECONDS,
     ) -> None:  # fmt: skip
         self._hypervisor, self._directory, self._reserve_ahead = hypervisor, directory, reserve_ahead

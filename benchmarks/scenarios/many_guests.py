@@ -1,13 +1,14 @@
 """1 to 32 guests asked for at once, until libvirt says that the last one runs, and destroyed at once, until nothing is left.
 
-Against the floor: ``qemu-img create`` and ``createXML`` of the same domains, ``destroy`` and ``unlink``, by as many threads as
-ecompute starts guests at once (``builder.starts_at_once``, 4): that is what parallelism means here, for both. Ours begins with
+Against the floor: ``qemu-img create`` and ``createXML`` of the same domains, ``destroy`` and ``unlink``, with the parallelism
+that ecompute has: twice ``builder.starts_at_once`` (4) threads, of which half are in a start at one time. Ours begins with
 the request, one ``create_all`` of a warm client, so that candidates, claims, specs, addresses, metadata and statuses are all in
 it; its destruction with N changed specs. The guests have 32 MiB and a boot sector for a system.
 """
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ CHECKED = 8
 AIMED = 16
 RUNS_OF_MANY = 3  # of more guests than are checked: each takes half a minute
 AT_MOST = 1.3
-THREADS = BuilderConfig().starts_at_once
+STARTS = BuilderConfig().starts_at_once
+THREADS = max(2 * STARTS, os.cpu_count() or 1)  # as ``ecompute/agent.py`` has it
 RUN, GONE = ("running, ours", "running, floor"), ("gone, ours", "gone, floor")
 
 
@@ -49,7 +51,7 @@ def _sampled(bench: Bench, host: GuestHost, floor: Floor, image: Path, count: in
 
     def bare() -> float:
         host.wait_at_rest()
-        made = floor.create(count, threads=THREADS)
+        made = floor.create(count, threads=THREADS, starts=STARTS)
         gone[GONE[1]].append(floor.destroy(made.instances, threads=THREADS))
         return made.running_seconds
 

@@ -304,16 +304,16 @@ def storm(server: Server, documents: Sequence[MetadataDocument], spread_seconds:
 def slow_connections(server: Server) -> Iterator[None]:
     """One more guest, with all the connections that it may have, each sending a byte of an endless request now and then."""
     ended = threading.Event()
+    rounds: list[int] = []
 
     def trickle() -> None:
         os.sched_setaffinity(0, {_cores()[1]})  # of this thread alone
         held: list[socket.socket] = []
         while not ended.wait(0.01):
-            if not held:
-                held = [
-                    socket.create_connection((SERVER, server.port), 5, (_HARMFUL, 0)) for _ in range(CONNECTIONS_PER_SOURCE)
-                ]
             try:
+                while len(held) < CONNECTIONS_PER_SOURCE:
+                    held.append(socket.create_connection((SERVER, server.port), 5, (_HARMFUL, 0)))
+                rounds.append(len(held))
                 for connection in held:
                     connection.send(b"x")
             except OSError:  # cut, or longer than a request may be: begin again
@@ -328,6 +328,8 @@ def slow_connections(server: Server) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+    if not rounds:
+        raise RuntimeError("the slow connections were never there")
 
 
 def _close_all(connections: Sequence[socket.socket]) -> None:

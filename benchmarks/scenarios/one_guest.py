@@ -196,7 +196,6 @@ def _boots(bench: Bench, host: GuestHost) -> Samples:
         made = host.create(host.request(image, memory_mib=TINY_MEMORY_MIB))
         ((address, known),) = addresses.items()
         began = qemu_began(made.instances[0])
-        assert known < began, f"the address was known {known - began:.3f} s after QEMU had begun"
         aside["address known"].append(known - made.began)
         aside["QEMU began"].append(began - made.began)
         took = ssh_answers(host.node.host, address) - made.began
@@ -204,6 +203,7 @@ def _boots(bench: Bench, host: GuestHost) -> Samples:
         return took
 
     def bare() -> float:
+        host.wait_at_rest()
         made = floor.create()
         took = ssh_answers(host.node.host, floor_pair(0).address) - made.began
         floor.destroy(made.instances)

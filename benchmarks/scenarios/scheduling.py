@@ -262,7 +262,7 @@ def _sets(bed: _Bed, bench: Bench, size: int) -> list[Figure]:
         ),
         Figure(
             f"scheduling.set-gain-{size}", f"guests per second by --count {SET} against one by one, {size} hosts", gain,
-            at_least=10 if size == MANY else None, margin=0.3, samples=samples,
+            at_least=10 if size == MANY else None, more_is_better=True, margin=0.3, samples=samples,
         ),
         *([] if bench.is_check else [Figure(
             f"scheduling.set-rate-{size}", f"guests per second by --count {SET}, {size} hosts",
@@ -275,7 +275,7 @@ def _candidates_figures(candidates: Mapping[int, Mapping[str, Sequence[float]]])
     return [
         Figure(
             f"scheduling.candidates-{size}", f"candidates as we ask, {size} host{'s' * (size > 1)}, against the bare query",
-            ratio(samples, "ours", "bare"), margin=0.3, samples=samples,
+            ratio(samples, "ours", "bare"), margin=0.6, samples=samples,
             note="Placement builds every candidate before it cuts the answer to the limit" if size >= MANY else "",
         )
         for size, samples in candidates.items()

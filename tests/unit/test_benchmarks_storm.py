@@ -27,8 +27,9 @@ GUESTS = [("127.0.0.21", ["/a", "/b", "/long"]), ("127.0.0.22", ["/b"])]
 def serving(asked: list[tuple[str, str]]) -> Iterator[int]:
     def application(environ, start_response):
         asked.append((environ["REMOTE_ADDR"], environ["PATH_INFO"]))
-        start_response("404 Not Found" if environ["PATH_INFO"] == "/a" else "200 OK", [])
-        return [b"x" * (3_000_000 if environ["PATH_INFO"] == "/long" else 10)]
+        body = b"x" * (3_000_000 if environ["PATH_INFO"] == "/long" else 10)
+        start_response("404 Not Found" if environ["PATH_INFO"] == "/a" else "200 OK", [("Content-Length", str(len(body)))])
+        return [body]
 
     port = free_port()
     server = GuestServer(application, listen(ipaddress.ip_address(SERVER), port))
