@@ -32,6 +32,7 @@ def attempt(name: str, options: Options, package: str = "benchmarks.scenarios") 
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ec-bench-", ignore_cleanup_errors=True) as scratch:
         directory, result = Path(scratch) / name, Path(scratch) / "result.json"
+        Path(scratch).chmod(0o711)  # QEMU, which is another user, has to reach its disks
         directory.mkdir()
         request = Request(package, str(directory), options.runs, options.is_check, options.is_long)
         code = _run([name, request.as_json(), str(result)], MOST_CHECK_SECONDS if options.is_check else MOST_SECONDS)
