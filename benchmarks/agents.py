@@ -34,20 +34,10 @@ from common.config import (
 )
 from common.errors import EcomputeError
 from common.logs import setup
+from tests.support.simulated_host import TEST_HOST
 
 BENCH_NAMESPACE = UUID("5bd4b3c8-2d6b-4a55-8a6b-6a9c0c8d9e10")
 STACK_KIB = 512  # of each thread; the usual 8 MiB would be reserved 16,000 times over
-# libvirt's own test:///default comes with a guest that takes all its memory.
-TEST_HOST = """\
-<node>
-  <cpu><arch>x86_64</arch><mhz>2000</mhz><model>Opteron</model><active>16</active><nodes>1</nodes><sockets>1</sockets>
-    <cores>16</cores><threads>1</threads></cpu>
-  <memory>67108864</memory>
-  <network><name>default</name><uuid>dd8fe884-6c02-601e-7551-cca97df1c5df</uuid><forward mode='nat'/><bridge name='virbr0'/>
-    <ip address='192.168.122.1' netmask='255.255.255.0'><dhcp><range start='192.168.122.128' end='192.168.122.253'/></dhcp></ip>
-  </network>
-</node>
-"""
 
 
 def provider_of(prefix: str, number: int) -> UUID:

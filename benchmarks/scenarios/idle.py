@@ -19,9 +19,10 @@ from uuid import uuid4
 import yaml
 
 from benchmarks.measure import Bench, Figure, Outcome
-from tests.support.deployment import TEST_HOST, Deployment, make_raw_image
+from tests.support.deployment import Deployment, make_raw_image
 from tests.support.hosts import HostNetwork, NamespacedHost
 from tests.support.processes import VENV_BIN, wait_until
+from tests.support.simulated_host import TEST_HOST
 
 GUESTS = 50
 QUERY = "resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"

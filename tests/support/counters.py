@@ -18,11 +18,12 @@ from uuid import uuid4
 
 import yaml
 
-from tests.support.deployment import TEST_HOST, Deployment, ThisMachine
+from tests.support.deployment import Deployment, ThisMachine
 from tests.support.etcd import etcdrpc
 from tests.support.etcd_proxy import UUID_IN_PATH, EtcdProxy
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.processes import VENV_BIN, wait_until
+from tests.support.simulated_host import TEST_HOST
 
 PROGRAMS = ("ecompute", "eschedule")
 NEVER = {"common.etcd_watch.QUIET_SECONDS": 3000.0, "eschedule.board.REREAD_SECONDS": 3000.0}
