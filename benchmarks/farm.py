@@ -6,6 +6,7 @@ metrics and by Placement's access log. What the farm asks itself, to see who is 
 
 from __future__ import annotations
 
+import http.client
 import re
 import subprocess
 import threading
@@ -173,7 +174,7 @@ class Farm:
 
     def _sample(self) -> None:
         while not self._stop.wait(TICK_SECONDS):
-            with suppress(OSError, ValueError, IndexError):
+            with suppress(OSError, ValueError, IndexError, http.client.HTTPException):  # it is restarted now and then
                 self.samples.append(self._sampled())
 
     def _sampled(self) -> Sample:

@@ -154,6 +154,11 @@ class Fault(Exception):
     def verdict(self) -> Verdict:
         return self.rule.verdict
 
+    @property
+    def is_of_endpoint(self) -> bool:
+        """Whether another endpoint, or this one later, may well answer."""
+        return self.verdict in (Verdict.RETRY, Verdict.RETRY_UNSENT)
+
 
 @dataclass(frozen=True)
 class Account:
@@ -181,13 +186,15 @@ def explain(fault: Fault, what: str, account: Account) -> EcomputeError:
     return StoreUnavailable(text, may_have_happened=fault.is_doubtful)
 
 
-def unanswered(fault: Fault, what: str, endpoints: tuple[Endpoint, ...], seconds: float, account: Account) -> StoreUnavailable:
-    """The error for *what* when no endpoint answered in *seconds*; *fault* is the last of them."""
+def unanswered(
+    fault: Fault, what: str, endpoints: tuple[Endpoint, ...], seconds: float, account: Account, *, is_doubtful: bool
+) -> StoreUnavailable:  # fmt: skip
+    """The error for *what* when no endpoint answered in *seconds*; *fault* is the last of them, to whomever it was told."""
     advice = account.advise(fault.rule.advice) or "check that etcd runs there, and etcd.endpoints (http or https?)"
     return StoreUnavailable(
         f"etcd {', '.join(endpoint.url for endpoint in endpoints)}: {what}: no answer within {seconds:g} s, the last try said "
         f"{fault.code}: {fault.details}; {advice}",
-        may_have_happened=fault.is_doubtful,
+        may_have_happened=is_doubtful,
     )
 
 

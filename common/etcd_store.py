@@ -10,9 +10,9 @@ it between their threads.
 from __future__ import annotations
 
 import builtins
+import functools
 import os
 import random as random_module
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,8 +22,10 @@ from typing import Any, TypeVar
 
 from common.bells import Bells
 from common.config import EtcdConfig
-from common.errors import Conflict, StoreRefused, StoreUnavailable
+from common.errors import Conflict, StoreUnavailable
+from common.etcd_gate import TRY_SECONDS, Gate
 from common.etcd_login import Login
+from common.etcd_reach import certificates_of, knock
 from common.etcd_rules import (
     NOT_SENT,
     Account,
@@ -40,7 +42,7 @@ from common.etcd_rules import (
     versioned,
 )
 from common.etcd_watch import Proofs, Shared, Stream, Watch
-from common.retry import Backoff, Deadline
+from common.retry import Deadline
 from common.store import Compare, Lease, Listing, Transaction, Versioned, WatchEvent
 
 # gRPC's fork handlers make a child that only wanted to exec abort now and then ("epoll_wait error: Bad file descriptor").
@@ -57,8 +59,7 @@ with suppress(AttributeError):
 T = TypeVar("T")
 Metadata = tuple[tuple[str, str], ...]
 
-TRY_SECONDS = 2.0  # of one try at one endpoint, login included
-PAGE_KEYS = 200
+PAGE_KEYS = 1000  # halved where they are too long for one message
 MOST_OPERATIONS = 128  # etcd's --max-txn-ops
 LIST_TRIES = 5
 CHANNEL_OPTIONS = (
@@ -90,11 +91,11 @@ class _Connection:
         self.endpoint, self._login = endpoint, login
         self._is_closed = False
         self._client = _client(endpoint, config)
-        channel = self._client.channel
-        self._auth = etcdrpc.AuthStub(channel)
-        self.kv = etcdrpc.KVStub(channel)
-        self.lease = etcdrpc.LeaseStub(channel)
-        self._watch = etcdrpc.WatchStub(channel)
+        self.kv = etcdrpc.KVStub(self._client.channel)
+
+    @functools.cached_property
+    def lease(self) -> Any:
+        return etcdrpc.LeaseStub(self._client.channel)
 
     def call(self, method: Callable[..., Any], request: Any, timeout_seconds: float) -> Any:
         """The answer of the unary *method* to *request*."""
@@ -119,7 +120,7 @@ class _Connection:
             raise Fault("UNAVAILABLE", "the stream ended without an answer", self.endpoint)
         return answer
 
-    def probe(self, prefix: str, timeout_seconds: float = TRY_SECONDS) -> Any:
+    def probe(self, prefix: str, timeout_seconds: float) -> Any:
         request = etcdrpc.RangeRequest(key=prefix.encode() or b"\0", keys_only=True)
         return self.call(self.kv.Range, request, timeout_seconds).header
 
@@ -129,9 +130,8 @@ class _Connection:
         # A member that lost its leader then ends the stream; else it would stay silent.
         metadata = (*self._metadata(TRY_SECONDS), ("hasleader", "true"))
         request = etcdrpc.WatchRequest(create_request=create)
-        return Stream(
-            lambda requests: self._watch.Watch(requests, metadata=metadata), request, self._guarded, self.endpoint
-        )  # fmt: skip
+        watch = etcdrpc.WatchStub(self._client.channel).Watch
+        return Stream(lambda requests: watch(requests, metadata=metadata), request, self._guarded, self.endpoint)
 
     def close(self) -> None:
         self._is_closed = True
@@ -144,8 +144,9 @@ class _Connection:
 
     def _authenticate(self, name: str, password: str, timeout_seconds: float) -> str:
         request = etcdrpc.AuthenticateRequest(name=name, password=password)
+        authenticate = etcdrpc.AuthStub(self._client.channel).Authenticate
         try:
-            return str(self._guarded(lambda: self._auth.Authenticate(request, timeout=timeout_seconds)).token)
+            return str(self._guarded(lambda: authenticate(request, timeout=timeout_seconds)).token)
         except Fault as fault:
             if fault.verdict is Verdict.RETRY:
                 raise Fault(NOT_SENT, f"logging in: {fault}", self.endpoint) from fault
@@ -168,29 +169,9 @@ class _Connection:
 
 def _client(endpoint: Endpoint, config: EtcdConfig) -> Any:
     """The library's client for *endpoint*. It connects with the first call; certificates are read here, so renewed ones too."""
-    certificates = {}
-    if endpoint.is_secure:
-        # Without a CA the library would fall back to plaintext, silently.
-        ca_file = config.ca_file or ssl.get_default_verify_paths().cafile
-        if ca_file is None:
-            raise StoreRefused(f"etcd.ca_file: {endpoint.url} needs one, this system has no default", may_have_happened=False)
-        _check_certificates(endpoint, config, str(ca_file))
-        certificates = {"ca_cert": ca_file, "cert_cert": config.certificate_file, "cert_key": config.key_file}
-    return etcd3.client(host=endpoint.host, port=endpoint.port, grpc_options=CHANNEL_OPTIONS, **certificates)
-
-
-def _check_certificates(endpoint: Endpoint, config: EtcdConfig, ca_file: str) -> None:
-    """Read the files once as Python's ssl does: gRPC would say nothing but that there is no connection."""
-    what = f"etcd.ca_file {ca_file}"
-    try:
-        context = ssl.create_default_context(cafile=ca_file)
-        if config.certificate_file or config.key_file:
-            what = f"etcd.certificate_file {config.certificate_file} with etcd.key_file {config.key_file}"
-            if not (config.certificate_file and config.key_file):
-                raise ValueError("each needs the other")
-            context.load_cert_chain(config.certificate_file, config.key_file, password="")  # never ask a terminal
-    except (OSError, ValueError) as error:
-        raise StoreRefused(f"etcd {endpoint.url}: cannot use {what}: {error}", may_have_happened=False) from error
+    return etcd3.client(
+        host=endpoint.host, port=endpoint.port, grpc_options=CHANNEL_OPTIONS, **certificates_of(endpoint, config)
+    )
 
 
 @dataclass(frozen=True)
@@ -211,9 +192,9 @@ class EtcdStore:
 
     def __init__(
         self, config: EtcdConfig, *, clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], object] = time.sleep, random: Callable[[], float] = random_module.random,
+        random: Callable[[], float] = random_module.random,
     ) -> None:  # fmt: skip
-        self._config, self._clock, self._sleep = config, clock, sleep
+        self._config, self._clock, self._random = config, clock, random
         self._account = Account(config.username, config.password_file, config.prefix)
         self._login = Login(config)
         self._endpoints = tuple(Endpoint.parse(url) for url in config.endpoints)
@@ -222,7 +203,7 @@ class EtcdStore:
         self._connection: _Connection | None = None
         self._is_closed = threading.Event()
         self._proofs, self._for_watches = Proofs(clock), Shared(self._connect)
-        self._bells = Bells()
+        self._bells, self._gate = Bells(), Gate(clock)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -364,7 +345,8 @@ class EtcdStore:
         request = etcdrpc.LeaseKeepAliveRequest(ID=lease_id)
         with self._explained(f"keep lease {lease_id:x}") as what:
             try:
-                return int(self._tries(lambda c, timeout: c.keep_alive(request, timeout), what)[0].TTL)
+                answer, _ = self._tries(lambda c, timeout: c.keep_alive(request, timeout), what, is_proof=True)
+                return int(answer.TTL)
             except Fault as fault:
                 if fault.verdict is Verdict.LEASE_GONE:
                     return 0
@@ -387,7 +369,8 @@ class EtcdStore:
         return Watch(
             prefix, revision, cluster_id, connect=self._for_watches.borrow, turn_from=self._turn_from,
             is_over=lambda: stop.is_set() or self._is_closed.is_set(), pause=stop.wait,
-            woken=lambda ring: self._bells.rung_by(stop, ring), proofs=self._proofs, account=self._account,
+            woken=lambda ring: self._bells.rung_by(stop, ring), proofs=self._proofs, gate=self._gate, account=self._account,
+            random=self._random,
         ).batches()  # fmt: skip
 
     # -- endpoints ----------------------------------------------------------------------------------------------------
@@ -399,6 +382,7 @@ class EtcdStore:
             connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        self._gate.wake()
         self._bells.ring()
 
     @contextmanager
@@ -415,43 +399,50 @@ class EtcdStore:
         """What *ask* is answered by any endpoint, and whether an earlier try may have been executed.
 
         Args:
-            is_proof: the answer is linearizable, and proves that the endpoint lives.
+            is_proof: the answer is linearizable, or comes from the leader, and proves that the endpoint lives.
 
         Raises:
             Fault: an answer that no other endpoint or moment would better.
             StoreUnavailable: no answer within the store's deadline.
         """
         deadline = Deadline(self._config.deadline_seconds, self._clock)
-        backoff = Backoff(0.05, 1.0)
         is_doubtful = False
-        while True:
-            connection = self._shared_connection()
+        while self._gate.enter(deadline.remaining, self._is_closed.is_set) or self._is_closed.is_set():
+            connection = None
             try:
-                answer = ask(connection, min(TRY_SECONDS, deadline.remaining()))
+                connection = self._shared_connection()
+                asked_at = self._clock()
+                answer = ask(connection, min(self._gate.try_seconds, deadline.remaining()))
             except Fault as fault:
                 is_doubtful = fault.is_doubtful = is_doubtful or fault.verdict is Verdict.RETRY
                 if not self._is_worth_another(fault, connection):
                     raise
-                pause = backoff.next()
-                if pause >= deadline.remaining():
-                    raise unanswered(fault, what, self._endpoints, self._config.deadline_seconds, self._account) from fault
             else:
+                self._gate.answered()
                 if is_proof:
-                    self._proofs.note(connection.endpoint, answer.header)  # type: ignore[attr-defined]
+                    self._proofs.note(connection.endpoint, answer.header, asked_at)  # type: ignore[attr-defined]
                 return answer, is_doubtful
-            self._sleep(pause)
+            finally:
+                self._gate.leave()
+        last = self._gate.fault or Fault(NOT_SENT, "it did not answer others either")
+        raise unanswered(last, what, self._endpoints, self._config.deadline_seconds, self._account, is_doubtful=is_doubtful)
 
-    def _is_worth_another(self, fault: Fault, connection: _Connection) -> bool:
-        """Whether to try again after *fault*; at another endpoint then, where this one is at fault."""
-        if fault.verdict is Verdict.LOGIN:
-            return self._config.username is not None
-        if fault.verdict not in (Verdict.RETRY, Verdict.RETRY_UNSENT):
+    def _is_worth_another(self, fault: Fault, connection: _Connection | None) -> bool:
+        """Whether to try again after *fault*; at another endpoint and connection then, where this one is at fault."""
+        is_relogin = fault.verdict is Verdict.LOGIN and self._config.username is not None
+        if not (is_relogin or fault.is_of_endpoint):
+            self._gate.answered()  # if only to refuse this
             return False
+        self._gate.failed(fault)
+        if is_relogin:
+            return True
         with self._lock:
             if self._connection is connection:
                 self._connection = None
-        self._turn_from(connection.endpoint)
-        connection.close()  # other threads' calls on it fail over as well
+        if fault.endpoint is not None:
+            self._turn_from(fault.endpoint)
+        if connection is not None:
+            connection.close()  # other threads' calls on it fail over as well
         return True
 
     def _shared_connection(self) -> _Connection:
@@ -464,7 +455,10 @@ class EtcdStore:
             return self._connection
 
     def _connect(self) -> _Connection:
-        return _Connection(self._endpoints[self._at], self._config, self._login)
+        endpoint = self._endpoints[self._at]
+        if self._gate.fault is not None:
+            knock(endpoint, TRY_SECONDS)  # a channel for each try in vain would cost a host more than all that it does else
+        return _Connection(endpoint, self._config, self._login)
 
     def _turn_from(self, endpoint: Endpoint) -> None:
         """Begin at the next endpoint from now on, unless another thread has turned from *endpoint* already."""
@@ -473,7 +467,7 @@ class EtcdStore:
         if self._endpoints[at] == endpoint and len(self._endpoints) > 1:
             self._at = (at + 1) % len(self._endpoints)
             self._for_watches.turn_from(endpoint)  # after: whoever borrows from now on is to get the next one
-        self._bells.ring()  # watches of that endpoint are to see whether it lives
+            self._bells.ring()  # watches of that endpoint are to see whether it lives
 
 
 def _transaction_request(transaction: Transaction) -> Any:

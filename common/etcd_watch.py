@@ -7,13 +7,16 @@ messages of etcd are only looked at.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from common.etcd_gate import Gate
 from common.etcd_rules import Account, Endpoint, Fault, Verdict, explain, key_of, versioned
 from common.retry import Backoff
 from common.store import WatchEvent, WatchLost
@@ -21,8 +24,11 @@ from common.store import WatchEvent, WatchLost
 logger = logging.getLogger(__name__)
 
 # A watch that heard nothing for so long has its endpoint prove that it lives. More than half of the usual time between two
-# beats of a host, which are proofs as well: so there is one more in between, and not by chance two.
+# beats of a host: they and the looks half-way between them are proofs as well, and usually the only ones.
 QUIET_SECONDS = 6.0
+# After an outage that others saw end, a watch goes on within this share of its length.
+SPREAD_SHARE = 0.5
+MOST_SPREAD_SECONDS = 10.0
 
 
 class Stream:
@@ -92,7 +98,7 @@ class Connection(Protocol):
 
     endpoint: Endpoint
 
-    def probe(self, prefix: str) -> Any:
+    def probe(self, prefix: str, timeout_seconds: float) -> Any:
         """The header of a linearizable read of the key *prefix*, which whoever may watch it may read."""
         ...
 
@@ -164,29 +170,42 @@ class _Borrowed:
         self.abandon, self.close = abandon, give_back
 
 
+@dataclass(frozen=True)
+class _Proof:
+    """An answer to a request, both by the clock."""
+
+    asked_at: float
+    answered_at: float
+    header: Any
+
+
+_NO_PROOF = _Proof(-math.inf, -math.inf, None)
+
+
 class Proofs:
     """When each endpoint last answered a linearizable request: one quiet watch asks, the others of that endpoint believe it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._asking = threading.Lock()
-        self._proven: dict[Endpoint, tuple[float, Any]] = {}
+        self._proven: dict[Endpoint, _Proof] = {}
 
-    def note(self, endpoint: Endpoint, header: Any) -> None:
-        """*endpoint* has just answered, with *header*."""
-        self._proven[endpoint] = self.clock(), header
+    def note(self, endpoint: Endpoint, header: Any, asked_at: float) -> None:
+        """*endpoint* has just answered with *header*, asked at *asked_at* of the clock."""
+        self._proven[endpoint] = _Proof(asked_at, self.clock(), header)
 
     def forget(self, endpoint: Endpoint) -> None:
         self._proven.pop(endpoint, None)
 
     def due_at(self, endpoint: Endpoint) -> float:
         """When the next proof is wanted of *endpoint*; long ago where there is none."""
-        return self._proven.get(endpoint, (float("-inf"), None))[0] + QUIET_SECONDS
+        return self._proven.get(endpoint, _NO_PROOF).answered_at + QUIET_SECONDS
 
-    def fresh(self, endpoint: Endpoint) -> Any | None:
-        """The header of *endpoint*'s last answer, if that was within the quiet time."""
-        proven_at, header = self._proven.get(endpoint, (float("-inf"), None))
-        return header if self.clock() - proven_at < QUIET_SECONDS else None
+    def fresh(self, endpoint: Endpoint, *, asked_since: float) -> Any | None:
+        """The header of *endpoint*'s last answer, if that was within the quiet time, to somebody who asked since then."""
+        proof = self._proven.get(endpoint, _NO_PROOF)
+        is_fresh = self.clock() - proof.answered_at < QUIET_SECONDS and proof.asked_at >= asked_since
+        return proof.header if is_fresh else None
 
     def renew(self, endpoint: Endpoint, ask: Callable[[], None]) -> None:
         """Have *endpoint* answer *ask*, unless another watch or call has had an answer within the quiet time."""
@@ -218,17 +237,19 @@ class Watch:
         pause: Callable[[float], object],
         woken: Callable[[Callable[[], None]], AbstractContextManager[None]],
         proofs: Proofs,
+        gate: Gate,
         account: Account,
+        random: Callable[[], float],
     ) -> None:
         self._prefix, self._cluster_id = prefix, cluster_id
         self._revision = revision  # the next one that is wanted
         self._raft_term = 0
         self._connect, self._turn_from, self._is_over, self._pause = connect, turn_from, is_over, pause
         self._woken = woken
-        self._proofs, self._account = proofs, account
-        self._backoff = Backoff(0.05, 2.0)
+        self._proofs, self._gate, self._account, self._random = proofs, gate, account, random
+        self._backoff = Backoff(0.05, 10.0)  # of a service that is slow rather than away, where all ask less and less often
         self._is_broken = False
-        self._has_failed = False
+        self._failed_at = -math.inf  # by the proofs' clock
 
     def batches(self) -> Iterator[tuple[WatchEvent, ...]]:
         """Yield changes until it is over; an empty batch after each quiet time that ended in a proof of life."""
@@ -243,7 +264,7 @@ class Watch:
 
     def _bear(self, fault: Fault) -> None:
         """Return where the watch can resume after *fault*; raise what the consumer must know otherwise."""
-        self._has_failed = True
+        self._failed_at = self._proofs.clock()
         if fault.verdict in (Verdict.COMPACTED, Verdict.ANSWER_TOO_LARGE):
             raise WatchLost(f"watch {self._prefix} from revision {self._revision}: {fault.details}") from fault
         is_anonymous = fault.verdict is Verdict.LOGIN and self._account.username is None
@@ -255,11 +276,10 @@ class Watch:
 
     def _follow(self) -> Iterator[tuple[WatchEvent, ...]]:
         """Yield what one stream brings, until it breaks."""
-        connection = self._connect()
+        if not self._is_let_in():
+            return
+        connection = self._connected()
         try:
-            # A stream's own header may come from a member that lags; this one is of the whole cluster.
-            if self._has_failed or not self._is_known(connection.endpoint):
-                self._prove(connection)
             stream = connection.stream(self._prefix, self._revision)
             try:
                 with self._woken(stream.wake):
@@ -267,12 +287,50 @@ class Watch:
             finally:
                 stream.close()
         except Fault as fault:
-            if fault.verdict in (Verdict.RETRY, Verdict.RETRY_UNSENT):
-                connection.abandon()
-                self._turn_from(connection.endpoint)
+            self._turn(fault, connection)
             raise
         finally:
             connection.close()
+
+    def _is_let_in(self) -> bool:
+        """Wait while etcd is known to be away, unless it is for this watch to find out; False where it was stopped."""
+        if self._gate.fault is None:
+            return True
+        with self._woken(self._gate.wake):
+            is_let_in = self._gate.enter(lambda: math.inf, self._is_over)
+        if is_let_in and self._gate.fault is None:
+            # The watches of all hosts, which cost most, come back one after the other; their leases did before.
+            self._pause(self._random() * min(self._gate.outage_seconds * SPREAD_SHARE, MOST_SPREAD_SECONDS))
+        return is_let_in
+
+    def _connected(self) -> LentConnection:
+        """A connection of which it is certain that the store behind it is the one that is followed."""
+        connection = None
+        try:
+            connection = self._connect()
+            # A stream's own header may come from a member that lags; this one is of the whole cluster.
+            if not self._is_known(connection.endpoint):
+                self._prove(connection)
+        except BaseException as error:
+            if isinstance(error, Fault):
+                self._turn(error, connection)
+                if error.is_of_endpoint:
+                    self._gate.failed(error)
+            if connection is not None:
+                connection.close()
+            raise
+        finally:
+            self._gate.leave()
+        return connection
+
+    def _turn(self, fault: Fault, connection: LentConnection | None) -> None:
+        """Have the next connection be another one, where *fault* is that of its endpoint."""
+        if not fault.is_of_endpoint:
+            return
+        if connection is not None:
+            connection.abandon()
+        if fault.endpoint is not None:
+            self._turn_from(fault.endpoint)
 
     def _hear(self, stream: Stream, connection: LentConnection) -> Iterator[tuple[WatchEvent, ...]]:
         endpoint, clock = connection.endpoint, self._proofs.clock
@@ -288,6 +346,8 @@ class Watch:
                     yield tuple(_event(event) for event in answer.events)
             elif clock() >= min(due_at, self._proofs.due_at(endpoint)):
                 self._proofs.renew(endpoint, lambda: self._prove(connection))
+                if not self._is_known(endpoint):
+                    self._prove(connection)  # another's answer does not fit what this watch has seen: it may be older than that
                 due_at = self._proofs.due_at(endpoint)
                 yield ()
 
@@ -301,12 +361,15 @@ class Watch:
             self._is_broken = False
 
     def _is_known(self, endpoint: Endpoint) -> bool:
-        """Whether *endpoint* has just said that it is of the store that is to be followed, in an answer to anybody's request.
+        """Whether *endpoint* has just said, to whomever, that its store is the one that is followed, and no older.
 
-        Only where it says so: it may be an answer from before the revision from which on the watch is wanted.
+        Never by an answer that was asked for before this watch broke. False says nothing: the answer may be from before the
+        last event.
         """
-        header = self._proofs.fresh(endpoint)
-        if header is None or header.cluster_id != self._cluster_id or header.revision < self._revision - 1:
+        header = self._proofs.fresh(endpoint, asked_since=self._failed_at)
+        if header is None or header.cluster_id != self._cluster_id:
+            return False
+        if header.revision < self._revision - 1 or header.raft_term < self._raft_term:
             return False
         self._raft_term = header.raft_term
         return True
@@ -318,8 +381,10 @@ class Watch:
             WatchLost: it is another one, or an older state of it. A wiped etcd that kept its peer addresses and token has
                 its old cluster id, but its revision or its raft term went back.
         """
-        header, url = connection.probe(self._prefix), connection.endpoint.url
-        self._proofs.note(connection.endpoint, header)
+        asked_at = self._proofs.clock()
+        header, url = connection.probe(self._prefix, self._gate.try_seconds), connection.endpoint.url
+        self._gate.answered()
+        self._proofs.note(connection.endpoint, header, asked_at)
         if header.cluster_id != self._cluster_id:
             raise WatchLost(f"etcd {url} is of another cluster: {header.cluster_id:x}, not {self._cluster_id:x}")
         if header.revision < self._revision - 1 or header.raft_term < self._raft_term:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import logging
+import random as random_module
 import threading
 from collections.abc import Callable
 from uuid import UUID
@@ -79,6 +81,14 @@ def take_provider(
             )
 
 
+class _Step(enum.Enum):
+    """What a beat does. The two turn about, so that etcd is heard of twice as often as either asks it: see ``Proofs``."""
+
+    KEEP = enum.auto()
+    LOOK = enum.auto()
+    BOTH = enum.auto()
+
+
 class Heartbeat:
     """Holds the host key of one incarnation.
 
@@ -90,17 +100,19 @@ class Heartbeat:
             while it was nobody's must be read anew. May raise ``Transient``, and is then called again.
         report: told after each beat what was in the way; "" = the lease is kept and the record written.
         wait: sleeps so many seconds, or less.
+        random: a number from 0 up to 1.
     """
 
     def __init__(
         self, store: Store, keys: Keys, provider: UUID, owner: OwnerRecord, record: HostRecord, *, ttl_seconds: int,
         every_seconds: float, on_usurped: Callable[[OwnershipError], None], on_regained: Callable[[], None],
         report: Callable[[str], None] = lambda _: None, clock: Callable[[], float] = seconds_since_boot,
-        wait: Callable[[float], object] | None = None,
+        wait: Callable[[float], object] | None = None, random: Callable[[], float] = random_module.random,
     ) -> None:  # fmt: skip
         self._store, self._keys, self._key, self._provider = store, keys, keys.host(provider), provider
         self._owner, self._record, self._ttl, self._every = owner, record, ttl_seconds, every_seconds
         self._on_usurped, self._on_regained, self._report, self._clock = on_usurped, on_regained, report, clock
+        self._random = random
         self._asked = threading.Event()
         self._wait = wait or self._asked.wait
         self._lock = threading.Lock()
@@ -173,32 +185,36 @@ class Heartbeat:
                 raise OwnershipError("stopped while waiting for another ecompute to release this provider")
 
     def run(self, stop: threading.Event) -> None:
-        """Keep the lease until *stop* and then ``ask``; make lease and key anew when they were lost."""
+        """Keep the lease and look at the key, in turn, until *stop* and then ``ask``; make both anew when they were lost."""
         backoff = Backoff(0.2, 2.0)
-        delay = self._every
+        step, delay, is_well = _Step.LOOK, self._every / 2, True
         while True:
             self._wait(delay)
-            self._asked.clear()
+            if self._asked.is_set():
+                self._asked.clear()
+                step = _Step.BOTH
             if stop.is_set():
                 return
             try:
-                self._beat(stop)
+                self._beat(stop, step)
             except OwnershipError as error:
                 if not stop.is_set():
                     self._on_usurped(error)
                 return
             except Transient as error:
-                delay = min(backoff.next(), self._every)
+                step, delay, is_well = _Step.BOTH, min(backoff.next(), self._every), False
                 if not isinstance(error, Conflict):
                     self._report(str(error))
                 continue
             except EcomputeError as error:
                 # A record of another schema on our key: nothing that trying again at full speed would cure.
-                delay = self._every
+                step, delay = _Step.BOTH, self._every
                 logger.error("cannot keep the host lease: %s", error)
                 continue
             self._report("")
-            delay = self._every
+            # After an outage all hosts begin at one moment; they are not to beat at one moment from then on.
+            delay = self._every / 2 * (1.0 if is_well else self._random())
+            step, is_well = _Step.KEEP if step is _Step.LOOK else _Step.LOOK, True
             backoff.reset()
 
     def ask(self) -> None:
@@ -256,12 +272,9 @@ class Heartbeat:
             self._lives_until = asked_at + lease.ttl_seconds
             self._has_served = True
 
-    def _beat(self, stop: threading.Event) -> None:
-        asked_at = self._clock()
-        left = self._store.refresh_lease(self._lease_id)
+    def _beat(self, stop: threading.Event, step: _Step) -> None:
         # Without a key the lease alone is worth nothing: making it may have failed the last time.
-        if left > 0 and self._created and not self._is_lost():
-            self._lives_until = asked_at + left
+        if self._created and (step is _Step.LOOK or self._is_kept()) and (step is _Step.KEEP or not self._is_lost()):
             self._write()
         else:
             if self._created:
@@ -271,6 +284,14 @@ class Heartbeat:
         if not self._is_caught_up:
             self._on_regained()
             self._is_caught_up = True
+
+    def _is_kept(self) -> bool:
+        """Have the lease last for a whole time to live from now; False where there is none any more."""
+        asked_at = self._clock()
+        left = self._store.refresh_lease(self._lease_id)
+        if left > 0:
+            self._lives_until = asked_at + left
+        return left > 0
 
     def _is_lost(self) -> bool:
         """Whether the key went away under a living lease: deleted by hand, or the store was restored."""

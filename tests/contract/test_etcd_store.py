@@ -66,7 +66,7 @@ def test_a_page_of_more_than_4_mib_comes_in_one_answer(etcd, etcd_store, etcd_pr
     assert etcd.handled("Range") == before + 1
 
 
-def test_a_list_that_is_compacted_between_two_pages_starts_again(etcd_server, etcd_prefix):
+def test_a_list_that_is_compacted_between_two_pages_starts_again(etcd_server, etcd_prefix, monkeypatch):
     class Compacting(EtcdStore):
         pages = 0
 
@@ -79,6 +79,7 @@ def test_a_list_that_is_compacted_between_two_pages_starts_again(etcd_server, et
                     admin.compact(revision)
             return page
 
+    monkeypatch.setattr(etcd_store, "PAGE_KEYS", 200)
     with closing(Compacting(EtcdConfig((etcd_server.endpoint,), etcd_prefix))) as store:
         for start in range(0, 300, 100):
             store.commit(Transaction(puts={f"{etcd_prefix}{n:03}": str(n) for n in range(start, start + 100)}))
@@ -87,7 +88,8 @@ def test_a_list_that_is_compacted_between_two_pages_starts_again(etcd_server, et
         assert store.pages == 3
 
 
-def test_a_list_shows_one_revision_however_many_pages_it_takes(etcd_config, etcd_prefix):
+def test_a_list_shows_one_revision_however_many_pages_it_takes(etcd_config, etcd_prefix, monkeypatch):
+    monkeypatch.setattr(etcd_store, "PAGE_KEYS", 200)
     class Meddling(EtcdStore):
         is_first = True
 

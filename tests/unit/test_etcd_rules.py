@@ -114,7 +114,9 @@ def test_a_refusal_after_a_lost_answer_leaves_the_write_unknown():
 
 def test_an_outage_names_all_endpoints_the_time_and_the_last_words():
     fault = Fault("UNAVAILABLE", "failed to connect to all addresses; … CERTIFICATE_VERIFY_FAILED …", ENDPOINT)
-    error = unanswered(fault, "list /a", (ENDPOINT, Endpoint.parse("http://etcd-2")), 5.0, ACCOUNT)
+    error = unanswered(
+        fault, "list /a", (ENDPOINT, Endpoint.parse("http://etcd-2")), 5.0, ACCOUNT, is_doubtful=fault.is_doubtful
+    )
     assert str(error).startswith("etcd http://etcd-1:2379, http://etcd-2: list /a: no answer within 5 s, the last try said ")
     assert "etcd.ca_file" in str(error)
 

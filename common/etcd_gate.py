@@ -1,0 +1,117 @@
+"""While no endpoint of etcd answers, one thread at a time tries on behalf of all; the others wait for what it finds out.
+
+A host has a dozen threads that ask etcd. When it is away each would try by itself, and a thousand hosts would spend their
+machines, and the first seconds of an etcd that comes back, on that. The pauses grow with the outage and have jitter, so that
+the hosts come back one after the other. Used by ``common/etcd_store.py`` and ``common/etcd_watch.py``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from common.etcd_rules import Fault
+from common.retry import Backoff
+
+# Below the time that a call is usually given, so that each asks once; and a small part of a lease.
+MOST_PAUSE_SECONDS = 4.0
+# Of one try at one endpoint, login included; more while answers come too late: an etcd, or a host, that is only slow would get
+# nothing done any more if everybody hung up and asked again.
+TRY_SECONDS = 2.0
+MOST_TRY_SECONDS = 8.0
+
+
+class Gate:
+    """Open until somebody failed, then closed until somebody had an answer. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, backoff: Backoff | None = None) -> None:
+        self._clock, self._backoff = clock, backoff or Backoff(0.05, MOST_PAUSE_SECONDS)
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+        self._asker: int | None = None  # the thread whose turn it is
+        self._fault: Fault | None = None
+        self._failed_at = self._next_at = 0.0
+        self._outage_seconds = 0.0
+        self._try_seconds = TRY_SECONDS
+
+    @property
+    def fault(self) -> Fault | None:
+        """What the last try said; None while the gate is open."""
+        return self._fault
+
+    @property
+    def outage_seconds(self) -> float:
+        """How long it was closed the last time."""
+        return self._outage_seconds
+
+    @property
+    def try_seconds(self) -> float:
+        """How long one try may take at the moment."""
+        return self._try_seconds
+
+    def enter(self, remaining: Callable[[], float], is_over: Callable[[], bool]) -> bool:
+        """Wait until it is open, or it is the caller's turn to try; False where neither happens in the *remaining* seconds.
+
+        Whoever comes in says ``answered`` or ``failed`` next, from the same thread, and ``leave`` in any case.
+
+        Args:
+            is_over: whether there is no use in waiting any more; ``wake`` has it looked at.
+        """
+        if self._fault is None:
+            return True
+        ticket = object()
+        with self._changed:
+            self._waiting.append(ticket)
+            try:
+                while self._fault is not None and not is_over():
+                    left, pause = remaining(), self._next_at - self._clock()
+                    is_next = self._waiting[0] is ticket and self._asker is None
+                    if is_next and pause <= 0 < left:
+                        self._asker = threading.get_ident()
+                        return True
+                    if left <= 0 or (is_next and pause >= left):
+                        return False  # nobody will know more before that
+                    self._changed.wait(min(left, pause) if is_next else min(left, threading.TIMEOUT_MAX))
+                return self._fault is None
+            finally:
+                self._waiting.remove(ticket)
+                self._changed.notify_all()
+
+    def failed(self, fault: Fault) -> None:
+        """The caller had no answer, for a reason that may pass."""
+        with self._changed:
+            if self._fault is None:
+                self._failed_at = self._clock()
+            # Many that were on their way together and fail together are one failure.
+            if self._fault is None or self._asker == threading.get_ident():
+                self._next_at = self._clock() + self._backoff.next()
+                if fault.code == "DEADLINE_EXCEEDED":
+                    self._try_seconds = min(self._try_seconds * 2, MOST_TRY_SECONDS)
+            self._fault = fault
+
+    def answered(self) -> None:
+        """The caller had an answer: everybody may go on."""
+        if self._fault is None:
+            return
+        with self._changed:
+            if self._fault is not None:
+                self._outage_seconds = self._clock() - self._failed_at
+                self._try_seconds = max(self._try_seconds / 2, TRY_SECONDS)
+            self._fault = None
+            self._backoff.reset()
+            self._changed.notify_all()
+
+    def leave(self) -> None:
+        """The caller's turn, if it was one, is over."""
+        if self._asker != threading.get_ident():
+            return
+        with self._changed:
+            self._asker = None
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Have all who wait look whether it is over; from any thread."""
+        with self._changed:
+            self._changed.notify_all()
