@@ -25,6 +25,7 @@ from common.errors import EcomputeError
 from common.etcd_store import EtcdStore
 from common.keys import Keys
 from common.model import HostRecord, HostState
+from common.store import Versioned
 from tests.support.etcd import EtcdServer, unique_prefix
 from tests.support.placement import PlacementServer
 from tests.support.processes import ROOT, VENV_BIN, spawn, wait_until
@@ -149,6 +150,10 @@ class Farm:
         self._own_calls += len(items) // 200 + 1
         records = [HostRecord.from_json(item.value) for item in items]
         return sum(record.state is HostState.READY and bool(record.capacity) for record in records)
+
+    def statuses(self) -> tuple[Versioned, ...]:
+        """What the hosts say of their instances."""
+        return self.store.list(self.keys.statuses(), serializable=True).items
 
     def watches(self) -> float:
         """How many watches etcd serves."""

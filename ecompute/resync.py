@@ -53,6 +53,7 @@ class Resync:
         self._audit = audit
         self._asked = threading.Condition()
         self._due_at = math.inf  # of the monotonic clock
+        self._is_in_step = False  # with all other hosts
 
     def ask(self) -> None:
         """Look now: libvirt is back, an operator has set something."""
@@ -60,6 +61,7 @@ class Resync:
 
     def ask_soon(self) -> None:
         """Look within a fifth of the period: etcd or Placement is back, which all hosts learn at one moment."""
+        self._is_in_step = True
         self._look_at(time.monotonic() + self._every * JITTER * random.random())  # noqa: S311 - as in ``run``
 
     def _look_at(self, moment: float) -> None:
@@ -76,6 +78,8 @@ class Resync:
             self._placement.close()  # it serves some hundred connections at a time; within a look ours had its place
             self._looked(time.monotonic() - began, is_well)
             period = self._every * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, keeps no secret
+            if is_well and self._is_in_step:
+                self._is_in_step, period = False, period * random.random()  # noqa: S311
             retry_seconds = 1.0 if is_well else min(retry_seconds * 2, period, MOST_RETRY_SECONDS)
             pause = retry_seconds * random.uniform(0.5, 1.5)  # noqa: S311
             self._look_at(time.monotonic() + (period if is_well else pause))

@@ -90,6 +90,7 @@ def test_a_list_that_is_compacted_between_two_pages_starts_again(etcd_server, et
 
 def test_a_list_shows_one_revision_however_many_pages_it_takes(etcd_config, etcd_prefix, monkeypatch):
     monkeypatch.setattr(etcd_store, "PAGE_KEYS", 200)
+
     class Meddling(EtcdStore):
         is_first = True
 
