@@ -14,6 +14,7 @@ import pytest
 from common.errors import ConfigError, EcomputeError, PlacementUnavailable, Transient
 from common.metadata import MetadataDocument
 from common.model import Desired, InstanceSpec
+from ecompute import resync
 from ecompute.health import PLACEMENT, Health
 from ecompute.hypervisor import Domain
 from ecompute.resync import Resync
@@ -186,3 +187,15 @@ class TestWhen:
         look.resync._every = 0.5
         look.resync.ask_soon()
         assert counted.acquire(timeout=10), "long before the period of a minute is over"
+
+    def test_hosts_that_were_asked_at_one_moment_do_not_stay_in_step(
+        self, looks: Callable[[], Look], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        look = looks()
+        counted = look.counted  # type: ignore[attr-defined]
+        assert counted.acquire(timeout=10), "the first look"
+        monkeypatch.setattr(resync.random, "random", lambda: 0.002)
+        look.resync.ask_soon()
+        assert counted.acquire(timeout=10)
+        assert counted.acquire(timeout=10), "at any moment of the period of a minute, not at its end"
+        assert not counted.acquire(timeout=0.5), "the next one is at its end again"
