@@ -47,6 +47,8 @@ class PlacementUnavailable(Transient):
     """
 
     outcome_unknown = False
+    is_overloaded = False
+    """Whether it is there, and answers too late or that it cannot: who asks it less often helps it."""
 
 
 class HypervisorUnavailable(Transient):

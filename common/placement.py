@@ -221,12 +221,17 @@ class Placement:
         Raises:
             PlacementUnavailable: no answer.
         """
-        return self.use_of(provider).claims
+        return self._use_of(provider, is_once=False).claims
 
     def use_of(self, provider: UUID) -> Use:
-        """``provider_allocations`` with the provider's generation, by one request."""
-        path = f"/resource_providers/{provider}/allocations"
-        return self._get_or(path, lambda body: Use(read_generation(body), read_allocations(body)), Use(None, {}))
+        """``provider_allocations`` with the provider's generation, by one request; asked once, for who asks again anyway."""
+        return self._use_of(provider, is_once=True)
+
+    def _use_of(self, provider: UUID, *, is_once: bool) -> Use:
+        answer = self._http.get(f"/resource_providers/{provider}/allocations", self._http.deadline(), is_once=is_once)
+        if answer.status == 404:
+            return Use(None, {})
+        return _read(_successful(answer), lambda body: Use(read_generation(body), read_allocations(body)))
 
     # -- providers -------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -78,14 +79,19 @@ class PlacementHttp:
         """The time that one call with all its retries may take."""
         return Deadline(self._config.deadline_seconds + more_seconds, self._clock)
 
-    def get(self, path: str, deadline: Deadline) -> Answer:
+    def get(self, path: str, deadline: Deadline, *, is_once: bool = False) -> Answer:
         """Ask, and ask again while there is no answer and *deadline* allows it.
+
+        Args:
+            is_once: the caller asks again itself, when it sees fit.
 
         Raises:
             PlacementUnavailable: no answer until the deadline.
             ConfigError: the token is refused, or there is no Placement at the configured address.
             EcomputeError: the server is older than we need.
         """
+        if is_once:
+            return self._once("GET", path, None, deadline)
         return self._retry(lambda: self._once("GET", path, None, deadline), PlacementUnavailable, deadline)
 
     def write(self, method: str, path: str, body: Any, deadline: Deadline, *, more_seconds: float = 0.0) -> Answer:
@@ -171,6 +177,7 @@ class PlacementHttp:
                 _retry_after(response),
             )
             error.outcome_unknown = method != "GET" and status != 429
+            error.is_overloaded = True
             raise error
         if status in (401, 403):
             where = f"the token in {self._config.token_file}" if self._config.token_file else f'the token "{NOAUTH_TOKEN}"'
@@ -202,7 +209,9 @@ class PlacementHttp:
         if isinstance(error, ValueError):  # requests' InvalidURL, MissingSchema, …
             return ConfigError(f"placement.url {self._url} cannot be used: {_one_line(str(error))}")
         if _is_unsent(error):
-            return NotSent(f"{asked}: no connection ({_cause(error)}); is it running, and is placement.url right?")
+            why = f"no connection ({_cause(error)}); is it running, and is placement.url right?"
+            is_late = isinstance(error, requests.Timeout)  # it takes no more connections
+            return _slow(NotSent(f"{asked}: {why}"), seconds) if is_late else NotSent(f"{asked}: {why}")
         if isinstance(error, requests.exceptions.SSLError):
             why = f"TLS failed ({_cause(error)}); for a private authority set REQUESTS_CA_BUNDLE to its certificate"
         elif isinstance(error, requests.Timeout):
@@ -211,7 +220,7 @@ class PlacementHttp:
             why = f"the connection broke ({_cause(error)})"
         broken = PlacementUnavailable(f"{asked}: {why}")
         broken.outcome_unknown = method != "GET"
-        return broken
+        return _slow(broken, seconds) if isinstance(error, requests.Timeout) else broken
 
     # -- what is kept ----------------------------------------------------------------------------------------------------
 
@@ -270,6 +279,17 @@ def _new_session() -> requests.Session:
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session
+
+
+def _slow(error: PlacementUnavailable, waited_seconds: float) -> PlacementUnavailable:
+    """*error*, which says that no answer came in so long, with how long to keep away.
+
+    What nobody waits for any more is still worked on. If all came back at once a thousand hosts would keep a Placement busy
+    for good with requests that have been given up.
+    """
+    error.is_overloaded = True
+    error.retry_after = waited_seconds * random.uniform(1.0, 2.0)  # noqa: S311 - spreads load, keeps no secret
+    return error
 
 
 def _is_unsent(error: BaseException) -> bool:

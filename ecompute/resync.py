@@ -54,14 +54,17 @@ class Resync:
         self._asked = threading.Condition()
         self._due_at = math.inf  # of the monotonic clock
         self._is_in_step = False  # with all other hosts
+        self._is_overloaded = False  # Placement, when it was last asked
+        self._whole_at = 0.0  # before that it is only Placement that is to be asked again
 
     def ask(self) -> None:
         """Look now: libvirt is back, an operator has set something."""
+        self._whole_at = 0.0
         self._look_at(time.monotonic())
 
     def ask_soon(self) -> None:
         """Look within a fifth of the period: etcd or Placement is back, which all hosts learn at one moment."""
-        self._is_in_step = True
+        self._is_in_step, self._whole_at = True, 0.0
         self._look_at(time.monotonic() + self._every * JITTER * random.random())  # noqa: S311 - as in ``run``
 
     def _look_at(self, moment: float) -> None:
@@ -82,6 +85,8 @@ class Resync:
                 self._is_in_step, period = False, period * random.random()  # noqa: S311
             retry_seconds = 1.0 if is_well else min(retry_seconds * 2, period, MOST_RETRY_SECONDS)
             pause = retry_seconds * random.uniform(0.5, 1.5)  # noqa: S311
+            if self._is_overloaded:
+                pause = max(pause, period * random.random())  # noqa: S311 - it can serve all hosts once a period
             self._look_at(time.monotonic() + (period if is_well else pause))
             self._wait_until_due()
 
@@ -93,7 +98,10 @@ class Resync:
 
     def _look_once(self) -> bool:
         try:
-            return self.look()
+            use = None
+            if time.monotonic() < self._whole_at and (use := self._use()) is None:
+                return False
+            return self.look(use)
         except EcomputeError as error:
             if not self._health.note(error):
                 logger.error("resync: %s", error)
@@ -101,15 +109,19 @@ class Resync:
             logger.exception("resync failed; this is a bug, please report it")
         return False
 
-    def look(self) -> bool:
+    def look(self, use: Use | None = None) -> bool:
         """Compare everything once; False where something could not be asked.
+
+        Args:
+            use: what Placement has just said of the provider; None = it is to be asked.
 
         Raises:
             HypervisorUnavailable: nothing can be said without the domains.
         """
         domains = self._hypervisor.list()
         self._health.report(LIBVIRT, "")
-        use = self._use()
+        use = use or self._use()
+        self._whole_at = 0.0 if use else time.monotonic() + self._every
         # An inventory that cannot be written is no reason to lose sight of the guests.
         is_well = use is not None and self._inventory_is_kept(domains, use.generation)
         allocations = use.claims if use else None
@@ -121,9 +133,11 @@ class Resync:
         return is_well
 
     def _use(self) -> Use | None:
+        self._is_overloaded = False
         try:
             return self._placement.use_of(self._provider)
         except EcomputeError as error:
+            self._is_overloaded = isinstance(error, PlacementUnavailable) and error.is_overloaded
             self._health.report(PLACEMENT, str(error))
             return None
 

@@ -7,6 +7,7 @@ instances that the hosts have are asked to be stopped and were never started: to
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import sqlite3
 import statistics
@@ -61,19 +62,22 @@ def run(bench: Bench) -> Outcome:
     with a_farm(bench.directory, resync_seconds=plan.resync_seconds) as farm:
         figures = _list_figures(farm, bench, plan)
         figures += _enrol(farm, bench, plan)
+        if not bench.is_check:
+            healed, plot = _restarts(farm, bench, plan, _steady(farm, bench, plan))
+        figures += _give_instances(farm, bench, plan)
         steady = _steady(farm, bench, plan)
         figures += _steady_figures(farm, steady, plan, is_check=bench.is_check)
         if bench.is_check:
             return Outcome(figures)
-        healed, plot = _restarts(farm, bench, plan, steady)
-    return Outcome([*figures, *healed], [plot])
+        healed_with_instances, plot_with_instances = _restarts(farm, bench, plan, steady, with_instances=True)
+    return Outcome([*figures, *healed, *healed_with_instances], [plot, plot_with_instances])
 
 
 # -- enrolment and memory -----------------------------------------------------------------------------------------------------
 
 
 def _enrol(farm: Farm, bench: Bench, plan: _Plan) -> list[Figure]:
-    """Have all hosts enrol, size by size, and then have their instances."""
+    """Have all hosts enrol, size by size."""
     figures: list[Figure] = []
     began, empty = time.monotonic(), farm.memory_mib()
     for size in plan.sizes:
@@ -84,24 +88,20 @@ def _enrol(farm: Farm, bench: Bench, plan: _Plan) -> list[Figure]:
         asked = (farm.samples[-1].placement_calls - calls) / more
         note = f"{asked:.1f} requests to Placement each; the agents share the cores with the services"
         figures.append(Figure(f"scale.enrol-{size}", f"{more} more hosts enrol, {size} in all", took, "s", note=note))
-    total = time.monotonic() - began
-    memory = (farm.memory_mib() - empty) / farm.count
-    took = _give_instances(farm, plan)
-    bench.say(f"{plan.per_host} instances on each host, known to all in {took:.0f} s")
-    per_instance = ((farm.memory_mib() - empty) / farm.count - memory) / plan.per_host * 1024
     if bench.is_check:
         return []
+    total = time.monotonic() - began
     return [
         *figures,
         Figure("scale.enrol", f"all {farm.count} hosts enrol and are Ready, step by step", total, "s", at_most=120),
-        Figure("scale.memory-host", "memory of one host, 125 in a process", memory, "MiB"),
-        Figure("scale.memory-instance", "and of each instance on it", per_instance, "KiB"),
+        Figure("scale.memory-host", "memory of one host, 125 in a process", (farm.memory_mib() - empty) / farm.count, "MiB"),
         Figure("scale.memory-etcd", f"memory of etcd with {farm.count} hosts", farm.etcd_memory_mib(), "MiB"),
     ]
 
 
-def _give_instances(farm: Farm, plan: _Plan) -> float:
-    """Have each host have instances, claims included; how long it took until all statuses are there."""
+def _give_instances(farm: Farm, bench: Bench, plan: _Plan) -> list[Figure]:
+    """Have each host have instances, claims included, and wait until all statuses are there."""
+    before = farm.memory_mib()
     given = [(farm.provider(number), uuids.uuid4()) for number in range(farm.count) for _ in range(plan.per_host)]
     farm.placement.stop()
     _claim_all(farm, given)
@@ -114,7 +114,11 @@ def _give_instances(farm: Farm, plan: _Plan) -> float:
         write_in_batches(farm.store, some)
         known = (start + len(some)) // KEYS_PER_INSTANCE
         farm.wait_well(180, lambda known=known: len(farm.statuses()) == known)  # type: ignore[misc]
-    return time.monotonic() - began
+    bench.say(f"{plan.per_host} instances on each host, known to all in {time.monotonic() - began:.0f} s")
+    if bench.is_check:
+        return []
+    per_instance = (farm.memory_mib() - before) / len(given) * 1024
+    return [Figure("scale.memory-instance", "and of each instance on it", per_instance, "KiB")]
 
 
 def _claim_all(farm: Farm, given: Sequence[tuple[UUID, UUID]]) -> None:
@@ -208,14 +212,26 @@ class _Outage:
     begin: Callable[[], object]
 
 
-def _restarts(farm: Farm, bench: Bench, plan: _Plan, steady: Rates) -> tuple[list[Figure], Plot]:
+def _restarts(
+    farm: Farm, bench: Bench, plan: _Plan, steady: Rates, *, with_instances: bool = False
+) -> tuple[list[Figure], Plot]:  # fmt: skip
     began = time.monotonic() - 30
     outages = (
         _Outage("etcd", plan.outage_seconds[0], farm.etcd.kill, lambda: farm.etcd.start(wait=False)),
         _Outage("Placement", plan.outage_seconds[1], farm.placement.kill, farm.placement.start),
     )
     figures = [figure for outage in outages for figure in _restart(farm, bench, outage, plan.watched_seconds, steady)]
-    return figures, _plot(farm.samples, began)
+    plot = _plot(farm.samples, began)
+    if not with_instances:
+        return figures, plot
+    figures = [
+        dataclasses.replace(
+            one, name=f"{one.name}-with-instances", what=f"the same, {plan.per_host} instances on each: {one.what}"
+        )
+        for one in figures
+    ]
+    title = f"{plot.title}; {plan.per_host} instances on each host"
+    return figures, dataclasses.replace(plot, name=f"{plot.name}-with-instances", title=title)
 
 
 def _restart(farm: Farm, bench: Bench, outage: _Outage, watched_seconds: float, steady: Rates) -> list[Figure]:
