@@ -225,9 +225,7 @@ def _restarts(
     if not with_instances:
         return figures, plot
     figures = [
-        dataclasses.replace(
-            one, name=f"{one.name}-with-instances", what=f"the same, {plan.per_host} instances on each: {one.what}"
-        )
+        dataclasses.replace(one, name=f"{one.name}-with-instances", says=f"{plan.per_host} instances on each: {one.says}")
         for one in figures
     ]
     title = f"{plot.title}; {plan.per_host} instances on each host"
