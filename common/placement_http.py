@@ -288,7 +288,8 @@ def _slow(error: PlacementUnavailable, waited_seconds: float) -> PlacementUnavai
     for good with requests that have been given up.
     """
     error.is_overloaded = True
-    error.retry_after = waited_seconds * random.uniform(1.0, 2.0)  # noqa: S311 - spreads load, keeps no secret
+    if not error.outcome_unknown:  # else what happened is looked up first, and now
+        error.retry_after = waited_seconds * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
     return error
 
 

@@ -103,9 +103,7 @@ def _give_instances(farm: Farm, bench: Bench, plan: _Plan) -> list[Figure]:
     """Have each host have instances, claims included, and wait until all statuses are there."""
     before = farm.memory_mib()
     given = [(farm.provider(number), uuids.uuid4()) for number in range(farm.count) for _ in range(plan.per_host)]
-    farm.placement.stop()
     _claim_all(farm, given)
-    farm.placement.start()
     began = time.monotonic()
     puts = list(_instance_keys(farm.keys, given, desired=Desired.STOPPED).items())
     keys_at_once = KEYS_PER_INSTANCE * GIVEN_AT_ONCE
@@ -123,7 +121,8 @@ def _give_instances(farm: Farm, bench: Bench, plan: _Plan) -> list[Figure]:
 
 def _claim_all(farm: Farm, given: Sequence[tuple[UUID, UUID]]) -> None:
     """Write the claims of the instances *given* into Placement's own database: one by one they would take 15 ms each."""
-    with closing(sqlite3.connect(farm.placement.directory / "data" / "placement.db")) as db, db:
+    with closing(sqlite3.connect(farm.placement.directory / "data" / "placement.db", timeout=60)) as db, db:
+        db.execute("BEGIN IMMEDIATE")  # Placement is at work on it
         providers = dict(db.execute("SELECT uuid, id FROM resource_providers"))
         classes = dict(db.execute("SELECT name, id FROM resource_classes"))
         project, user = _owner_of_claims(db, farm)

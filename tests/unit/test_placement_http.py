@@ -108,6 +108,34 @@ class TestRequests:
         assert clock.slept == [4.0, 4.0]
         assert caught.value.retry_after == 4.0
 
+    @pytest.mark.parametrize("late", [requests.ReadTimeout(), requests.ConnectTimeout()])
+    def test_a_server_that_answers_too_late_is_left_in_peace_for_a_while(self, late: requests.Timeout) -> None:
+        clock, session = Clock(), Session(late)
+        with pytest.raises(PlacementUnavailable) as caught:
+            client(session, clock, timeout_seconds=4).get("/traits", Deadline(10, clock))
+        assert caught.value.is_overloaded
+        assert 2.0 <= min(clock.slept) <= max(clock.slept) <= 4.0
+
+    def test_one_that_is_not_there_is_asked_again_soon(self) -> None:
+        clock, session = Clock(), Session(requests.ConnectionError("refused"))
+        with pytest.raises(PlacementUnavailable) as caught:
+            client(session, clock).get("/traits", Deadline(10, clock))
+        assert not caught.value.is_overloaded
+        assert clock.slept[0] <= 0.1
+
+    def test_a_write_that_may_have_been_done_is_looked_up_without_delay(self) -> None:
+        clock = Clock()
+        with pytest.raises(PlacementUnavailable) as caught:
+            client(Session(requests.ReadTimeout()), clock).write("PUT", "/x", {}, Deadline(10, clock))
+        assert caught.value.outcome_unknown
+        assert caught.value.retry_after is None
+
+    def test_who_asks_again_anyway_is_told_at_once(self) -> None:
+        clock, session = Clock(), Session(answer(503))
+        with pytest.raises(PlacementUnavailable):
+            client(session, clock).get("/traits", Deadline(10, clock), is_once=True)
+        assert len(session.asked) == 1
+
     @pytest.mark.parametrize("header", ["Wed, 21 Oct 2026 07:28:00 GMT", "soon", "-1", "²", "1e9"])
     def test_a_pause_that_is_no_plain_number_is_ignored(self, header: str) -> None:
         clock = Clock()

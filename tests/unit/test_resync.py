@@ -148,6 +148,27 @@ def test_guests_are_looked_at_though_placement_is_away(loop: Loop, monkeypatch: 
     assert look.health.is_away(PLACEMENT)
 
 
+def test_while_placement_is_away_all_else_is_looked_at_once_a_period_and_when_asked(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, answers, listed = Look(loop), loop.placement.use_of, []
+    domains = loop.hypervisor.list
+    monkeypatch.setattr(loop.hypervisor, "list", lambda: listed.append(None) or domains())
+
+    def away(_: UUID) -> None:
+        raise PlacementUnavailable("no answer")
+
+    monkeypatch.setattr(loop.placement, "use_of", away)
+    assert not any(look.resync._look_once() for _ in range(3))
+    assert len(listed) == 1
+    look.resync.ask()
+    assert not look.resync._look_once()
+    assert len(listed) == 2
+    monkeypatch.setattr(loop.placement, "use_of", answers)
+    assert look.resync._look_once(), "whole, with the answer that says that it is back"
+    assert len(listed) == 3
+
+
 def test_a_status_without_its_spec_wakes_nobody(loop: Loop) -> None:
     spec = loop.request()
     loop.settle(spec)
