@@ -21,18 +21,26 @@ MOST_PAUSE_SECONDS = 4.0
 # nothing done any more if everybody hung up and asked again.
 TRY_SECONDS = 2.0
 MOST_TRY_SECONDS = 8.0
+SLOW_FOR_SECONDS = 30.0  # after the last outage
 
 
 class Gate:
-    """Open until somebody failed, then closed until somebody had an answer. Thread-safe."""
+    """Open until somebody failed, then closed until somebody had an answer. Thread-safe.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, backoff: Backoff | None = None) -> None:
+    Args:
+        is_alone: there is but one endpoint. Where there are others the time of a try is theirs, and never grows.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, backoff: Backoff | None = None, *, is_alone: bool = True
+    ) -> None:  # fmt: skip
         self._clock, self._backoff = clock, backoff or Backoff(0.05, MOST_PAUSE_SECONDS)
+        self._is_alone = is_alone
         self._changed = threading.Condition()
         self._waiting: deque[object] = deque()
         self._asker: int | None = None  # the thread whose turn it is
         self._fault: Fault | None = None
-        self._failed_at = self._next_at = 0.0
+        self._failed_at = self._next_at = self._opened_at = 0.0
         self._outage_seconds = 0.0
         self._try_seconds = TRY_SECONDS
 
@@ -49,7 +57,8 @@ class Gate:
     @property
     def try_seconds(self) -> float:
         """How long one try may take at the moment."""
-        return self._try_seconds
+        is_past = self._fault is None and self._clock() - self._opened_at > SLOW_FOR_SECONDS
+        return TRY_SECONDS if is_past else self._try_seconds
 
     def enter(self, remaining: Callable[[], float], is_over: Callable[[], bool]) -> bool:
         """Wait until it is open, or it is the caller's turn to try; False where neither happens in the *remaining* seconds.
@@ -60,7 +69,7 @@ class Gate:
             is_over: whether there is no use in waiting any more; ``wake`` has it looked at.
         """
         if self._fault is None:
-            return True
+            return remaining() > 0
         ticket = object()
         with self._changed:
             self._waiting.append(ticket)
@@ -74,7 +83,7 @@ class Gate:
                     if left <= 0 or (is_next and pause >= left):
                         return False  # nobody will know more before that
                     self._changed.wait(min(left, pause) if is_next else min(left, threading.TIMEOUT_MAX))
-                return self._fault is None
+                return self._fault is None and remaining() > 0
             finally:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
@@ -87,7 +96,7 @@ class Gate:
             # Many that were on their way together and fail together are one failure.
             if self._fault is None or self._asker == threading.get_ident():
                 self._next_at = self._clock() + self._backoff.next()
-                if fault.code == "DEADLINE_EXCEEDED":
+                if self._is_alone and fault.code == "DEADLINE_EXCEEDED":
                     self._try_seconds = min(self._try_seconds * 2, MOST_TRY_SECONDS)
             self._fault = fault
 
@@ -97,7 +106,8 @@ class Gate:
             return
         with self._changed:
             if self._fault is not None:
-                self._outage_seconds = self._clock() - self._failed_at
+                self._opened_at = self._clock()
+                self._outage_seconds = self._opened_at - self._failed_at
                 self._try_seconds = max(self._try_seconds / 2, TRY_SECONDS)
             self._fault = None
             self._backoff.reset()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from ipaddress import ip_address
 from pathlib import Path
 
 from common.config import EtcdConfig
@@ -15,15 +16,19 @@ from common.etcd_rules import Endpoint, Fault
 
 
 def knock(endpoint: Endpoint, timeout_seconds: float) -> None:
-    """Connect to *endpoint* and hang up.
+    """Connect to *endpoint* and hang up, where it is an IP address; a name is left to gRPC, whose resolver has a bound.
 
     Raises:
         Fault: nothing listens there, or it is too far away; in gRPC's words, which the rules know.
     """
-    address = endpoint.host.strip("[]"), endpoint.port
+    host = endpoint.host.strip("[]")
     try:
-        socket.create_connection(address, timeout_seconds).close()
-    except (OSError, UnicodeError) as error:  # the latter: a name that no resolver takes
+        ip_address(host)
+    except ValueError:
+        return
+    try:
+        socket.create_connection((host, endpoint.port), timeout_seconds).close()
+    except OSError as error:
         why = f"failed to connect to all addresses; {endpoint.host}:{endpoint.port}: {error}"
         raise Fault("UNAVAILABLE", why, endpoint) from error
 

@@ -161,6 +161,14 @@ class Fault(Exception):
 
 
 @dataclass(frozen=True)
+class GrantedLease:
+    """``common.store.Lease``, as etcd granted it."""
+
+    id: int
+    ttl_seconds: int
+
+
+@dataclass(frozen=True)
 class Account:
     """Who we are to etcd, for messages; never the password itself."""
 

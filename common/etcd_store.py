@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from common.bells import Bells
@@ -31,6 +30,7 @@ from common.etcd_rules import (
     Account,
     Endpoint,
     Fault,
+    GrantedLease,
     Verdict,
     describe,
     explain,
@@ -41,7 +41,7 @@ from common.etcd_rules import (
     unanswered,
     versioned,
 )
-from common.etcd_watch import Proofs, Shared, Stream, Watch
+from common.etcd_watch import LentConnection, Proofs, Shared, Stream, Watch
 from common.retry import Deadline
 from common.store import Compare, Lease, Listing, Transaction, Versioned, WatchEvent
 
@@ -174,12 +174,6 @@ def _client(endpoint: Endpoint, config: EtcdConfig) -> Any:
     )
 
 
-@dataclass(frozen=True)
-class _GrantedLease:
-    id: int
-    ttl_seconds: int
-
-
 class EtcdStore:
     """``common.store.Store`` on etcd; thread-safe. It connects with the first call.
 
@@ -203,7 +197,7 @@ class EtcdStore:
         self._connection: _Connection | None = None
         self._is_closed = threading.Event()
         self._proofs, self._for_watches = Proofs(clock), Shared(self._connect)
-        self._bells, self._gate = Bells(), Gate(clock)
+        self._bells, self._gate = Bells(), Gate(clock, is_alone=len(self._endpoints) == 1)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -339,7 +333,7 @@ class EtcdStore:
         with self._explained("grant a lease") as what:
             # Where an answer is lost, the lease that it granted ends by itself.
             answer, _ = self._tries(lambda c, timeout: c.call(c.lease.LeaseGrant, request, timeout), what)
-        return _GrantedLease(int(answer.ID), int(answer.TTL))
+        return GrantedLease(int(answer.ID), int(answer.TTL))
 
     def refresh_lease(self, lease_id: int) -> int:
         request = etcdrpc.LeaseKeepAliveRequest(ID=lease_id)
@@ -367,7 +361,7 @@ class EtcdStore:
         self, prefix: str, *, revision: int, cluster_id: int, stop: threading.Event
     ) -> Iterator[tuple[WatchEvent, ...]]:  # fmt: skip
         return Watch(
-            prefix, revision, cluster_id, connect=self._for_watches.borrow, turn_from=self._turn_from,
+            prefix, revision, cluster_id, connect=self._borrow, turn_from=self._turn_from,
             is_over=lambda: stop.is_set() or self._is_closed.is_set(), pause=stop.wait,
             woken=lambda ring: self._bells.rung_by(stop, ring), proofs=self._proofs, gate=self._gate, account=self._account,
             random=self._random,
@@ -406,16 +400,19 @@ class EtcdStore:
             StoreUnavailable: no answer within the store's deadline.
         """
         deadline = Deadline(self._config.deadline_seconds, self._clock)
-        is_doubtful = False
+        is_doubtful, last = False, None
         while self._gate.enter(deadline.remaining, self._is_closed.is_set) or self._is_closed.is_set():
             connection = None
             try:
+                seconds = min(self._gate.try_seconds, deadline.remaining())
+                self._knock(seconds)
                 connection = self._shared_connection()
                 asked_at = self._clock()
-                answer = ask(connection, min(self._gate.try_seconds, deadline.remaining()))
+                answer = ask(connection, min(seconds, deadline.remaining()))
             except Fault as fault:
                 is_doubtful = fault.is_doubtful = is_doubtful or fault.verdict is Verdict.RETRY
-                if not self._is_worth_another(fault, connection):
+                last = fault
+                if not self._is_worth_another(fault, connection, seconds):
                     raise
             else:
                 self._gate.answered()
@@ -424,17 +421,21 @@ class EtcdStore:
                 return answer, is_doubtful
             finally:
                 self._gate.leave()
-        last = self._gate.fault or Fault(NOT_SENT, "it did not answer others either")
-        raise unanswered(last, what, self._endpoints, self._config.deadline_seconds, self._account, is_doubtful=is_doubtful)
+        said = last or self._gate.fault or Fault(NOT_SENT, "there was no time left to ask")
+        seconds = self._config.deadline_seconds
+        raise unanswered(said, what, self._endpoints, seconds, self._account, is_doubtful=is_doubtful) from last
 
-    def _is_worth_another(self, fault: Fault, connection: _Connection | None) -> bool:
-        """Whether to try again after *fault*; at another endpoint and connection then, where this one is at fault."""
+    def _is_worth_another(self, fault: Fault, connection: _Connection | None, seconds: float) -> bool:
+        """Whether to try again after *fault* of a try of *seconds*; elsewhere then, where endpoint or line is at fault."""
         is_relogin = fault.verdict is Verdict.LOGIN and self._config.username is not None
         if not (is_relogin or fault.is_of_endpoint):
             self._gate.answered()  # if only to refuse this
             return False
-        self._gate.failed(fault)
-        if is_relogin:
+        # Who had hardly any time left has learned nothing about etcd.
+        is_cut_short = fault.code == "DEADLINE_EXCEEDED" and seconds < TRY_SECONDS
+        if not is_cut_short or self._gate.fault is not None:
+            self._gate.failed(fault)
+        if is_relogin or is_cut_short:
             return True
         with self._lock:
             if self._connection is connection:
@@ -455,10 +456,16 @@ class EtcdStore:
             return self._connection
 
     def _connect(self) -> _Connection:
-        endpoint = self._endpoints[self._at]
+        return _Connection(self._endpoints[self._at], self._config, self._login)
+
+    def _borrow(self) -> LentConnection:
+        self._knock(TRY_SECONDS)
+        return self._for_watches.borrow()
+
+    def _knock(self, timeout_seconds: float) -> None:
+        """Where etcd is away: a channel for each try in vain would cost a host more than all that it does else."""
         if self._gate.fault is not None:
-            knock(endpoint, TRY_SECONDS)  # a channel for each try in vain would cost a host more than all that it does else
-        return _Connection(endpoint, self._config, self._login)
+            knock(self._endpoints[self._at], timeout_seconds)
 
     def _turn_from(self, endpoint: Endpoint) -> None:
         """Begin at the next endpoint from now on, unless another thread has turned from *endpoint* already."""

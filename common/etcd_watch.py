@@ -189,6 +189,7 @@ class Proofs:
         self.clock = clock
         self._asking = threading.Lock()
         self._proven: dict[Endpoint, _Proof] = {}
+        self._forgotten: dict[Endpoint, float] = {}
 
     def note(self, endpoint: Endpoint, header: Any, asked_at: float) -> None:
         """*endpoint* has just answered with *header*, asked at *asked_at* of the clock."""
@@ -196,6 +197,11 @@ class Proofs:
 
     def forget(self, endpoint: Endpoint) -> None:
         self._proven.pop(endpoint, None)
+        self._forgotten[endpoint] = self.clock()
+
+    def has_failed_since(self, endpoint: Endpoint, moment: float) -> bool:
+        """Whether somebody had no answer of *endpoint*: what others hear of it since says nothing about older connections."""
+        return self._forgotten.get(endpoint, -math.inf) > moment
 
     def due_at(self, endpoint: Endpoint) -> float:
         """When the next proof is wanted of *endpoint*; long ago where there is none."""
@@ -250,6 +256,7 @@ class Watch:
         self._backoff = Backoff(0.05, 10.0)  # of a service that is slow rather than away, where all ask less and less often
         self._is_broken = False
         self._failed_at = -math.inf  # by the proofs' clock
+        self._proven_at = -math.inf  # when this connection was made, or last answered itself
 
     def batches(self) -> Iterator[tuple[WatchEvent, ...]]:
         """Yield changes until it is over; an empty batch after each quiet time that ended in a proof of life."""
@@ -299,6 +306,7 @@ class Watch:
         with self._woken(self._gate.wake):
             is_let_in = self._gate.enter(lambda: math.inf, self._is_over)
         if is_let_in and self._gate.fault is None:
+            self._gate.leave()
             # The watches of all hosts, which cost most, come back one after the other; their leases did before.
             self._pause(self._random() * min(self._gate.outage_seconds * SPREAD_SHARE, MOST_SPREAD_SECONDS))
         return is_let_in
@@ -308,6 +316,7 @@ class Watch:
         connection = None
         try:
             connection = self._connect()
+            self._proven_at = self._proofs.clock()
             # A stream's own header may come from a member that lags; this one is of the whole cluster.
             if not self._is_known(connection.endpoint):
                 self._prove(connection)
@@ -346,7 +355,7 @@ class Watch:
                     yield tuple(_event(event) for event in answer.events)
             elif clock() >= min(due_at, self._proofs.due_at(endpoint)):
                 self._proofs.renew(endpoint, lambda: self._prove(connection))
-                if not self._is_known(endpoint):
+                if not self._is_known(endpoint) or self._proofs.has_failed_since(endpoint, self._proven_at):
                     self._prove(connection)  # another's answer does not fit what this watch has seen: it may be older than that
                 due_at = self._proofs.due_at(endpoint)
                 yield ()
@@ -384,6 +393,7 @@ class Watch:
         asked_at = self._proofs.clock()
         header, url = connection.probe(self._prefix, self._gate.try_seconds), connection.endpoint.url
         self._gate.answered()
+        self._proven_at = self._proofs.clock()
         self._proofs.note(connection.endpoint, header, asked_at)
         if header.cluster_id != self._cluster_id:
             raise WatchLost(f"etcd {url} is of another cluster: {header.cluster_id:x}, not {self._cluster_id:x}")

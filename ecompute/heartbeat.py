@@ -190,7 +190,7 @@ class Heartbeat:
         step, delay, is_well = _Step.LOOK, self._every / 2, True
         while True:
             self._wait(delay)
-            if self._asked.is_set():
+            if self._asked.is_set() or self.seconds_left < self._ttl - self._every:  # this process may have stood still
                 self._asked.clear()
                 step = _Step.BOTH
             if stop.is_set():

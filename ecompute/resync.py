@@ -78,14 +78,14 @@ class Resync:
         while not stop.is_set():
             began = time.monotonic()
             is_well = self._look_once()
-            self._placement.close()  # it serves some hundred connections at a time; within a look ours had its place
             self._looked(time.monotonic() - began, is_well)
             period = self._every * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, keeps no secret
             if is_well and self._is_in_step:
                 self._is_in_step, period = False, period * random.random()  # noqa: S311
+            is_repeated = not is_well and retry_seconds > 1.0
             retry_seconds = 1.0 if is_well else min(retry_seconds * 2, period, MOST_RETRY_SECONDS)
             pause = retry_seconds * random.uniform(0.5, 1.5)  # noqa: S311
-            if self._is_overloaded:
+            if self._is_overloaded and is_repeated:
                 pause = max(pause, period * random.random())  # noqa: S311 - it can serve all hosts once a period
             self._look_at(time.monotonic() + (period if is_well else pause))
             self._wait_until_due()
@@ -98,10 +98,10 @@ class Resync:
 
     def _look_once(self) -> bool:
         try:
-            use = None
-            if time.monotonic() < self._whole_at and (use := self._use()) is None:
+            self._is_overloaded = False
+            if time.monotonic() < self._whole_at and self._use() is None:
                 return False
-            return self.look(use)
+            return self.look()
         except EcomputeError as error:
             if not self._health.note(error):
                 logger.error("resync: %s", error)
@@ -109,21 +109,22 @@ class Resync:
             logger.exception("resync failed; this is a bug, please report it")
         return False
 
-    def look(self, use: Use | None = None) -> bool:
+    def look(self) -> bool:
         """Compare everything once; False where something could not be asked.
-
-        Args:
-            use: what Placement has just said of the provider; None = it is to be asked.
 
         Raises:
             HypervisorUnavailable: nothing can be said without the domains.
         """
+        self._whole_at = 0.0
         domains = self._hypervisor.list()
         self._health.report(LIBVIRT, "")
-        use = use or self._use()
-        self._whole_at = 0.0 if use else time.monotonic() + self._every
+        self._whole_at = time.monotonic() + self._every  # before anything can ask for another whole look
+        use = self._use()
+        if use is not None:
+            self._whole_at = 0.0
         # An inventory that cannot be written is no reason to lose sight of the guests.
         is_well = use is not None and self._inventory_is_kept(domains, use.generation)
+        self._placement.close()  # it serves some hundred connections at a time; so far ours had its place
         allocations = use.claims if use else None
         if self._specs.synced.is_set():
             self._compare({domain.uuid: domain for domain in domains}, allocations)
@@ -133,7 +134,6 @@ class Resync:
         return is_well
 
     def _use(self) -> Use | None:
-        self._is_overloaded = False
         try:
             return self._placement.use_of(self._provider)
         except EcomputeError as error:
@@ -145,6 +145,7 @@ class Resync:
         try:
             self._keep_inventory(domains, generation)
         except EcomputeError as error:
+            self._is_overloaded = isinstance(error, PlacementUnavailable) and error.is_overloaded
             self._health.report(PLACEMENT if isinstance(error, PlacementUnavailable) else INVENTORY, str(error))
             return False
         self._health.report(PLACEMENT, "")

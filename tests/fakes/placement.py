@@ -138,6 +138,9 @@ class FakePlacement:
                 plain(claim.allocations),
             )  # fmt: skip
 
+    def close(self) -> None:
+        """It has no connections."""
+
     def use_of(self, provider: UUID) -> Use:
         return Use(0, self.provider_allocations(provider))
 

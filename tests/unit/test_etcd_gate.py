@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from common.etcd_gate import MOST_TRY_SECONDS, TRY_SECONDS, Gate
+from common.etcd_gate import MOST_TRY_SECONDS, SLOW_FOR_SECONDS, TRY_SECONDS, Gate
 from common.etcd_rules import Fault
 from common.retry import Backoff
 from tests.support.processes import wait_until
@@ -57,7 +57,8 @@ def wait_for_entry(gate: Gate, waiting: int) -> None:
 
 
 def test_an_open_gate_holds_nobody_up(gate: Gate) -> None:
-    assert enter(gate, 0.0)
+    assert enter(gate, 0.1)
+    assert not enter(gate, 0.0), "who has no time left need not ask"
     assert gate.fault is None
 
 
@@ -166,6 +167,17 @@ def test_a_try_may_take_longer_while_answers_come_too_late(gate: Gate, clock: Cl
     assert seconds == [TRY_SECONDS, 2 * TRY_SECONDS, MOST_TRY_SECONDS, MOST_TRY_SECONDS, MOST_TRY_SECONDS]
     gate.answered()
     assert gate.try_seconds == MOST_TRY_SECONDS / 2, "it is not fast again yet"
+    clock.now += SLOW_FOR_SECONDS + 1
+    assert gate.try_seconds == TRY_SECONDS
+
+
+def test_where_there_are_other_endpoints_the_time_is_theirs(clock: Clock) -> None:
+    gate = Gate(clock, is_alone=False)
+    for _ in range(3):
+        clock.now += 60.0
+        enter(gate)
+        fail(gate, LATE)
+    assert gate.try_seconds == TRY_SECONDS
 
 
 def test_a_refused_connection_says_nothing_about_how_long_answers_take(gate: Gate) -> None:

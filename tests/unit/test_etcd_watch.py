@@ -192,3 +192,16 @@ def test_its_failure_closes_the_gate_for_the_others_and_gives_the_turn_on(bench:
     bench.quiet()
     assert seen == [None, REFUSED]
     assert bench.gate._asker is None
+
+
+def test_after_somebody_had_no_answer_others_answers_say_nothing_about_its_own_connection(bench: Bench) -> None:
+    """The connection of the calls failed and is made anew; that of the watches may be as dead and not know it."""
+    bench.quiet()
+    asked = len(bench.probes)
+    bench.now += 1.0
+    bench.proofs.forget(ENDPOINT)
+    bench.meanwhile = lambda: bench.note(header(12))
+    bench.quiet()
+    assert len(bench.probes) == asked + 1
+    bench.quiet()
+    assert len(bench.probes) == asked + 1, "once is enough"

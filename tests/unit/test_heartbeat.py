@@ -362,3 +362,15 @@ def test_a_deleted_key_that_could_not_be_made_anew_at_once_is_made_later(clock: 
     assert store.get(KEY) is not None
     assert heart.beat.is_live
     assert heart.regained == 1
+
+
+def test_after_standing_still_it_keeps_the_lease_before_it_looks(store: FakeStore, clock: FakeClock) -> None:
+    heart = Heart(store, clock)
+    heart.claim()
+    before = store.get(KEY)
+    clock.now += 20.0  # the process was stopped; 10 s of the lease are left, and the next beat would only be a look
+    heart.run(turns=4)
+    after = store.get(KEY)
+    assert before is not None and after is not None
+    assert after.create_revision == before.create_revision
+    assert heart.beat.is_live
