@@ -169,9 +169,7 @@ class _Connection:
 
 def _client(endpoint: Endpoint, config: EtcdConfig) -> Any:
     """The library's client for *endpoint*. It connects with the first call; certificates are read here, so renewed ones too."""
-    return etcd3.client(
-        host=endpoint.host, port=endpoint.port, grpc_options=CHANNEL_OPTIONS, **certificates_of(endpoint, config)
-    )
+    return etcd3.client(endpoint.host, endpoint.port, grpc_options=CHANNEL_OPTIONS, **certificates_of(endpoint, config))
 
 
 class EtcdStore:
