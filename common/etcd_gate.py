@@ -15,13 +15,18 @@ from collections.abc import Callable
 from common.etcd_rules import Fault
 from common.retry import Backoff
 
-# Below the time that a call is usually given, so that each asks once; and a small part of a lease.
+# A small part of a lease.
 MOST_PAUSE_SECONDS = 4.0
 # Of one try at one endpoint, login included; more while answers come too late: an etcd, or a host, that is only slow would get
 # nothing done any more if everybody hung up and asked again.
 TRY_SECONDS = 2.0
 MOST_TRY_SECONDS = 8.0
 SLOW_FOR_SECONDS = 30.0  # after the last outage
+
+
+def backoff_within(deadline_seconds: float) -> Backoff:
+    """Pauses in which each call that may take *deadline_seconds* can ask once, with time left for the answer."""
+    return Backoff(0.05, min(MOST_PAUSE_SECONDS, max(deadline_seconds - 1.0, deadline_seconds / 3)))
 
 
 class Gate:
@@ -34,7 +39,7 @@ class Gate:
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, backoff: Backoff | None = None, *, is_alone: bool = True
     ) -> None:  # fmt: skip
-        self._clock, self._backoff = clock, backoff or Backoff(0.05, MOST_PAUSE_SECONDS)
+        self._clock, self._backoff = clock, backoff or backoff_within(5.0)
         self._is_alone = is_alone
         self._changed = threading.Condition()
         self._waiting: deque[object] = deque()

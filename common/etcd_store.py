@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from common.bells import Bells
 from common.config import EtcdConfig
 from common.errors import Conflict, StoreUnavailable
-from common.etcd_gate import TRY_SECONDS, Gate
+from common.etcd_gate import TRY_SECONDS, Gate, backoff_within
 from common.etcd_login import Login
 from common.etcd_reach import certificates_of, knock
 from common.etcd_rules import (
@@ -195,7 +195,8 @@ class EtcdStore:
         self._connection: _Connection | None = None
         self._is_closed = threading.Event()
         self._proofs, self._for_watches = Proofs(clock), Shared(self._connect)
-        self._bells, self._gate = Bells(), Gate(clock, is_alone=len(self._endpoints) == 1)
+        self._bells = Bells()
+        self._gate = Gate(clock, backoff_within(config.deadline_seconds), is_alone=len(self._endpoints) == 1)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

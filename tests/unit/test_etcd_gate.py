@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from common.etcd_gate import MOST_TRY_SECONDS, SLOW_FOR_SECONDS, TRY_SECONDS, Gate
+from common.etcd_gate import MOST_TRY_SECONDS, SLOW_FOR_SECONDS, TRY_SECONDS, Gate, backoff_within
 from common.etcd_rules import Fault
 from common.retry import Backoff
 from tests.support.processes import wait_until
@@ -183,3 +183,9 @@ def test_where_there_are_other_endpoints_the_time_is_theirs(clock: Clock) -> Non
 def test_a_refused_connection_says_nothing_about_how_long_answers_take(gate: Gate) -> None:
     fail(gate, REFUSED)
     assert gate.try_seconds == TRY_SECONDS
+
+
+@pytest.mark.parametrize(("deadline_seconds", "most"), [(1.5, 0.5), (5.0, 4.0), (30.0, 4.0)])
+def test_no_pause_is_so_long_that_a_call_could_not_ask_at_all(deadline_seconds: float, most: float) -> None:
+    backoff = backoff_within(deadline_seconds)
+    assert max(backoff.next() for _ in range(100)) <= most
