@@ -190,7 +190,9 @@ class Heartbeat:
         step, delay, is_well = _Step.LOOK, self._every / 2, True
         while True:
             self._wait(delay)
-            if self._asked.is_set() or self.seconds_left < self._ttl - self._every:  # this process may have stood still
+            # This process may have stood still: a lease that is older than a beat is kept before anything else is asked.
+            is_late = step is _Step.LOOK and self.seconds_left < self._ttl - self._every
+            if self._asked.is_set() or is_late:
                 self._asked.clear()
                 step = _Step.BOTH
             if stop.is_set():
