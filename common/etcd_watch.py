@@ -376,9 +376,7 @@ class Watch:
         last event.
         """
         header = self._proofs.fresh(endpoint, asked_since=self._failed_at)
-        if header is None or header.cluster_id != self._cluster_id:
-            return False
-        if header.revision < self._revision - 1 or header.raft_term < self._raft_term:
+        if header is None or header.cluster_id != self._cluster_id or self._is_older(header):
             return False
         self._raft_term = header.raft_term
         return True
@@ -397,12 +395,16 @@ class Watch:
         self._proofs.note(connection.endpoint, header, asked_at)
         if header.cluster_id != self._cluster_id:
             raise WatchLost(f"etcd {url} is of another cluster: {header.cluster_id:x}, not {self._cluster_id:x}")
-        if header.revision < self._revision - 1 or header.raft_term < self._raft_term:
+        if self._is_older(header):
             raise WatchLost(
                 f"etcd {url} was restored or wiped: it is at revision {header.revision}, raft term {header.raft_term}, but "
                 f"revision {self._revision - 1}, term {self._raft_term} was seen before"
             )
         self._raft_term = header.raft_term
+
+    def _is_older(self, header: Any) -> bool:
+        """Whether *header* is of a store that has not come as far as the one that was followed."""
+        return bool(header.revision < self._revision - 1 or header.raft_term < self._raft_term)
 
 
 def _event(event: Any) -> WatchEvent:

@@ -228,10 +228,10 @@ class Placement:
         return self._use_of(provider, is_once=True)
 
     def _use_of(self, provider: UUID, *, is_once: bool) -> Use:
-        answer = self._http.get(f"/resource_providers/{provider}/allocations", self._http.deadline(), is_once=is_once)
-        if answer.status == 404:
-            return Use(None, {})
-        return _read(_successful(answer), lambda body: Use(read_generation(body), read_allocations(body)))
+        path = f"/resource_providers/{provider}/allocations"
+        return self._get_or(
+            path, lambda body: Use(read_generation(body), read_allocations(body)), Use(None, {}), is_once=is_once
+        )  # fmt: skip
 
     # -- providers -------------------------------------------------------------------------------------------------------
 
@@ -450,8 +450,8 @@ class Placement:
                 " compute.yaml, or delete that provider if its host is gone"
             )
 
-    def _get_or(self, path: str, read: Callable[[Any], T], if_unknown: T) -> T:
-        answer = self._http.get(path, self._http.deadline())
+    def _get_or(self, path: str, read: Callable[[Any], T], if_unknown: T, *, is_once: bool = False) -> T:
+        answer = self._http.get(path, self._http.deadline(), is_once=is_once)
         return if_unknown if answer.status == 404 else _read(_successful(answer), read)
 
     def _retry(self, call: Callable[[], T], on: type[EcomputeError] | tuple[type[EcomputeError], ...], deadline: Deadline) -> T:

@@ -30,6 +30,10 @@ MOST_RETRY_SECONDS = 15.0  # between two tries while a service is away
 JITTER = 0.2  # of the period, either way, so that hosts that started together do not ask together
 
 
+def _is_overload(error: EcomputeError) -> bool:
+    return isinstance(error, PlacementUnavailable) and error.is_overloaded
+
+
 class Resync:
     """Looks at everything, now and then and when asked.
 
@@ -78,6 +82,7 @@ class Resync:
         while not stop.is_set():
             began = time.monotonic()
             is_well = self._look_once()
+            self._placement.close()  # where the look did not come so far
             self._looked(time.monotonic() - began, is_well)
             period = self._every * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, keeps no secret
             if is_well and self._is_in_step:
@@ -137,7 +142,7 @@ class Resync:
         try:
             return self._placement.use_of(self._provider)
         except EcomputeError as error:
-            self._is_overloaded = isinstance(error, PlacementUnavailable) and error.is_overloaded
+            self._is_overloaded = _is_overload(error)
             self._health.report(PLACEMENT, str(error))
             return None
 
@@ -145,7 +150,7 @@ class Resync:
         try:
             self._keep_inventory(domains, generation)
         except EcomputeError as error:
-            self._is_overloaded = isinstance(error, PlacementUnavailable) and error.is_overloaded
+            self._is_overloaded = _is_overload(error)
             self._health.report(PLACEMENT if isinstance(error, PlacementUnavailable) else INVENTORY, str(error))
             return False
         self._health.report(PLACEMENT, "")
