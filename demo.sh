@@ -7,7 +7,8 @@
 # md_server and ecompute where they do not run, makes a guest and shows what happened. It can be repeated at any time, also
 # after a run that was killed. It has folders of its own (/var/lib/etcd-compute-demo, /run/etcd-compute-demo) and touches no
 # other deployment. DEMO_ETCD_PORT, DEMO_ETCD_PEER_PORT and DEMO_PLACEMENT_PORT choose other ports than 2379, 2380 and 8778,
-# DEMO_STATE_DIR another folder than /var/lib/etcd-compute-demo.
+# DEMO_STATE_DIR another folder than /var/lib/etcd-compute-demo. DEMO_ETCD_URL and DEMO_PLACEMENT_URL name an etcd and a Placement that
+# are there already, such as those of docker.sh: the demo then starts none, makes a host of this machine and leaves again on down.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 command=${1:-up}

@@ -12,6 +12,13 @@ PLACEMENT = [
     "openstack-placement>=16.0,<17",
     "waitress>=3.0,<4",
 ]
+# Placement on PostgreSQL or MariaDB, by several processes; the container has the same (packaging/placement/requirements.txt).
+PLACEMENT_SERVER = [
+    *PLACEMENT,
+    "gunicorn>=25.1,<27",
+    "psycopg2-binary>=2.9,<3",
+    "PyMySQL>=1.1,<2",
+]
 # What benchmarks/run.py needs: the servers and hosts that tests start, and what draws plots.
 BENCHMARKS = [
     *PLACEMENT,
@@ -20,6 +27,7 @@ BENCHMARKS = [
 ]
 TEST = [
     *BENCHMARKS,
+    *PLACEMENT_SERVER,
     "gabbi>=4.0,<5",
     "hypothesis>=6.100,<7",
     "import-linter>=2.0,<3",
@@ -40,7 +48,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["common", "ecompute", "eschedule", "md_server"],
+    packages=["common", "common.renderings", "ecompute", "ecompute.doctor", "eschedule", "md_server"],
     install_requires=[
         # The maintained distribution of the module etcd3; etcd3 0.12.0 itself needs protobuf < 4. See docs/decisions.md.
         "cslab-etcd3==0.12.1",
@@ -50,12 +58,13 @@ setup(
         "os-resource-classes>=1.1,<2",
         "os-traits>=3.0,<4",
         "prometheus_client>=0.16,<1",
+        "pycdlib>=1.14,<2",
         "PyYAML>=6.0,<7",
         "requests>=2.28,<3",
         "urllib3>=1.26,<3",
         "waitress>=3.0,<4",
     ],
-    extras_require={"placement": PLACEMENT, "benchmarks": BENCHMARKS, "test": TEST},
+    extras_require={"placement": PLACEMENT, "placement-server": PLACEMENT_SERVER, "benchmarks": BENCHMARKS, "test": TEST},
     entry_points={
         "console_scripts": [
             "ecompute=ecompute.main:command",

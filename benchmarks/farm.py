@@ -30,7 +30,7 @@ from tests.support.etcd import EtcdServer, unique_prefix
 from tests.support.placement import PlacementServer
 from tests.support.processes import ROOT, VENV_BIN, spawn, wait_until
 
-PER_PROCESS = 125
+PER_PROCESS = 50  # more threads than those of so many cost the kernel and the interpreter more than they do
 WATCHES_PER_HOST = 3  # specs, what an operator set, mail
 TICK_SECONDS = 1.0
 CLOCK_TICKS = 100  # a second, in /proc/PID/stat

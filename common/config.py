@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-from common.config_checks import COMPUTE_CHECKS, SCHEDULE_CHECKS, Check
+from common.config_checks import COMPUTE_CHECKS, ECOMPUTE_FILE_CHECKS, SCHEDULE_CHECKS, Check
 from common.config_file import (
     KeyPath,
     Problem,
@@ -105,6 +105,7 @@ class NetworkConfig:
     name: str = "default"  # libvirt network of a NIC that names none
     reserve_ahead: int = 16  # MAC and address pairs kept ready
     filter: str | None = "etcd-compute"  # libvirt nwfilter of each NIC; None: none
+    bridge: str | None = None  # of the host; a guest that asked for no NIC gets a second one there
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ class MetadataConfig:
     address: str = "169.254.169.254"
     port: int = 80
     bridge: str = "virbr0"
+    ipv6: str = "auto"  # "auto": served at the addresses of IPv6 too, where the bridge has it; "off": not
+    vendor_data_file: Path | None = None  # given to every guest of this host beside its own user data
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ class ImagesConfig:
 
     fetch_timeout_seconds: float = 30.0  # not a byte for so long
     max_size_gib: int = 100
+    revalidate_after_hours: float | None = 24.0  # an address without a checksum is asked again; None: never
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,10 @@ class DefaultsConfig:
     key_files: tuple[Path, ...] = ()  # ~ is expanded
     network: str = "default"
     restart: str = "never"  # model.Restart
+    metadata: str = "optional"  # model.MetadataAccess
+    metadata_hop_limit: int = 1
+    config_drive: str = "auto"  # model.ConfigDrive
+    allow: tuple[str, ...] | None = None  # rules of validate_access; None: everybody
 
 
 @dataclass(frozen=True)
@@ -205,6 +213,7 @@ def load_compute(
     *,
     environment: Mapping[str, str] | None = None,
     directories: Sequence[Path] | None = None,
+    reads_files: bool = True,
 ) -> ComputeConfig:
     """compute.yaml, checked; all defaults (and ``source`` None) where no file is named and none is found.
 
@@ -213,11 +222,14 @@ def load_compute(
         environment: where ``HOME`` is looked up; the process's own by default.
         directories: where to look when *path* is None; by default the working directory, ``~/.config/etcd-compute`` and
             ``/etc/etcd-compute``.
+        reads_files: whether the caller reads the files that it names, passwords and keys among them; else they are not
+            looked at, and the caller may be somebody who may not read them.
 
     Raises:
         ConfigError: anything is wrong with it; one line for each fault.
     """
-    return _load(ComputeConfig(), _Kind("compute.yaml", COMPUTE, COMPUTE_CHECKS), path, environment, directories)
+    checks = COMPUTE_CHECKS if reads_files else tuple(check for check in COMPUTE_CHECKS if check not in ECOMPUTE_FILE_CHECKS)
+    return _load(ComputeConfig(), _Kind("compute.yaml", COMPUTE, checks), path, environment, directories)
 
 
 def load_schedule(

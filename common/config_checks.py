@@ -19,6 +19,8 @@ from common.config_file import Problem
 from common.errors import ConfigError
 from common.text import quoted
 
+VENDOR_DATA_MOST_BYTES = 65536  # as of user data: it is in each guest's document once more
+
 Values = Mapping[str, Any]
 Check = Callable[[Values], Iterator[Problem]]
 
@@ -120,6 +122,25 @@ def check_files(values: Values) -> Iterator[Problem]:
                 yield _problem(f"{key} is {values[key]}, {fault}", key)
 
 
+def check_vendor_data_file(values: Values) -> Iterator[Problem]:
+    path = values["metadata.vendor_data_file"]
+    if path is not None:
+        fault = _file_fault(path, is_secret=False)
+        if fault is None and (too_large := vendor_data_size_fault(path.stat().st_size)):
+            fault = f"which {too_large}"
+        if fault:
+            yield _problem(f"metadata.vendor_data_file is {path}, {fault}", "metadata.vendor_data_file")
+
+
+def vendor_data_size_fault(size_bytes: int) -> str | None:
+    if size_bytes <= VENDOR_DATA_MOST_BYTES:
+        return None
+    return (
+        f"has more than {VENDOR_DATA_MOST_BYTES} bytes (64 KiB); every guest gets its own copy: have the guests fetch the rest "
+        "(#include)"
+    )
+
+
 def check_key_files(values: Values) -> Iterator[Problem]:
     for index, path in enumerate(values["defaults.key_files"]):
         fault = _file_fault(path, is_secret=False)
@@ -189,16 +210,31 @@ def check_paths(values: Values) -> Iterator[Problem]:
 
 def check_default_image(values: Values) -> Iterator[Problem]:
     if values["defaults.image"] is not None:
-        from common.validate import parse_image  # noqa: PLC0415 - most commands need nothing else of it
+        from common.validate import is_image_name, parse_image  # noqa: PLC0415 - most commands need nothing else of it
 
         try:
-            parse_image(values["defaults.image"])
+            if not is_image_name(values["defaults.image"]):
+                parse_image(values["defaults.image"])
         except ConfigError as error:
             yield _problem(f"defaults.image: {error}", "defaults.image")
+
+
+def check_default_allow(values: Values) -> Iterator[Problem]:
+    if values["defaults.allow"]:
+        from common.validate_access import parse_allow  # noqa: PLC0415 - only where somebody has written rules
+
+        try:
+            parse_allow(values["defaults.allow"], "defaults.allow")
+        except ConfigError as error:
+            yield _problem(str(error), "defaults.allow")
 
 
 _BOTH: tuple[Check, ...] = (
     check_endpoints, check_tls, check_login, check_files, check_placement_url, check_placement_deadline,
 )  # fmt: skip
-COMPUTE_CHECKS: tuple[Check, ...] = (*_BOTH, check_lease, check_virt_type, check_metadata_address, check_paths)
-SCHEDULE_CHECKS: tuple[Check, ...] = (*_BOTH, check_key_files, check_default_image)
+COMPUTE_CHECKS: tuple[Check, ...] = (
+    *_BOTH, check_lease, check_virt_type, check_metadata_address, check_paths, check_vendor_data_file,
+)  # fmt: skip
+# Of files that only ecompute reads, and that may be nobody else's to read: see ``load_compute``.
+ECOMPUTE_FILE_CHECKS: tuple[Check, ...] = (check_files, check_vendor_data_file)
+SCHEDULE_CHECKS: tuple[Check, ...] = (*_BOTH, check_key_files, check_default_image, check_default_allow)

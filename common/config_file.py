@@ -119,6 +119,11 @@ def _yaml_fault(error: yaml.YAMLError) -> str:
     return f"{where}not YAML: {escaped(str(what))}"
 
 
+def rendered(document: Mapping[str, Any]) -> str:
+    """*document* as YAML that ``read_document`` reads as just that."""
+    return yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, width=1000)
+
+
 # -- a smaller YAML ------------------------------------------------------------------------------------------------------
 
 

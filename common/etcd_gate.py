@@ -17,16 +17,23 @@ from common.retry import Backoff
 
 # A small part of a lease.
 MOST_PAUSE_SECONDS = 4.0
-# Of one try at one endpoint, login included; more while answers come too late: an etcd, or a host, that is only slow would get
-# nothing done any more if everybody hung up and asked again.
+# Of one try at one endpoint, login included; more while answers come too late, and after an outage, when all hosts come back at
+# once: an etcd, or a host, that is only slow would get nothing done any more if everybody hung up and asked again.
 TRY_SECONDS = 2.0
 MOST_TRY_SECONDS = 8.0
 SLOW_FOR_SECONDS = 30.0  # after the last outage
+# Answers in a row that came too late, before the connection is taken to be at fault: a new one costs more than many calls.
+LATE_AT_MOST = 2
 
 
 def backoff_within(deadline_seconds: float) -> Backoff:
     """Pauses in which each call that may take *deadline_seconds* can ask once, with time left for the answer."""
     return Backoff(0.05, min(MOST_PAUSE_SECONDS, max(deadline_seconds - 1.0, deadline_seconds / 3)))
+
+
+def is_cut_short(fault: Fault, seconds: float) -> bool:
+    """Whether *fault*, of a try that had so many *seconds*, tells nothing about etcd: an answer had hardly any time."""
+    return fault.code == "DEADLINE_EXCEEDED" and seconds < TRY_SECONDS
 
 
 class Gate:
@@ -41,13 +48,15 @@ class Gate:
     ) -> None:  # fmt: skip
         self._clock, self._backoff = clock, backoff or backoff_within(5.0)
         self._is_alone = is_alone
-        self._changed = threading.Condition()
-        self._waiting: deque[object] = deque()
+        self._lock = threading.Lock()
+        # Each with a condition of its own: a host's dozen threads would else wake at each try for nothing.
+        self._waiting: deque[threading.Condition] = deque()
         self._asker: int | None = None  # the thread whose turn it is
         self._fault: Fault | None = None
         self._failed_at = self._next_at = self._opened_at = 0.0
         self._outage_seconds = 0.0
         self._try_seconds = TRY_SECONDS
+        self._late_in_a_row = 0
 
     @property
     def fault(self) -> Fault | None:
@@ -75,8 +84,8 @@ class Gate:
         """
         if self._fault is None:
             return remaining() > 0
-        ticket = object()
-        with self._changed:
+        ticket = threading.Condition(self._lock)
+        with self._lock:
             self._waiting.append(ticket)
             try:
                 while self._fault is not None and not is_over():
@@ -87,46 +96,59 @@ class Gate:
                         return True
                     if left <= 0 or (is_next and pause >= left):
                         return False  # nobody will know more before that
-                    self._changed.wait(min(left, pause) if is_next else min(left, threading.TIMEOUT_MAX))
+                    ticket.wait(min(left, pause) if is_next else min(left, threading.TIMEOUT_MAX))
                 return self._fault is None and remaining() > 0
             finally:
                 self._waiting.remove(ticket)
-                self._changed.notify_all()
+                self._wake_next()
 
     def failed(self, fault: Fault) -> None:
         """The caller had no answer, for a reason that may pass."""
-        with self._changed:
+        with self._lock:
             if self._fault is None:
                 self._failed_at = self._clock()
             # Many that were on their way together and fail together are one failure.
             if self._fault is None or self._asker == threading.get_ident():
+                is_late = fault.code == "DEADLINE_EXCEEDED"
                 self._next_at = self._clock() + self._backoff.next()
-                if self._is_alone and fault.code == "DEADLINE_EXCEEDED":
-                    self._try_seconds = min(self._try_seconds * 2, MOST_TRY_SECONDS)
+                self._late_in_a_row = self._late_in_a_row + 1 if is_late else 0
+                if self._is_alone:
+                    self._try_seconds = min(self._try_seconds * 2, MOST_TRY_SECONDS) if is_late else MOST_TRY_SECONDS
             self._fault = fault
+
+    def is_connection_kept(self, fault: Fault) -> bool:
+        """Whether to ask once more on the connection that had *fault*: nobody else can be asked, and it may only be slow."""
+        return self._is_alone and fault.code == "DEADLINE_EXCEEDED" and self._late_in_a_row <= LATE_AT_MOST
 
     def answered(self) -> None:
         """The caller had an answer: everybody may go on."""
         if self._fault is None:
             return
-        with self._changed:
+        with self._lock:
             if self._fault is not None:
                 self._opened_at = self._clock()
                 self._outage_seconds = self._opened_at - self._failed_at
-                self._try_seconds = max(self._try_seconds / 2, TRY_SECONDS)
-            self._fault = None
+            self._fault, self._late_in_a_row = None, 0
             self._backoff.reset()
-            self._changed.notify_all()
+            self._wake_all()
 
     def leave(self) -> None:
         """The caller's turn, if it was one, is over."""
         if self._asker != threading.get_ident():
             return
-        with self._changed:
+        with self._lock:
             self._asker = None
-            self._changed.notify_all()
+            self._wake_next()
 
     def wake(self) -> None:
         """Have all who wait look whether it is over; from any thread."""
-        with self._changed:
-            self._changed.notify_all()
+        with self._lock:
+            self._wake_all()
+
+    def _wake_next(self) -> None:
+        if self._waiting:
+            self._waiting[0].notify()
+
+    def _wake_all(self) -> None:
+        for ticket in self._waiting:
+            ticket.notify()

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from common.bells import Bells
 from common.config import EtcdConfig
 from common.errors import Conflict, StoreUnavailable
-from common.etcd_gate import TRY_SECONDS, Gate, backoff_within
+from common.etcd_gate import MOST_TRY_SECONDS, TRY_SECONDS, Gate, backoff_within, is_cut_short
 from common.etcd_login import Login
 from common.etcd_reach import certificates_of, knock
 from common.etcd_rules import (
@@ -71,7 +71,7 @@ CHANNEL_OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", int(TRY_SECONDS * 1000)),  # in truth how long connecting may take
+    ("grpc.min_reconnect_backoff_ms", int(MOST_TRY_SECONDS * 1000)),  # in truth how long connecting may take
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # Channels of equal options would share one TCP connection and its pause between reconnects.
     ("grpc.use_local_subchannel_pool", 1),
@@ -81,7 +81,7 @@ CHANNEL_OPTIONS = (
 _COMPARED = {
     "create_revision": etcdrpc.Compare.CREATE, "mod_revision": etcdrpc.Compare.MOD, "value": etcdrpc.Compare.VALUE,
 }  # fmt: skip
-_OPERATORS = {"==": etcdrpc.Compare.EQUAL, ">": etcdrpc.Compare.GREATER}
+_OPERATORS = {"==": etcdrpc.Compare.EQUAL, ">": etcdrpc.Compare.GREATER, "<": etcdrpc.Compare.LESS}
 
 
 class _Connection:
@@ -375,6 +375,7 @@ class EtcdStore:
             connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        self._for_watches.close()
         self._gate.wake()
         self._bells.ring()
 
@@ -404,13 +405,13 @@ class EtcdStore:
             connection = None
             try:
                 seconds = min(self._gate.try_seconds, deadline.remaining())
-                self._knock(seconds)
+                self._knock(min(seconds, TRY_SECONDS))
                 connection = self._shared_connection()
                 asked_at = self._clock()
                 answer = ask(connection, min(seconds, deadline.remaining()))
             except Fault as fault:
                 is_doubtful = fault.is_doubtful = is_doubtful or fault.verdict is Verdict.RETRY
-                last = fault
+                last = last if last and is_cut_short(fault, seconds) else fault
                 if not self._is_worth_another(fault, connection, seconds):
                     raise
             else:
@@ -430,11 +431,10 @@ class EtcdStore:
         if not (is_relogin or fault.is_of_endpoint):
             self._gate.answered()  # if only to refuse this
             return False
-        # Who had hardly any time left has learned nothing about etcd.
-        is_cut_short = fault.code == "DEADLINE_EXCEEDED" and seconds < TRY_SECONDS
-        if not is_cut_short or self._gate.fault is not None:
+        has_learned_nothing = is_cut_short(fault, seconds)
+        if not has_learned_nothing or self._gate.fault is not None:
             self._gate.failed(fault)
-        if is_relogin or is_cut_short:
+        if is_relogin or has_learned_nothing or self._gate.is_connection_kept(fault):
             return True
         with self._lock:
             if self._connection is connection:
@@ -469,8 +469,7 @@ class EtcdStore:
     def _turn_from(self, endpoint: Endpoint) -> None:
         """Begin at the next endpoint from now on, unless another thread has turned from *endpoint* already."""
         self._proofs.forget(endpoint)
-        at = self._at
-        if self._endpoints[at] == endpoint and len(self._endpoints) > 1:
+        if self._endpoints[at := self._at] == endpoint and len(self._endpoints) > 1:
             self._at = (at + 1) % len(self._endpoints)
             self._for_watches.turn_from(endpoint)  # after: whoever borrows from now on is to get the next one
             self._bells.ring()  # watches of that endpoint are to see whether it lives
@@ -495,6 +494,6 @@ def _reads(keys: tuple[str, ...]) -> list[Any]:
 
 def _compare(compare: Compare) -> Any:
     value = {compare.field: compare.value.encode() if isinstance(compare.value, str) else compare.value}
-    return etcdrpc.Compare(
-        key=compare.key.encode(), target=_COMPARED[compare.field], result=_OPERATORS[compare.operator], **value
-    )  # fmt: skip
+    start, end = key_range(compare.key) if compare.is_prefix else (compare.key.encode(), b"")
+    target, result = _COMPARED[compare.field], _OPERATORS[compare.operator]
+    return etcdrpc.Compare(key=start, range_end=end, target=target, result=result, **value)

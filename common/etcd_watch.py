@@ -128,6 +128,7 @@ class Shared:
         self._connect = connect
         self._lock = threading.Lock()
         self._current: Connection | None = None
+        self._is_closed = False
         self._users: dict[int, int] = {}  # of each connection that is open, by its id
 
     def borrow(self) -> LentConnection:
@@ -141,9 +142,7 @@ class Shared:
 
     def turn_from(self, endpoint: Endpoint) -> None:
         """Whoever borrows next gets a new connection, if the present one is to *endpoint*, which has failed."""
-        with self._lock:
-            if self._current is not None and self._current.endpoint == endpoint:
-                self._current = None
+        self._let_go(endpoint)
 
     def _abandon(self, connection: Connection) -> None:
         """Not by its endpoint, of which another watch may have a new connection already."""
@@ -157,9 +156,24 @@ class Shared:
             if self._users[id(connection)]:
                 return
             del self._users[id(connection)]
-            if self._current is connection:
-                self._current = None
+            if self._current is connection and not self._is_closed:
+                return  # a watch that goes on uses it again
         connection.close()
+
+    def close(self) -> None:
+        """Nobody borrows any more."""
+        self._is_closed = True
+        self._let_go()
+
+    def _let_go(self, of: Endpoint | None = None) -> None:
+        """The connection, if it is one *of* that endpoint, goes with the last watch that uses it."""
+        with self._lock:
+            connection = self._current
+            if connection is None or of not in (None, connection.endpoint):
+                return
+            self._current, is_used = None, id(connection) in self._users
+        if not is_used:
+            connection.close()
 
 
 class _Borrowed:
@@ -334,7 +348,7 @@ class Watch:
 
     def _turn(self, fault: Fault, connection: LentConnection | None) -> None:
         """Have the next connection be another one, where *fault* is that of its endpoint."""
-        if not fault.is_of_endpoint:
+        if not fault.is_of_endpoint or self._gate.is_connection_kept(fault):
             return
         if connection is not None:
             connection.abandon()

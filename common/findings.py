@@ -35,6 +35,7 @@ class Kind(enum.StrEnum):
     LEFTOVER_PARTIAL = "LeftoverPartial"
     LEFTOVER_ADDRESS = "LeftoverAddress"
     LEFTOVER_METADATA = "LeftoverMetadata"
+    LEFTOVER_RULES = "LeftoverRules"
     DHCP_ENTRY_MISSING = "DhcpEntryMissing"
     # claims
     MISSING_ALLOCATION = "MissingAllocation"
@@ -51,6 +52,8 @@ class Kind(enum.StrEnum):
     MEMBER_WITHOUT_INSTANCE = "MemberWithoutInstance"
     MEMBER_NOT_LISTED = "MemberNotListed"
     ANCHOR_WITHOUT_MEMBERS = "AnchorWithoutMembers"
+    ADDRESS_WITHOUT_INSTANCE = "AddressWithoutInstance"
+    INSTANCE_WITHOUT_ADDRESS = "InstanceWithoutAddress"
     # hosts
     HOST_DEAD = "HostDead"
     HOST_SILENT = "HostSilent"

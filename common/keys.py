@@ -74,6 +74,45 @@ class Keys:
         """The prefix of one group's keys, or of all groups'."""
         return f"{self.prefix}groups/{group}/" if group else f"{self.prefix}groups/"
 
+    def network(self, name: str) -> str:
+        """A network that hosts share, with its pool of addresses."""
+        return f"{self.prefix}networks/{name}"
+
+    def networks(self) -> str:
+        return f"{self.prefix}networks/"
+
+    def network_address(self, network: str, address: str) -> str:
+        """Absent while *address* is free, else the uuid of the instance that has it."""
+        return f"{self.prefix}network-addresses/{network}/{address}"
+
+    def network_addresses(self, network: str | None = None) -> str:
+        """The prefix of one network's addresses in use, or of all networks'."""
+        return f"{self.prefix}network-addresses/{network}/" if network else f"{self.prefix}network-addresses/"
+
+    def parse_network_address(self, key: str) -> tuple[str, str]:
+        """The network and the address of a ``network-addresses/`` key.
+
+        Raises:
+            ValueError: *key* is no such key under this prefix.
+        """
+        network, slash, address = key.removeprefix(self.network_addresses()).partition("/")
+        if not key.startswith(self.network_addresses()) or not (network and slash and address):
+            raise ValueError(f"{key} is no address key under {self.prefix}")
+        return network, address
+
+    def ssh_key(self, name: str) -> str:
+        return f"{self.prefix}ssh-keys/{name}"
+
+    def ssh_keys(self) -> str:
+        return f"{self.prefix}ssh-keys/"
+
+    def image(self, name: str) -> str:
+        """An image that requests may name."""
+        return f"{self.prefix}images/{name}"
+
+    def images(self) -> str:
+        return f"{self.prefix}images/"
+
     def mail(self, provider: UUID, letter: UUID) -> str:
         """A small request to a host that is no state; leased."""
         return f"{self.prefix}mail/{provider}/{letter}"

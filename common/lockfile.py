@@ -16,6 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import Conflict, EcomputeError
+from common.retry import Backoff, Deadline, retry
+
+LOOKING_SECONDS = 2.0  # nobody who only looks takes longer
+
+
+class _LookedAt(Conflict):
+    """Nobody holds the lock: somebody looks who does."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +47,24 @@ class LockFile:
             Conflict: another process holds it.
             EcomputeError: the file cannot be made.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = _locked(self.path)
-        except BlockingIOError as error:
-            holder = self.holder()
-            raise Conflict(f"{self.path} is held by process {holder.pid if holder else '?'}") from error
-        except OSError as error:
-            raise EcomputeError(f"lock file {self.path}: {error.strerror}: see to that folder") from error
+        # A daemon that gave up because a doctor was just looking would not be started again.
+        descriptor = retry(self._taken, on=_LookedAt, deadline=Deadline(LOOKING_SECONDS), backoff=Backoff(0.002, 0.05))
         text = json.dumps({**note, "pid": os.getpid()}) + "\n"
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
         self._descriptor = descriptor
+
+    def _taken(self) -> int:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return _locked(self.path)
+        except BlockingIOError as error:
+            holder = self.holder()
+            if holder is None:
+                raise _LookedAt(f"{self.path} is looked at by others all the time; try again") from error
+            raise Conflict(f"{self.path} is held by process {holder.pid or '?'}") from error
+        except OSError as error:
+            raise EcomputeError(f"lock file {self.path}: {error.strerror}: see to that folder") from error
 
     def release(self) -> None:
         """Give the lock back. Releasing what is not held succeeds."""
@@ -63,7 +76,7 @@ class LockFile:
     def holder(self) -> Holder | None:
         """Who holds the lock now, None where nobody does.
 
-        Looks by taking a shared lock for a moment: an ``acquire`` in the same moment is refused, and should be repeated.
+        Looks by taking a shared lock for a moment, in which an ``acquire`` waits.
         """
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)

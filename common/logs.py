@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from common.errors import ConfigError
-from common.text import escaped, shortened
+from common.text import escaped, shortened, utc_text
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 FORMATS = ("auto", "text", "json")
@@ -132,7 +132,7 @@ class _Formatter(logging.Formatter):
 
     def values_of(self, record: logging.LogRecord) -> dict[str, Any]:
         values: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "time": utc_text(datetime.fromtimestamp(record.created, UTC)),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": _message(record),

@@ -17,20 +17,25 @@ import dataclasses
 import errno
 import ipaddress
 import os
+import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
-from common.errors import EcomputeError, InvalidSpec, NoSpace, Transient
-from common.model import SCHEMA, Address, Record
+from common.errors import EcomputeError, InvalidSpec, NoSpace, Transient, UnsupportedSchema
+from common.hardware import USUAL, Hardware
+from common.model import SCHEMA, Address, MetadataAccess, Record
+from common.nics import AddressSource, link_local_address
 
 LOCK_NAME = "md-server.lock"  # in the run directory; held by the one md-server of the host
 SERVER_NAME = "etcd-compute"  # the Server header of every answer; by this a health check knows md-server from others
 DIRECTORY_MODE = 0o750
 FILE_MODE = 0o640  # user data may hold secrets
 SETTLE_NS = 2_000_000_000
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class MetadataDocument(Record):
     image: str = ""  # as the user named it
     resources: dict[str, int] = dataclasses.field(default_factory=dict)  # VCPU, MEMORY_MB (MiB), DISK_GB (GiB)
     created_at: str = ""  # ISO 8601, UTC; for people
+    access: MetadataAccess = MetadataAccess.OPTIONAL
+    hop_limit: int = 1  # IP time to live of an answer that holds a session token
+    vendor_data_base64: str | None = None  # what the operator gives to every guest of the host, beside its user data
+    metadata_bridge: str = ""  # the host's bridge on which md-server answers
+    hardware: Hardware = USUAL  # told nobody: by this a guest whose spec is lost keeps what it can drive
     schema: int = SCHEMA
 
     @property
@@ -55,17 +65,36 @@ class MetadataDocument(Record):
         Raises:
             InvalidSpec: the document's text is no base64.
         """
-        if self.user_data_base64 is None:
-            return None
-        try:
-            return base64.b64decode(self.user_data_base64, validate=True)
-        except binascii.Error as error:
-            raise InvalidSpec(f"MetadataDocument {self.uuid}: user_data_base64 is no base64: {error}") from error
+        return self._decoded("user_data_base64", self.user_data_base64)
+
+    @property
+    def vendor_data(self) -> bytes | None:
+        """The operator's data for every guest, None where there is none. Raises as ``user_data`` does."""
+        return self._decoded("vendor_data_base64", self.vendor_data_base64)
 
     @property
     def index(self) -> frozenset[str]:
-        """The addresses under which the document is found, in their normal form; a NIC without an address has none."""
-        return frozenset(normal_address(a.address) for a in self.addresses if a.address)
+        """The addresses under which the document is found, in their normal form; none where nobody may read it by HTTP.
+
+        An address means one guest on one wire only: beside the cards on libvirt's networks those count that are on md-server's
+        own. The same address may be another guest's in a VLAN, and md-server could not tell who asks. One that was learned
+        leads nowhere either: the guest said it, and could say another's.
+        """
+        if self.access is MetadataAccess.OFF:
+            return frozenset()
+        near = [nic for nic in self.addresses if not nic.bridge or (nic.bridge == self.metadata_bridge and not nic.vlan)]
+        given = (nic for nic in near if nic.source is not AddressSource.LEARNED)
+        assigned = (normal_address(address) for nic in given for address in nic.all_addresses)
+        # A guest that has no address yet asks from the one that its card gives itself.
+        return frozenset(assigned) | {link_local_address(nic.mac) for nic in near if _MAC.fullmatch(nic.mac)}
+
+    def _decoded(self, field: str, value: str | None) -> bytes | None:
+        if value is None:
+            return None
+        try:
+            return base64.b64decode(value, validate=True)
+        except binascii.Error as error:
+            raise InvalidSpec(f"MetadataDocument {self.uuid}: {field} is no base64: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -76,6 +105,7 @@ class ServiceNote:
     listen: str  # address:port
     bridge: str  # "" where it manages no address
     directory: str  # of the documents
+    ipv6: str = "off"  # "auto": where the bridge has it
 
     def as_note(self) -> dict[str, str]:
         return dataclasses.asdict(self)
@@ -130,15 +160,21 @@ class MetadataStore:
         """Put *document* in place of the instance's former one; found by its addresses alone on return.
 
         Nothing is synced: a power cut takes the guest down too, and before it starts again what is missing is written anew.
-        An address that another instance's document was found by now leads to this one.
+        An address that another instance's document claims as well leads to the one that was there first, as long as that one
+        does: neither guest is told of the other from one moment to the next.
         """
         target = self._path(document.uuid)
         with _translated("written to", target):
             self._index.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-            self._directory.chmod(DIRECTORY_MODE)  # mkdir gives parents the default mode
+            mode = stat.S_IMODE(self._directory.stat().st_mode)
+            if mode & 0o777 != DIRECTORY_MODE:  # mkdir gives parents the default mode
+                # A group that the folder hands on stays: by that an md-server that is not root reads the documents.
+                self._directory.chmod(DIRECTORY_MODE | (mode & stat.S_ISGID))
             _replace_file(target, _text(document))
             for address in sorted(document.index):
-                _replace_link(self._index / address, _link_target(document.uuid), _partial_link(document.uuid, address))
+                if not self._is_anothers(address, document.uuid):
+                    partial_name = _partial_link(document.uuid, address)
+                    _replace_link(self._index / address, _link_target(document.uuid), partial_name)
             self._drop_links(document.uuid, keep=document.index)
 
     def remove(self, uuid: UUID) -> None:
@@ -203,18 +239,39 @@ class MetadataStore:
                     return False
             except FileNotFoundError:
                 return False
-            return {name for name, link in self._links() if link == _link_target(document.uuid)} == document.index
+            linked = {name for name, link in self._links() if link == _link_target(document.uuid)}
+        if not linked <= document.index:
+            return False
+        return all(self._is_anothers(address, document.uuid) for address in document.index - linked)
+
+    def _is_anothers(self, address: str, uuid: UUID) -> bool:
+        """Whether *address* leads to the document of another instance than *uuid*, which claims it."""
+        link = self._index / address
+        try:
+            if os.readlink(link) == _link_target(uuid):  # noqa: PTH115
+                return False
+            document = _read(link)
+        except (OSError, InvalidSpec, UnsupportedSchema):  # there is no link, or nothing to read behind it
+            return False
+        return document is not None and address in document.index
 
     def _path(self, uuid: UUID) -> Path:
         return self._directory / f"{uuid}.json"
 
     def _links(self) -> Iterator[tuple[str, str]]:
         """Each link's name and where it leads."""
-        with contextlib.suppress(FileNotFoundError):
-            for path in list(self._index.iterdir()):
-                with contextlib.suppress(FileNotFoundError):  # another instance's thread removed it meanwhile
-                    if path.is_symlink():
-                        yield path.name, str(path.readlink())
+        try:
+            names = os.listdir(self._index)  # noqa: PTH208 - and no Path below: all links are looked at for each instance
+        except FileNotFoundError:
+            return
+        for name in names:
+            try:
+                yield name, os.readlink(f"{self._index}/{name}")  # noqa: PTH115
+            except FileNotFoundError:  # another instance's thread removed it meanwhile
+                continue
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # it is no link
+                    raise
 
     def _drop_links(self, uuid: UUID, keep: frozenset[str]) -> None:
         for name, link in self._links():

@@ -2,7 +2,8 @@
 
 Frozen dataclasses with ``to_json`` and ``from_json``. A record is refused by ``from_json`` with ``UnsupportedSchema`` when
 its schema number is unknown: a newer writer is held, never guessed at. Unknown *fields* of a known schema are dropped by
-readers, so a field may be added without a new number when old readers can do without it. No I/O, no clock.
+readers, so a field may be added without a new number when old readers can do without it; which specs they must not read
+without it is said in ``spec_schema``. No I/O, no clock.
 """
 
 from __future__ import annotations
@@ -16,12 +17,21 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from uuid import UUID
 
 from common.errors import InvalidSpec, UnsupportedSchema
+from common.guest_metadata import ConfigDrive as ConfigDrive
+from common.guest_metadata import MetadataAccess as MetadataAccess
+from common.hardware import USUAL
+from common.hardware import Hardware as Hardware
+from common.nics import Address as Address
+from common.nics import Forward as Forward
+from common.nics import IpAddress as IpAddress
+from common.nics import Nic as Nic
+from common.spec_schema import FIRST, SPEC_SCHEMAS, spec_schema
 
-SCHEMA = 1
+SCHEMA = 1  # of all records but specs, which have the lowest of several that says all of it
 
 
 class Desired(enum.StrEnum):
@@ -218,6 +228,8 @@ def _dataclass_reader(kind: Any) -> Reader:
 class Record:
     """JSON in and out for the dataclasses below that stand alone under a key."""
 
+    SCHEMAS: ClassVar[tuple[int, ...]] = (SCHEMA,)  # the numbers that this version reads
+
     def to_json(self) -> str:
         return json.dumps(_plain(self), separators=(",", ":"), sort_keys=True, ensure_ascii=False)
 
@@ -238,10 +250,9 @@ class Record:
             raise InvalidSpec(f"{cls.__name__}: not JSON: {error}") from error
         if not isinstance(value, dict):
             raise InvalidSpec(f"{cls.__name__}: not a JSON object")
-        if value.get("schema") != SCHEMA:
-            raise UnsupportedSchema(
-                f"{cls.__name__} of schema {value.get('schema')!r}; this version reads {SCHEMA}: upgrade it"
-            )
+        if value.get("schema") not in cls.SCHEMAS:
+            known = " and ".join(map(str, cls.SCHEMAS))
+            raise UnsupportedSchema(f"{cls.__name__} of schema {value.get('schema')!r}; this version reads {known}: upgrade it")
         for name in without:
             value.pop(name, None)
         try:
@@ -262,17 +273,12 @@ class ImageRef:
     Args:
         url: ``http://``, ``https://``, ``file://`` or an absolute path on the host.
         checksum: ``sha256:<hex>`` or ``sha512:<hex>`` of the bytes at *url*, or None.
+        name: what it is registered as, for people; whatever it is called, it is the same image.
     """
 
     url: str
     checksum: str | None = None
-
-
-@dataclass(frozen=True)
-class Nic:
-    """One network card; *network* is a libvirt network of the host."""
-
-    network: str = "default"
+    name: str = dataclasses.field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -304,7 +310,9 @@ class Move:
 
 @dataclass(frozen=True)
 class InstanceSpec(Record):
-    """What should run. Written by eschedule, by its ``mod_revision``; never leased."""
+    """What should run. Written by eschedule, by its ``mod_revision``; never leased. *schema* follows from all the rest."""
+
+    SCHEMAS: ClassVar[tuple[int, ...]] = SPEC_SCHEMAS
 
     uuid: UUID
     name: str
@@ -313,6 +321,12 @@ class InstanceSpec(Record):
     nics: tuple[Nic, ...] = (Nic(),)
     keys: tuple[str, ...] = ()  # OpenSSH public keys, one line each
     user_data_base64: str | None = None
+    metadata: MetadataAccess = MetadataAccess.OPTIONAL
+    metadata_hop_limit: int = 1  # IP time to live of an answer that holds a session token
+    config_drive: ConfigDrive = ConfigDrive.AUTO
+    allow: tuple[str, ...] | None = None  # who may reach it: "tcp:22", "udp:53@10.0.0.0/8", "icmp"; None: everybody
+    forwards: tuple[Forward, ...] = ()  # ports of the host that lead to it
+    hardware: Hardware = USUAL
     hostname: str = ""
     alternates: tuple[Alternate, ...] = ()
     group: str | None = None
@@ -328,7 +342,14 @@ class InstanceSpec(Record):
     request_digest: str = ""
     created_at: str = ""  # ISO 8601, UTC; for people
     created_by: str = ""
-    schema: int = SCHEMA
+    schema: int = FIRST
+
+    def __post_init__(self) -> None:
+        needed = spec_schema(
+            nics=self.nics, metadata=self.metadata, config_drive=self.config_drive, allow=self.allow, forwards=self.forwards,
+            hardware=self.hardware,
+        )  # fmt: skip
+        object.__setattr__(self, "schema", needed)
 
     @property
     def vcpus(self) -> int:
@@ -345,6 +366,12 @@ class InstanceSpec(Record):
     @property
     def user_data(self) -> bytes | None:
         return None if self.user_data_base64 is None else base64.b64decode(self.user_data_base64)
+
+
+def spec_with_fields(text: str, fields: Mapping[str, Any]) -> str:
+    """As ``with_fields``, of a spec: its schema number becomes what it needs with them."""
+    changed = with_fields(text, fields)
+    return with_fields(changed, {"schema": InstanceSpec.from_json(changed).schema})
 
 
 @dataclass(frozen=True)
@@ -377,17 +404,6 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Address:
-    """A NIC's identity, known before the guest starts."""
-
-    network: str
-    mac: str
-    address: str
-    prefix_length: int = 24
-    gateway: str = ""
-
-
-@dataclass(frozen=True)
 class Progress:
     """How far the step in hand has come; *total* 0 where it is unknown."""
 
@@ -395,6 +411,16 @@ class Progress:
     done: int
     total: int
     unit: str = "bytes"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a guest last said of itself. Guests are not believed: it is shown, and nothing is decided by it."""
+
+    at: str  # ISO 8601, UTC; for people
+    message: str = ""
+    host_keys: tuple[str, ...] = ()  # fingerprints of its ssh host keys, "SHA256:… (ED25519)"
+    boot_request: int = 0  # of the boot in which it said so
 
 
 @dataclass(frozen=True)
@@ -412,6 +438,8 @@ class InstanceStatus(Record):
     failure_message: str = ""
     booted: int = 0  # the highest boot_request that the guest was booted for; above 0 it has run and is never rebuilt
     addresses: tuple[Address, ...] = ()
+    ready: Ready | None = None
+    notes: tuple[str, ...] = ()  # what is not as asked for although it runs, one line each: "port 8080 of the host is taken …"
     events: tuple[Event, ...] = ()  # the last 20
     updated_at: str = ""
     schema: int = SCHEMA
@@ -456,4 +484,15 @@ class HostAdmin(Record):
     since: str = ""
     traits: tuple[str, ...] = ()
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class KeyRecord(Record):
+    """Public keys that are kept under a name: ``ssh-keys/<name>``. A request copies them, once."""
+
+    name: str
+    keys: tuple[str, ...]  # OpenSSH, one line each
+    created_at: str = ""
+    created_by: str = ""
     schema: int = SCHEMA

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from common.config import PlacementConfig
 from common.errors import ConfigError, Conflict, EcomputeError, InvalidSpec, NoCapacity, PlacementUnavailable
+from common.nics import BRIDGE_TRAITS
 from common.placement_http import MICROVERSION, Answer, PlacementHttp
 from common.placement_types import (
     CONSUMER_TYPE,
@@ -112,7 +113,7 @@ class Placement:
         answer = self._http.get(f"/allocation_candidates?{_encoded(query)}", self._http.deadline())
         if answer.is_success:
             return _read(answer, read_candidates)
-        if _is_unknown_owner_trait(answer):
+        if _is_trait_of_nobody(answer):
             return Candidates((), {})
         raise ConfigError(f"Placement refuses the request {query!r}: {answer.detail}")
 
@@ -221,17 +222,15 @@ class Placement:
         Raises:
             PlacementUnavailable: no answer.
         """
-        return self._use_of(provider, is_once=False).claims
+        return self._use_of(provider).claims
 
-    def use_of(self, provider: UUID) -> Use:
-        """``provider_allocations`` with the provider's generation, by one request; asked once, for who asks again anyway."""
-        return self._use_of(provider, is_once=True)
+    def use_of(self, provider: UUID, *, more_seconds: float = 0.0) -> Use:
+        """``provider_allocations`` with its generation, by one request of so much *more* time; for who asks again anyway."""
+        return self._use_of(provider, is_once=True, more_seconds=more_seconds)
 
-    def _use_of(self, provider: UUID, *, is_once: bool) -> Use:
+    def _use_of(self, provider: UUID, **how: Any) -> Use:
         path = f"/resource_providers/{provider}/allocations"
-        return self._get_or(
-            path, lambda body: Use(read_generation(body), read_allocations(body)), Use(None, {}), is_once=is_once
-        )  # fmt: skip
+        return self._get_or(path, lambda body: Use(read_generation(body), read_allocations(body)), Use(None, {}), **how)
 
     # -- providers -------------------------------------------------------------------------------------------------------
 
@@ -439,7 +438,7 @@ class Placement:
         answer = self._http.get(f"/resource_providers?{query}", deadline)
         if answer.is_success:
             return _read(answer, lambda body: [read_provider(p) for p in body["resource_providers"]])
-        if _is_unknown_owner_trait(answer):
+        if _is_trait_of_nobody(answer):
             return []
         raise ConfigError(f"Placement refuses to list providers by {query!r}: {answer.detail}")
 
@@ -450,8 +449,10 @@ class Placement:
                 " compute.yaml, or delete that provider if its host is gone"
             )
 
-    def _get_or(self, path: str, read: Callable[[Any], T], if_unknown: T, *, is_once: bool = False) -> T:
-        answer = self._http.get(path, self._http.deadline(), is_once=is_once)
+    def _get_or(
+        self, path: str, read: Callable[[Any], T], if_unknown: T, *, is_once: bool = False, more_seconds: float = 0.0
+    ) -> T:
+        answer = self._http.get(path, self._http.deadline(more_seconds), is_once=is_once, more_seconds=more_seconds)
         return if_unknown if answer.status == 404 else _read(_successful(answer), read)
 
     def _retry(self, call: Callable[[], T], on: type[EcomputeError] | tuple[type[EcomputeError], ...], deadline: Deadline) -> T:
@@ -482,9 +483,11 @@ def _read(answer: Answer, read: Callable[[Any], T]) -> T:
         raise PlacementUnavailable(f"Placement's answer is not of microversion {MICROVERSION}: {error!r}") from error
 
 
-def _is_unknown_owner_trait(answer: Answer) -> bool:
-    """Whether all that is wrong is that no ecompute has ever written our trait, so that no host can have it."""
-    return answer.status == 400 and answer.detail.rstrip(".").endswith(f"No such trait(s): {OWNER_TRAIT}")
+def _is_trait_of_nobody(answer: Answer) -> bool:
+    """Whether all that is wrong is that no ecompute has ever written our trait, or a bridge's, so that no host can have it."""
+    _, is_that, names = answer.detail.rstrip(".").rpartition("No such trait(s): ")
+    unknown = names.split(", ")
+    return answer.status == 400 and bool(is_that) and all(n == OWNER_TRAIT or n.startswith(BRIDGE_TRAITS) for n in unknown)
 
 
 def _encoded(query: str) -> str:

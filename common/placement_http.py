@@ -79,11 +79,12 @@ class PlacementHttp:
         """The time that one call with all its retries may take."""
         return Deadline(self._config.deadline_seconds + more_seconds, self._clock)
 
-    def get(self, path: str, deadline: Deadline, *, is_once: bool = False) -> Answer:
+    def get(self, path: str, deadline: Deadline, *, is_once: bool = False, more_seconds: float = 0.0) -> Answer:
         """Ask, and ask again while there is no answer and *deadline* allows it.
 
         Args:
             is_once: the caller asks again itself, when it sees fit.
+            more_seconds: how much longer than others it may take.
 
         Raises:
             PlacementUnavailable: no answer until the deadline.
@@ -91,8 +92,8 @@ class PlacementHttp:
             EcomputeError: the server is older than we need.
         """
         if is_once:
-            return self._once("GET", path, None, deadline)
-        return self._retry(lambda: self._once("GET", path, None, deadline), PlacementUnavailable, deadline)
+            return self._once("GET", path, None, deadline, more_seconds)
+        return self._retry(lambda: self._once("GET", path, None, deadline, more_seconds), PlacementUnavailable, deadline)
 
     def write(self, method: str, path: str, body: Any, deadline: Deadline, *, more_seconds: float = 0.0) -> Answer:
         """Send a request that changes something; again only where it has certainly not arrived.

@@ -50,11 +50,12 @@ _FOLDER = _text("^/[^/]", "an absolute path")
 _PORT = "(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3})"
 _LISTEN = f"^([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\]):{_PORT}$"
 _UUID = _text(UUID_PATTERN, "a uuid")
-_NETWORK = _text("^[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}$", "the name of a libvirt network")
+_NETWORK = _text("^[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}$", "the name of a network")
 _PLAIN = _text("^[^\\s]+$", "a text without spaces")
 # Judged in config_checks, which does not repeat the password that an address should not hold.
 _URL = _text("", "http://HOST:PORT or https://HOST:PORT")
-_IMAGE = _text("", "an http(s):// or file:// URL or an absolute path")
+_RULE = _text("", "a rule, such as tcp:22 or icmp")
+_IMAGE = _text("", "the name of a registered image, an http(s):// or file:// URL or an absolute path")
 
 _ETCD: dict[str, Schema] = {
     "endpoints": {"type": "array", "minItems": 1, "uniqueItems": True, "items": _URL},
@@ -66,6 +67,7 @@ _ETCD: dict[str, Schema] = {
     "password_file": _or_null(_FILE),
     "deadline_seconds": _seconds(maximum=3600),
 }
+_BRIDGE = _text("^[^\\s/]{1,15}$", "the name of a network interface, at most 15 characters")
 _LEASE: dict[str, Schema] = {
     "lease_ttl_seconds": _integer(2, 3600),
     "heartbeat_every_seconds": _seconds(maximum=3600),
@@ -116,6 +118,7 @@ COMPUTE: Schema = {
                     "name": _NETWORK,
                     "reserve_ahead": _integer(0, 1000),
                     "filter": _or_null(_text("^[A-Za-z0-9_.-]+$", "the name of a libvirt nwfilter")),
+                    "bridge": _or_null(_BRIDGE),
                 }
             ),
             "metadata": _section(
@@ -123,10 +126,18 @@ COMPUTE: Schema = {
                     "mode": _one_of("managed", "external", "off"),
                     "address": _text("^[0-9]{1,3}(\\.[0-9]{1,3}){3}$", "an IPv4 address"),
                     "port": _integer(1, 65535),
-                    "bridge": _text("^[^\\s/]{1,15}$", "the name of a network interface, at most 15 characters"),
+                    "ipv6": _one_of("auto", "off"),
+                    "bridge": _BRIDGE,
+                    "vendor_data_file": _or_null(_FILE),
                 }
             ),
-            "images": _section({"fetch_timeout_seconds": _seconds(1, 3600), "max_size_gib": _integer(1, 1024 * 1024)}),
+            "images": _section(
+                {
+                    "fetch_timeout_seconds": _seconds(1, 3600),
+                    "max_size_gib": _integer(1, 1024 * 1024),
+                    "revalidate_after_hours": _or_null(_seconds(0, 87600)),
+                }
+            ),
             "builder": _section(
                 {
                     "workers": _or_null(_integer(1, 256)),
@@ -156,6 +167,10 @@ SCHEDULE: Schema = {
                     "key_files": {"type": "array", "uniqueItems": True, "items": _FILE},
                     "network": _NETWORK,
                     "restart": _one_of("never", "on-failure", "always"),
+                    "metadata": _one_of("optional", "required", "off"),
+                    "metadata_hop_limit": _integer(1, 64),
+                    "config_drive": _one_of("auto", "openstack", "nocloud", "none"),
+                    "allow": {"type": ["array", "null"], "items": _RULE},
                 }
             ),
             "policy": _one_of("spread", "pack", "random"),
@@ -173,6 +188,11 @@ _COUNT: Schema = {"type": "integer", "minimum": 0}
 _AMOUNTS: Schema = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}}
 _TEXTS: Schema = {"type": "object", "additionalProperties": _STRING}
 _SCHEMA_NUMBER: Schema = {"const": 1}
+_SPEC_SCHEMA_NUMBER: Schema = {
+    "enum": [1, 2, 3],
+    "description": "2 where allow, forwards, metadata, config_drive, or more of a card than its network must be understood; "
+    "3 where hardware must be",
+}
 _PHASES = (
     "Pending", "Building", "Running", "Rebooting", "Paused", "Stopping", "Stopped",
     "Deleting", "Rescheduling", "Refused", "Failed", "Held", "Quarantined",
@@ -191,6 +211,12 @@ def _part(required: tuple[str, ...], properties: dict[str, Schema]) -> Schema:
     return {"type": "object", "required": list(required), "properties": properties}
 
 
+_IP_ADDRESSES = _list(
+    _part(("address", "prefix_length"), {"address": _STRING, "prefix_length": _COUNT, "gateway": _STRING}),
+    description="of either family",
+)
+_PORT_NUMBER = _integer(1, 65535)
+
 INSTANCE_SPEC = _record(
     "InstanceSpec",
     ("uuid", "name", "image", "resources"),
@@ -198,12 +224,45 @@ INSTANCE_SPEC = _record(
         "uuid": _UUID_TEXT,
         "name": {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"},
         "image": _part(
-            ("url",), {"url": _STRING, "checksum": {"type": ["string", "null"], "pattern": "^sha(256|512):[0-9a-f]+$"}}
+            ("url",),
+            {
+                "url": _STRING,
+                "checksum": {"type": ["string", "null"], "pattern": "^sha(256|512):[0-9a-f]+$"},
+                "name": {"type": "string", "description": "what it was registered as; for people"},
+            },
         ),
         "resources": _AMOUNTS,
-        "nics": _list(_part((), {"network": _STRING})),
+        "nics": _list(
+            _part(
+                (),
+                {
+                    "network": {"type": "string", "description": "of libvirt; with a bridge the cluster's network, or empty"},
+                    "bridge": {"type": "string", "description": "of the host; empty for a libvirt network"},
+                    "vlan": _COUNT,
+                    "mac": {"type": "string", "description": "empty lets the host choose"},
+                    "addresses": _IP_ADDRESSES,
+                    "name_servers": _list(_STRING),
+                    "mtu": _COUNT,
+                },
+            )
+        ),
         "keys": _list({"type": "string", "description": "an OpenSSH public key, one line"}),
         "user_data_base64": {"type": ["string", "null"]},
+        "metadata": {"enum": ["optional", "required", "off"]},
+        "metadata_hop_limit": _integer(1, 64),
+        "config_drive": {"enum": ["auto", "openstack", "nocloud", "none"]},
+        "allow": {
+            "type": ["array", "null"],
+            "items": {"type": "string", "description": "a rule, such as tcp:22, udp:53@10.0.0.0/8 or icmp"},
+            "description": "who may reach it; null: everybody",
+        },
+        "forwards": _list(
+            _part(
+                ("host_port", "guest_port"),
+                {"host_port": _PORT_NUMBER, "guest_port": _PORT_NUMBER, "protocol": {"enum": ["tcp", "udp"]}},
+            )
+        ),
+        "hardware": _part((), {"disk_bus": {"enum": ["virtio", "sata"]}, "card_model": {"enum": ["virtio", "e1000"]}}),
         "hostname": _STRING,
         "alternates": _list(
             _part(
@@ -233,7 +292,7 @@ INSTANCE_SPEC = _record(
         "request_digest": _STRING,
         "created_at": _TIME,
         "created_by": _STRING,
-        "schema": _SCHEMA_NUMBER,
+        "schema": _SPEC_SCHEMA_NUMBER,
     },
 )
 
@@ -258,9 +317,27 @@ INSTANCE_STATUS = _record(
         "addresses": _list(
             _part(
                 ("network", "mac", "address"),
-                {"network": _STRING, "mac": _STRING, "address": _STRING, "prefix_length": _COUNT, "gateway": _STRING},
+                {
+                    "network": _STRING,
+                    "mac": _STRING,
+                    "address": {"type": "string", "description": "empty where it is not known (yet)"},
+                    "prefix_length": _COUNT,
+                    "gateway": _STRING,
+                    "more": _IP_ADDRESSES,
+                    "bridge": _STRING,
+                    "vlan": _COUNT,
+                    "source": {"enum": ["", "dhcp", "static", "learned"]},
+                    "name_servers": _list(_STRING),
+                    "mtu": _COUNT,
+                },
             )
         ),
+        "ready": {
+            "type": ["object", "null"],
+            "required": ["at"],
+            "properties": {"at": _TIME, "message": _STRING, "host_keys": _list(_STRING), "boot_request": _COUNT},
+        },
+        "notes": _list({"type": "string", "description": "what is not as asked for although it runs, one line"}),
         "events": _list(
             _part(("at", "step", "took_ms"), {"at": _TIME, "step": _STRING, "took_ms": _COUNT, "message": _STRING}), maxItems=20
         ),
@@ -288,4 +365,50 @@ HOST_RECORD = _record(
     },
 )
 
-RECORDS: dict[str, Schema] = {s["title"]: s for s in (INSTANCE_SPEC, INSTANCE_STATUS, HOST_RECORD)}
+NETWORK_RECORD = _record(
+    "NetworkRecord",
+    ("name", "bridge", "subnets"),
+    {
+        "name": _STRING,
+        "bridge": {"type": "string", "description": "of every host whose guests can be on it"},
+        "subnets": _list(
+            _part(
+                ("cidr", "first", "last"),
+                {"cidr": _STRING, "first": _STRING, "last": _STRING, "gateway": {"type": "string", "description": "or empty"}},
+            ),
+            minItems=1,
+            maxItems=2,
+        ),
+        "vlan": {"type": "integer", "minimum": 0, "maximum": 4094},
+        "name_servers": _list(_STRING),
+        "mtu": _COUNT,
+        "created_at": _TIME,
+        "created_by": _STRING,
+        "schema": _SCHEMA_NUMBER,
+    },
+)
+
+IMAGE_RECORD = _record(
+    "ImageRecord",
+    ("name", "url", "checksum"),
+    {
+        "name": _STRING,
+        "url": _STRING,
+        "checksum": {"type": "string", "pattern": "^sha(256|512):[0-9a-f]+$"},
+        "checksum_url": {"type": "string", "description": "where it was read; for people, empty where it was given"},
+        "min_disk_gib": _COUNT,
+        "min_memory_mib": _COUNT,
+        "user": {"type": "string", "description": "whom to log in as; for people, empty where unknown"},
+        "properties": {
+            **_TEXTS,
+            "description": "by Glance's names, such as hw_disk_bus; refuse a request where one is unknown",
+        },
+        "created_at": _TIME,
+        "created_by": _STRING,
+        "schema": _SCHEMA_NUMBER,
+    },
+)
+
+RECORDS: dict[str, Schema] = {
+    s["title"]: s for s in (INSTANCE_SPEC, INSTANCE_STATUS, HOST_RECORD, NETWORK_RECORD, IMAGE_RECORD)
+}

@@ -43,13 +43,14 @@ class Listing:
 class Compare:
     """One condition of a transaction: *field* of *key* stands in *operator* to *value*.
 
-    A key that is absent has ``create_revision`` and ``mod_revision`` 0, and no ``value``.
+    A key that is absent has ``create_revision`` and ``mod_revision`` 0, and no ``value``. Of a prefix it holds for every key.
     """
 
     key: str
     field: str  # "create_revision" | "mod_revision" | "value"
-    operator: str  # "==" | ">"
+    operator: str  # "==" | ">" | "<"
     value: int | str
+    is_prefix: bool = False
 
     @staticmethod
     def absent(key: str) -> Compare:
@@ -70,6 +71,11 @@ class Compare:
     @staticmethod
     def holds(key: str, text: str) -> Compare:
         return Compare(key, "value", "==", text)
+
+    @staticmethod
+    def none_newer(prefix: str, revision: int) -> Compare:
+        """No key under *prefix* was written since *revision*; with 0 there is none at all. Of deleted ones it knows nothing."""
+        return Compare(prefix, "mod_revision", "<", revision + 1, is_prefix=True)
 
     @staticmethod
     def as_read(key: str, found: Mapping[str, Versioned]) -> Compare:

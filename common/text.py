@@ -1,13 +1,15 @@
-"""Text that came from outside, made fit to show: on one line, printable, not too long; and the nearest known word.
+"""Text that came from outside, made fit to show: on one line, printable, not too long; the nearest known word; moments.
 
 Used wherever a message, a log line or a terminal repeats what a user, a guest or a file said. Pure; knows nothing of ours.
 """
 
 from __future__ import annotations
 
+import datetime
 import difflib
 from collections.abc import Iterable
 
+_MOST_CAUSES = 10  # they may go round in a circle
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 
 
@@ -43,3 +45,25 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     by_folded = {k.casefold().replace("-", "_"): k for k in known}
     matches = difflib.get_close_matches(word[:200].casefold().replace("-", "_"), by_folded, n=1, cutoff=0.6)
     return by_folded[matches[0]] if matches else None
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 host``, ``2 hosts``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def utc_text(moment: datetime.datetime) -> str:
+    """*moment*, which knows its time zone, as records and logs have it: RFC 3339 in UTC, to the millisecond."""
+    return moment.astimezone(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def innermost_cause(error: BaseException) -> str:
+    """The innermost cause of *error* in one line: what is wrapped around it only repeats the address, with its secrets."""
+    for _ in range(_MOST_CAUSES):
+        around = (getattr(error, "reason", None), error.__cause__, *error.args, error.__context__)
+        inner = next((one for one in around if isinstance(one, BaseException) and one is not error), None)
+        if inner is None:
+            break
+        error = inner
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())

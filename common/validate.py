@@ -1,34 +1,57 @@
 """What users give on a command line, checked before anything is touched. Pure: no files, no network, no clock.
 
 Each function returns the parsed value or raises ``ConfigError`` with one line: what is wrong, what is allowed, what to do.
-This is the one door: the larger two, Placement's query string and ssh keys, have modules of their own behind it.
+This is the one door: the larger ones, Placement's query string, ssh keys and access, have modules of their own behind it.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from common.errors import ConfigError
-from common.model import GroupPolicy, ImageRef, Restart
+from common.model import GroupPolicy, Restart
 from common.text import nearest, quoted
-from common.validate_keys import parse_public_keys
+from common.validate_access import (
+    MOST_HOPS,
+    check_forwards,
+    parse_allow,
+    parse_config_drive,
+    parse_forward,
+    parse_forwards,
+    parse_host_port,
+    parse_metadata_access,
+)
+from common.validate_images import is_image_name, parse_checksum, parse_image, parse_image_name
+from common.validate_keys import MOST_KEYS, parse_public_keys
 from common.validate_query import RequestQuery, parse_resources_query
 
 __all__ = [
+    "MOST_KEYS",
     "USER_DATA_MOST_BYTES",
     "RequestQuery",
+    "check_forwards",
     "check_user_data",
+    "is_image_name",
+    "is_key_name",
     "is_uuid",
+    "parse_allow",
     "parse_checksum",
+    "parse_config_drive",
     "parse_count",
+    "parse_forward",
+    "parse_forwards",
     "parse_group",
     "parse_group_policy",
+    "parse_hop_limit",
+    "parse_host_port",
     "parse_hostname",
     "parse_image",
+    "parse_image_name",
     "parse_instance",
+    "parse_key_name",
+    "parse_metadata_access",
     "parse_name",
     "parse_network",
     "parse_public_keys",
@@ -40,12 +63,11 @@ __all__ = [
 ]
 
 USER_DATA_MOST_BYTES = 65536
-IMAGE_MOST_CHARACTERS = 4096
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_DIGEST_HEX = {"sha256": 64, "sha512": 128}
 _ORDERS = ("spread", "pack", "random")  # schedule.yaml's policy: in which order hosts are tried
 _NETWORK = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
+_KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,62}")
 
 
 def parse_name(text: str, what: str = "instance name") -> str:
@@ -99,13 +121,32 @@ def parse_group_policy(text: str) -> GroupPolicy:
 
 
 def parse_network(text: str) -> str:
-    """The name of a libvirt network.
+    """The name of a network, of the cluster or of libvirt.
 
     Raises:
         ConfigError: it has characters that we take no network to have.
     """
     if not _NETWORK.fullmatch(text):
         raise ConfigError(f"network {quoted(text)} is no name; allowed are 1 to 63 letters, digits, and _ . - behind the first")
+    return text
+
+
+def is_key_name(text: str) -> bool:
+    """Whether *text* could be the name that ssh keys are kept under, and is not for certain a file."""
+    return bool(_KEY_NAME.fullmatch(text)) and not text.endswith(".pub")
+
+
+def parse_key_name(text: str) -> str:
+    """The name that ssh keys are kept under; nothing that ``create --key`` takes for a file.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not is_key_name(text):
+        fault = "ends in .pub, as files do" if text.endswith(".pub") else "is none"
+        raise ConfigError(
+            f"key name {quoted(text)} {fault}; allowed are 1 to 63 letters, digits, and _ . @ + - behind the first, as in alice"
+        )
     return text
 
 
@@ -146,86 +187,6 @@ def parse_request_id(text: str) -> str:
     if not text or len(text) > 255 or not text.isprintable():
         raise ConfigError(f"request id {quoted(text)} is not taken; allowed are 1 to 255 printable characters")
     return text
-
-
-def parse_image(text: str, checksum: str | None = None) -> ImageRef:
-    """An ``http(s)://`` or ``file://`` URL or an absolute path, with the *checksum* that its bytes must have.
-
-    Whether there is anything at that address only the host can say.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    where = f"image {quoted(re.sub(r'//[^/?#]*@', '//…@', text))}"  # never with the password that it should not hold
-    if not text:
-        raise ConfigError("the image is empty; give an http(s):// or file:// URL or an absolute path")
-    if len(text) > IMAGE_MOST_CHARACTERS or not text.isprintable():
-        raise ConfigError(f"{where} is too long (over {IMAGE_MOST_CHARACTERS}) or has control characters")
-    if text.startswith("/"):
-        _check_image_path(where, text)
-    else:
-        _check_image_url(where, text)
-    return ImageRef(text, None if checksum is None else parse_checksum(checksum))
-
-
-def _check_image_path(where: str, path: str) -> None:
-    if path.endswith("/"):
-        raise ConfigError(f"{where} is a folder; give the path of a file")
-    if path.startswith("//"):
-        raise ConfigError(f"{where} begins with two slashes; write https:// before it, or take one away")
-
-
-def _check_image_url(where: str, text: str) -> None:
-    try:
-        url = urlsplit(text)
-        host, secret, _port = url.hostname, url.username is not None or url.password is not None, url.port
-    except ValueError as error:
-        raise ConfigError(f"{where} is no URL: {error}") from None
-    if url.scheme not in ("http", "https", "file") or not text[len(url.scheme) :].startswith("://"):
-        raise ConfigError(
-            f"{where} is neither an http://, https:// or file:// URL nor an absolute path; "
-            "a path begins with / and is looked up on the host that builds the instance"
-        )
-    if secret:
-        # A spec is stored in etcd, shown by "show" and repeated in logs and statuses.
-        raise ConfigError(
-            f"the image's {url.scheme}:// address holds a user name or password, and would be stored and shown with it; "
-            "serve the image without, or by a signed URL that expires"
-        )
-    if " " in text:
-        raise ConfigError(f"{where} has a space; write %20")
-    if url.scheme == "file":
-        _check_file_url(where, url.netloc, url.path)
-    elif not host:
-        raise ConfigError(f"{where} names no host; it looks like https://images.example.org/debian.qcow2")
-
-
-def _check_file_url(where: str, netloc: str, path: str) -> None:
-    if netloc not in ("", "localhost"):
-        raise ConfigError(f"{where} has two slashes before the path, needs three: file:///path/on/the/host")
-    if not path.startswith("/") or path.endswith("/"):
-        raise ConfigError(f"{where} names no file; it looks like file:///path/on/the/host.qcow2")
-
-
-def parse_checksum(text: str) -> str:
-    """``sha256:`` or ``sha512:`` and that many hexadecimal digits, in small letters.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    algorithm, colon, digits = text.partition(":")
-    if not colon and re.fullmatch(r"[0-9a-fA-F]+", text):
-        found = next((a for a, length in _DIGEST_HEX.items() if length == len(text)), None)
-        if found:
-            raise ConfigError(f"checksum {quoted(text, 12)} does not say of what kind it is; write {found}: before it")
-    wanted = _DIGEST_HEX.get(algorithm)
-    if wanted is None:
-        raise ConfigError(
-            f"checksum {quoted(text, 40)} is of no known kind; write sha256:<64 hex digits> or sha512:<128 hex digits>"
-        )
-    if not re.fullmatch(r"[0-9a-fA-F]+", digits) or len(digits) != wanted:
-        raise ConfigError(f"checksum {algorithm}: has {len(digits)} characters behind the colon, needs {wanted} hex digits")
-    return f"{algorithm}:{digits.lower()}"
 
 
 def check_user_data(data: bytes, where: str = "--user-data") -> bytes:
@@ -280,3 +241,8 @@ def parse_count(text: str, what: str, least: int = 1, most: int = 1000) -> int:
     if not re.fullmatch(r"-?[0-9]{1,18}", text) or not least <= int(text) <= most:
         raise ConfigError(f"{what} is {quoted(text)}, needs a whole number from {least} to {most}")
     return int(text)
+
+
+def parse_hop_limit(text: str, what: str = "--metadata-hop-limit") -> int:
+    """How many hops an answer that holds a session token may go, as in ``parse_count``."""
+    return parse_count(text, what, 1, MOST_HOPS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 
 from common.errors import ConfigError
 
@@ -23,6 +24,16 @@ _FIELDS = {
     "ecdsa-sha2-nistp521": 2,
     "sk-ssh-ed25519@openssh.com": 2,
     "sk-ecdsa-sha2-nistp256@openssh.com": 3,
+}
+KIND_NAMES = {  # as ssh-keygen -l names them (OpenSSH's sshkey.c), also those that are not taken
+    "ssh-ed25519": "ED25519",
+    "ssh-rsa": "RSA",
+    "ssh-dss": "DSA",
+    "ecdsa-sha2-nistp256": "ECDSA",
+    "ecdsa-sha2-nistp384": "ECDSA",
+    "ecdsa-sha2-nistp521": "ECDSA",
+    "sk-ssh-ed25519@openssh.com": "ED25519-SK",
+    "sk-ecdsa-sha2-nistp256@openssh.com": "ECDSA-SK",
 }
 _KINDS = "ssh-ed25519, ssh-rsa, ecdsa-sha2-nistp256/384/521 or their sk- forms"
 
@@ -49,6 +60,18 @@ def parse_public_keys(data: bytes | str, where: str = "--key") -> tuple[str, ...
     if len(keys) > MOST_KEYS:
         raise ConfigError(f"{where} holds {len(keys)} keys, at most {MOST_KEYS} are taken")
     return tuple(dict.fromkeys(keys))
+
+
+def fingerprint(key: str) -> str:
+    """What tells the checked *key* from others for people, as ``ssh-keygen -l`` writes it: ``SHA256:… (ED25519)``."""
+    kind, encoded = key.split(" ")[:2]
+    return blob_fingerprint(kind, base64.b64decode(encoded))
+
+
+def blob_fingerprint(kind: str, blob: bytes) -> str:
+    """As ``fingerprint``, of the key of that *kind* whose bytes are *blob*."""
+    digest = base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+    return f"SHA256:{digest} ({KIND_NAMES.get(kind, kind)})"
 
 
 def _text(data: bytes | str, where: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection, Iterator
 
+from common.errors import NoAddress
 from ecompute.hypervisor import DhcpHost, Lease, Network
 
 
@@ -33,6 +34,38 @@ def is_held_by_itself(pair: DhcpHost, leases: Collection[Lease]) -> bool:
 def is_held_by_another(pair: DhcpHost, leases: Collection[Lease]) -> bool:
     """Whether another MAC holds a lease for the address of *pair*: dnsmasq would then give *pair* some other address."""
     return any(lease.mac != pair.mac and lease.address == pair.address for lease in leases)
+
+
+def is_in_range(address: str, network: Network) -> bool:
+    """Whether *address* is of the range that the network's DHCP server gives."""
+    if not network.dhcp_start:
+        return False
+    lowest, wanted, highest = (ipaddress.IPv4Address(end) for end in (network.dhcp_start, address, network.dhcp_end))
+    return lowest <= wanted <= highest
+
+
+def refuse_if_not_to_be_had(pair: DhcpHost, network: Network, leases: Collection[Lease]) -> None:
+    """Whether a guest may ask for *pair*, of which our other guests are not.
+
+    Raises:
+        NoAddress: it is not of the network's subnet, or somebody else has it.
+    """
+    subnet = ipaddress.IPv4Network(f"{network.gateway}/{network.prefix_length}", strict=False)
+    address = ipaddress.IPv4Address(pair.address)
+    special = (subnet.network_address, subnet.broadcast_address, ipaddress.IPv4Address(network.gateway))
+    if address not in subnet or address in special:
+        raise NoAddress(
+            f"network {network.name} of this host has {subnet}, its own address is {network.gateway}: {pair.address} is none "
+            "that a guest could have; name another, or none"
+        )
+    for entry in network.dhcp_hosts:
+        if entry != pair and (entry.address == pair.address or entry.mac == pair.mac):
+            raise NoAddress(
+                f"network {network.name} of this host keeps {entry.address} for {entry.mac or 'somebody'}: name another "
+                "address, or none"
+            )
+    if is_held_by_another(pair, leases):
+        raise NoAddress(f"network {network.name} of this host has leased {pair.address} to somebody: name another, or none")
 
 
 def candidates(network: Network, leases: Collection[Lease]) -> Iterator[DhcpHost]:

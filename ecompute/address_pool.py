@@ -16,9 +16,18 @@ from collections.abc import Iterator
 
 from common.errors import Conflict, HypervisorRejected, HypervisorUnavailable, NoAddress
 from common.logs import fields
-from common.model import Address
+from common.model import Address, IpAddress
+from common.nics import slaac_address
 from common.retry import Deadline
-from ecompute.address_pairs import candidates, is_held_by_another, is_held_by_itself, is_ours
+from ecompute.address_pairs import (
+    candidates,
+    is_held_by_another,
+    is_held_by_itself,
+    is_in_range,
+    is_ours,
+    pair_of,
+    refuse_if_not_to_be_had,
+)
 from ecompute.hypervisor import DhcpHost, Hypervisor, Lease, Network
 
 logger = logging.getLogger(__name__)
@@ -40,12 +49,32 @@ class AddressPool:
         self._taken: set[DhcpHost] = set()
         self._trusted: set[DhcpHost] = set()  # made or given back in this process's time
         self._unhealable: set[DhcpHost] = set()
+        self._strays: list[DhcpHost] = []  # entries of ours outside of the network's range that nobody has any more
+        self._leaving: set[DhcpHost] = set()  # whose entries are to go; what is given back of them is nobody's
         self._network: Network | None = None  # as it was last read
 
     @property
     def free_count(self) -> int:
         with self._changed:
             return len(self._free)
+
+    @property
+    def bridge(self) -> str:
+        """The host's bridge that the network is on, "" while that is not known."""
+        with self._changed:
+            return self._network.bridge if self._network else ""
+
+    def look(self) -> None:
+        """Read the network, unless it was read before.
+
+        Raises:
+            NoAddress: it serves no addresses.
+        """
+        with self._changed:
+            is_known = self._network is not None
+        if not is_known:
+            with self._updating():
+                self._read()
 
     def hold(self, address: Address) -> None:
         """Count *address* as taken: it was, before this process began."""
@@ -71,15 +100,47 @@ class AddressPool:
         with self._update_ends():
             return self._make_one_to_take()
 
+    def claim(self, address: str, mac: str = "") -> Address:
+        """This very *address*, or any, with this *mac* or the one that belongs to it; its entry is made by ``ensure``.
+
+        Raises:
+            NoAddress: it is not one that the network can give, or somebody has it.
+        """
+        with self._updating():
+            network, leases = self._read()
+            address = address or self._any(network, leases)
+            pair = DhcpHost(mac, address) if mac else pair_of(address)
+            if self._drop_ready(pair):
+                network, leases = self._read()
+            refuse_if_not_to_be_had(pair, network, leases)
+            with self._changed:
+                if any(pair.address == other.address or pair.mac == other.mac for other in self._taken):
+                    raise NoAddress(f"network {self.name}: another instance on this host has {address}: name another, or none")
+                self._free = deque(other for other in self._free if other != pair)
+                return self._given(network, pair)
+
     def give_back(self, address: Address) -> None:
         """*address* is free for another guest. Giving back what is free already changes nothing."""
         pair = DhcpHost(address.mac, address.address)
         with self._changed:
             self._taken.discard(pair)
             self._trusted.add(pair)
-            if pair not in self._free:
+            if pair not in self._free and self._is_of_the_pool(pair):
                 self._free.append(pair)
             self._changed.notify_all()
+
+    def drop_if_special(self, address: Address) -> None:
+        """Remove the entry of an *address* that its guest alone wanted; others stay, for the next guest.
+
+        From here on nobody puts it back. Where it cannot be removed, ``improve`` does so when the address was given back.
+        """
+        pair = DhcpHost(address.mac, address.address)
+        with self._changed:
+            if self._is_of_the_pool(pair):
+                return
+            self._leaving.add(pair)
+        with self._updating():
+            self._hypervisor.remove_dhcp_host(self.name, pair)
 
     def ensure(self, address: Address) -> None:
         """Make sure that the network has the entry of the taken *address*; it may have been defined anew meanwhile.
@@ -87,9 +148,12 @@ class AddressPool:
         Raises:
             Conflict: somebody else's entry has the address or the MAC.
         """
+        pair = DhcpHost(address.mac, address.address)
         with self._updating():
             self._read()
-            self._hypervisor.add_dhcp_host(self.name, DhcpHost(address.mac, address.address))
+            with self._changed:
+                self._leaving.discard(pair)
+            self._hypervisor.add_dhcp_host(self.name, pair)
 
     def improve(self, *, is_busy: bool = False) -> bool:
         """Make at most one change that brings the network to where it should be; False where it is there.
@@ -104,12 +168,14 @@ class AddressPool:
         with self._updating():
             network, leases = self._read()
             with self._changed:
-                lost = sorted(self._taken - set(network.dhcp_hosts) - self._unhealable, key=lambda pair: pair.address)
+                lost = self._taken - set(network.dhcp_hosts) - self._unhealable - self._leaving
                 shortage = wanted - len(self._free)
                 has_surplus = not is_busy and len(self._free) > 2 * self._reserve_ahead
-                surplus = self._free.pop() if has_surplus else None
+                unused = [] if is_busy else [*self._strays, *self._leaving.intersection(network.dhcp_hosts)]
+                strays = [pair for pair in unused if pair not in self._taken]
+                surplus = strays[0] if strays else self._free.pop() if has_surplus else None
             if lost:
-                self._heal(lost[0])
+                self._heal(min(lost, key=lambda pair: pair.address))
             elif shortage > 0:
                 self._make_free(self._make(network, leases))
             elif surplus:
@@ -162,22 +228,29 @@ class AddressPool:
         Raises:
             NoAddress: it serves no addresses.
         """
-        network = _usable(self.name, self._hypervisor.network(self.name))
+        network = usable(self.name, self._hypervisor.network(self.name))
         leases = self._hypervisor.leases(self.name)
         ours = [entry for entry in network.dhcp_hosts if is_ours(entry)]
         with self._changed:
             if self._network is None or self._network.dhcp_hosts != network.dhcp_hosts:
                 self._unhealable.clear()
             self._network = network
+            self._leaving &= self._taken.union(network.dhcp_hosts)
             present = set(ours)
-            self._free = deque(pair for pair in self._free if pair in present)
+            self._free = deque(pair for pair in self._free if pair in present and self._is_of_the_pool(pair))
             known = self._taken.union(self._free)
-            self._free.extend(pair for pair in ours if pair not in known and not self._is_doubtful(pair, leases))
+            found = [pair for pair in ours if pair not in known and not self._is_doubtful(pair, leases)]
+            self._free.extend(pair for pair in found if self._is_of_the_pool(pair))
+            self._strays = [pair for pair in found if not self._is_of_the_pool(pair)]
         return network, leases
 
     def _is_doubtful(self, pair: DhcpHost, leases: tuple[Lease, ...]) -> bool:
         """A guest uses *pair*, and not because we gave it back just now: its assignment was lost, so leave it alone."""
         return pair not in self._trusted and is_held_by_itself(pair, leases)
+
+    def _is_of_the_pool(self, pair: DhcpHost) -> bool:
+        """Whether *pair* is one that we would give to anybody: of the network's range, with the MAC that belongs to it."""
+        return is_ours(pair) and (self._network is None or is_in_range(pair.address, self._network))
 
     def _make_one_to_take(self) -> Address:
         network, leases = self._read()
@@ -204,7 +277,29 @@ class AddressPool:
             with self._changed:
                 self._trusted.add(pair)
             return pair
-        raise NoAddress(
+        raise self._is_full(network)
+
+    def _drop_ready(self, pair: DhcpHost) -> bool:
+        """Remove the free pair that has the address of *pair* with another MAC; whether there was one."""
+        with self._changed:
+            ready = next((other for other in self._free if other.address == pair.address and other != pair), None)
+            if ready:
+                self._free.remove(ready)
+        if ready:
+            self._hypervisor.remove_dhcp_host(self.name, ready)
+        return ready is not None
+
+    def _any(self, network: Network, leases: tuple[Lease, ...]) -> str:
+        """An address that nobody has, and of which no entry is ready."""
+        with self._changed:
+            taken = {pair.address for pair in self._taken}
+        for pair in candidates(network, leases):
+            if pair.address not in taken:
+                return pair.address
+        raise self._is_full(network)
+
+    def _is_full(self, network: Network) -> NoAddress:
+        return NoAddress(
             f"network {self.name} has no free address between {network.dhcp_start} and {network.dhcp_end}: "
             f"widen its range (virsh net-edit {self.name}), or delete instances"
         )
@@ -225,17 +320,22 @@ class AddressPool:
     def _given(self, network: Network, pair: DhcpHost) -> Address:
         """*pair*, taken; call it with the lock held."""
         self._taken.add(pair)
-        return Address(self.name, pair.mac, pair.address, network.prefix_length, network.gateway)
+        self._leaving.discard(pair)
+        own = tuple(IpAddress(slaac_address(prefix, pair.mac), 64) for prefix in network.prefixes6)
+        return Address(self.name, pair.mac, pair.address, network.prefix_length, network.gateway, more=own)
 
 
-def _usable(name: str, network: Network | None) -> Network:
+def usable(name: str, network: Network | None) -> Network:
     """*network*, if guests get addresses from it.
 
     Raises:
         NoAddress: they do not.
     """
     if network is None:
-        raise NoAddress(f"libvirt has no network {name}: define it (virsh net-define), or name another")
+        raise NoAddress(
+            f"libvirt has no network {name}: define it (virsh net-define), or name another; those of the cluster: eschedule "
+            "network list"
+        )
     if not network.is_active:
         raise NoAddress(f"network {name} is not active: start it (virsh net-start {name}; virsh net-autostart {name})")
     if not network.dhcp_start:

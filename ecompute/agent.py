@@ -1,8 +1,8 @@
 """Builds the daemon from its parts, starts and stops them in order; the only place that knows all of them.
 
-Start: lock → metadata service → libvirt → etcd (waited for as long as it takes) → ownership → host key → statuses → watch →
-workers → resync and inventory. Stop on SIGTERM: no new ids → fetches cancelled → the steps in hand finish → the lease is given
-back → exit. Guests and the metadata service go on.
+Start: metadata service → libvirt → lock → guests' rules in the packet filter → etcd (waited for as long as it takes) →
+ownership → host key → statuses → watch → workers → resync and inventory. Stop on SIGTERM: no new ids → fetches cancelled →
+the steps in hand finish → the lease is given back → exit. Guests and the metadata service go on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import datetime
 import importlib.metadata
 import logging
 import os
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,27 +19,37 @@ from typing import TypeVar
 from uuid import UUID, uuid4
 
 from common.config import ComputeConfig
-from common.errors import Conflict, EcomputeError, OwnershipError, Transient
+from common.errors import EcomputeError, OwnershipError, Transient
 from common.etcd_store import EtcdStore
 from common.keys import Keys
-from common.lockfile import LockFile
 from common.logs import fields
 from common.metadata import MetadataStore
 from common.model import HostRecord, HostState, OwnerRecord
 from common.placement import Placement
+from common.reports import report_store
 from common.retry import Backoff, Deadline
+from common.service_notify import ServiceNotifier
+from common.text import utc_text
 from ecompute import identity, threads
 from ecompute.auditor import Auditor
 from ecompute.blueprint import Blueprint
+from ecompute.bridges import HostBridges
+from ecompute.config_drive import ConfigDrives
 from ecompute.disks import Disks
 from ecompute.facts import FactFinder
-from ecompute.health import ETCD, LIBVIRT, PLACEMENT, Health
+from ecompute.filter_guard import FilterGuard
+from ecompute.firewall_keeper import FirewallKeeper
+from ecompute.guest_reports import ReportBell, remove_strays
+from ecompute.health import ETCD, LIBVIRT, NETWORK, PLACEMENT, Health
 from ecompute.heartbeat import Heartbeat, take_provider
+from ecompute.host_network import HostNetwork
 from ecompute.host_traits import guest_flags
 from ecompute.hypervisor import Domain, HostInfo
 from ecompute.images import ImageCache
 from ecompute.inventory import InventoryKeeper, foreign_use
 from ecompute.kvm_probe import choose_virt_type
+from ecompute.learning import AddressLearner
+from ecompute.leaving import Leaver
 from ecompute.libvirt_driver import LibvirtDriver
 from ecompute.mail import Mailbox
 from ecompute.measured_builder import MeasuredBuilder
@@ -48,11 +57,16 @@ from ecompute.metadata_service import MetadataServiceSupervisor
 from ecompute.metrics import Metrics, Sources, serve
 from ecompute.moving import Mover
 from ecompute.network import AddressPools
+from ecompute.nft import packet_filter
+from ecompute.nft_watch import FirewallWatch
 from ecompute.patience import Patience
 from ecompute.placement_gate import PlacementGate
+from ecompute.provider_lock import lock_provider
 from ecompute.reconciler import Reconciler
 from ecompute.resync import Resync
 from ecompute.statuses import Statuses
+from ecompute.vendor_data import read_vendor_data
+from ecompute.vital_signs import VitalSigns
 from ecompute.watcher import HostAdminWatcher, SpecWatcher
 from ecompute.workers import Workers
 from ecompute.workqueue import WorkQueue
@@ -65,7 +79,7 @@ T = TypeVar("T")
 
 def wall_time() -> str:
     """Now, for people: ISO 8601, UTC, milliseconds."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return utc_text(datetime.datetime.now(datetime.UTC))
 
 
 class Stopped(EcomputeError):
@@ -84,40 +98,24 @@ class Host:
     virt_type: str
 
 
-@dataclass(frozen=True)
-class ProviderLock:
-    """Both are given back by the kernel when the process ends."""
-
-    file: LockFile
-    name: socket.socket
-
-
-def lock_provider(config: ComputeConfig, provider: UUID) -> ProviderLock:
-    """The lock that makes this process the only ecompute of *provider* on this machine, held until the process ends.
-
-    Raises:
-        OwnershipError: another one holds it.
-    """
-    lock, name = LockFile(config.paths.run_dir / f"{provider}.lock"), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        lock.acquire({"program": "ecompute"})
-        name.bind(f"\0etcd-compute-{provider}")  # one a machine, whatever its run_dir
-    except (Conflict, OSError) as error:
-        raise OwnershipError(
-            f"provider {provider} is already served by another ecompute on this machine: {error}; stop that one first"
-        ) from error
-    return ProviderLock(lock, name)
-
-
 class Agent:
     """One hypervisor's daemon. ``run`` returns when *stop* is set and everything is put down.
 
     Args:
         take_provider: an operator says that the machine which this provider belonged to is gone for good.
+        service: who started us, if it wants to be told.
+
+    Raises:
+        ConfigError: the vendor data cannot be used.
     """
 
-    def __init__(self, config: ComputeConfig, stop: threading.Event, *, take_provider: bool = False) -> None:
+    def __init__(
+        self, config: ComputeConfig, stop: threading.Event, *, take_provider: bool = False,
+        service: ServiceNotifier | None = None,
+    ) -> None:  # fmt: skip
         self._config, self._stop, self._take_provider = config, stop, take_provider
+        self._signs = VitalSigns(service or ServiceNotifier(), config, stop)
+        self._vendor_data = read_vendor_data(config.metadata.vendor_data_file)
         self._keys = Keys(config.etcd.prefix)
         self._queue: WorkQueue[UUID] = WorkQueue()
         self._threads: list[threading.Thread] = []
@@ -125,6 +123,7 @@ class Agent:
         self._usurped: OwnershipError | None = None
         self._resync: Resync | None = None
         self._specs: SpecWatcher | None = None
+        self.is_to_leave = False  # the cluster, since it was told to: once ``run`` has returned
         self._is_entered = threading.Event()  # into Placement, with all that the host has
         self._health = Health(now=wall_time, on_back=self._on_back)
         self._on_stop: list[Callable[[], None]] = [self._health.changed.set]  # wakes who waits for more than the stop
@@ -137,6 +136,7 @@ class Agent:
             OwnershipError: the provider is another's; nothing was built.
             ConfigError: the host cannot be used as configured.
         """
+        self._signs.starting()
         stop_metrics = serve(self._metrics, self._config.metrics.listen) if self._config.metrics.listen else None
         supervisor = MetadataServiceSupervisor(self._config)
         if self._config.metadata.mode == "managed":
@@ -149,6 +149,7 @@ class Agent:
         except Stopped:
             logger.info("stopped before it was up")
         finally:
+            self._signs.stopping()
             self._stop.set()
             self._heartbeat_stop.set()
             for wake in self._on_stop:
@@ -169,6 +170,7 @@ class Agent:
         machine = identity.machine_id()
         provider = identity.provider_uuid(self._config.uuid, machine, info.libvirt_host_uuid)
         self._lock = lock_provider(self._config, provider)
+        self._firewall = self._kept_firewall(hypervisor)
         libvirt = self._config.libvirt
         choice = choose_virt_type(
             libvirt.virt_type, self._config.paths.run_dir, deadline_seconds=libvirt.kvm_probe_deadline_seconds
@@ -178,13 +180,32 @@ class Agent:
         info = dataclasses.replace(info, cpu_flags=guest_flags(info.cpu_flags, choice.virt_type))
         return Host(name, provider, machine, identity.boot_id(), info, choice.virt_type)
 
+    def _kept_firewall(self, hypervisor: LibvirtDriver) -> FirewallKeeper:
+        """Guests run, whether etcd is there or not: what shuts them is in force before it is waited for."""
+        uri = self._config.libvirt.uri
+        kernel = packet_filter(uri)
+        firewall = FirewallKeeper(self._config.paths.state_dir / "firewall", kernel)
+        firewall.keep()
+        guard = self._guard = FilterGuard(hypervisor, kernel, self._config.network.name)
+        hypervisor.subscribe(lambda _: None, guard.ask)
+
+        def keep(is_thorough: bool) -> None:
+            firewall.keep(is_thorough=is_thorough)
+            guard.keep()
+
+        if not uri.startswith("test:"):
+            watch = FirewallWatch(keep)
+            self._on_stop.append(watch.wake)
+            self._thread("packet-filter", watch.run)
+        return firewall
+
     def _serve(self, host: Host, hypervisor: LibvirtDriver, store: EtcdStore) -> None:
         owner = OwnerRecord(host.machine_id, host.info.libvirt_host_uuid, host.name, wall_time())
         etcd = self._config.etcd
         heartbeat = Heartbeat(
             store, self._keys, host.provider, owner, self._host_record(host), ttl_seconds=etcd.lease_ttl_seconds,
             every_seconds=etcd.heartbeat_every_seconds, on_usurped=self._on_usurped, on_regained=self._on_regained,
-            report=lambda problem: self._health.report(ETCD, problem),
+            report=lambda problem: self._health.report(ETCD, problem), alive=self._signs.alive,
         )  # fmt: skip
         try:
             if self._take_provider:
@@ -198,6 +219,7 @@ class Agent:
             if self._stop.is_set():
                 raise Stopped("stopped while waiting for the provider") from error
             raise
+        self._signs.up(STARTING)
         beating = self._thread("heartbeat", heartbeat.run, self._heartbeat_stop)
         self._thread("health", lambda stop: self._publish_health(heartbeat, stop))
         try:
@@ -221,6 +243,13 @@ class Agent:
         self._until_it_answers(ETCD, statuses.load)
         specs = self._specs = SpecWatcher(store, self._keys, host.provider, self._queue.add)
         world = self._world(host, hypervisor, placement)
+        host_network = self._host_network(host, world)
+
+        def look_at_host() -> None:
+            self._guard.keep()
+            host_network.keep()
+            world.firewall.keep()
+
         builder_config = config.builder
         # Twice as many as start guests, so that the next ones are prepared, and others are stopped, while those start.
         worker_count = builder_config.workers or max(2 * builder_config.starts_at_once, os.cpu_count() or 1)
@@ -236,7 +265,7 @@ class Agent:
             specs=specs, statuses=statuses, finder=finder, builder=builder, patience=world.patience, store=store,
             keys=self._keys, provider=host.provider, max_attempts=builder_config.max_attempts,
             is_live=lambda: heartbeat.is_live, look_again=self._queue.add_after, now=wall_time, stopping=self._stop,
-            fetches_at_once=max(1, worker_count // 2),
+            fetches_at_once=max(1, worker_count // 2), reports=world.reports,
         )  # fmt: skip
         admin = HostAdminWatcher(store, self._keys, host.provider, self._ask_resync)
         keeper = InventoryKeeper(for_looks, host.provider, host.name, config)
@@ -245,30 +274,50 @@ class Agent:
             provider=host.provider, host=host.name, state_directory=config.paths.state_dir, is_live=lambda: heartbeat.is_live,
             show=self._metrics.set_findings,
         )  # fmt: skip
-        mailbox = Mailbox(store, self._keys, host.provider, fence=heartbeat.fence, answer=auditor.answer)
+        learner = AddressLearner(hypervisor, world.networks, self._queue.add)
+        leaver = Leaver(
+            hypervisor, store, self._keys, provider=host.provider, host=host.name, state_dir=config.paths.state_dir,
+            now=wall_time, tell=self._leave,
+        )  # fmt: skip
+        mailbox = Mailbox(
+            store, self._keys, host.provider, fence=heartbeat.fence, answered=leaver.answered,
+            answer=lambda letter: leaver.answer(letter) or auditor.answer(letter),
+        )  # fmt: skip
         self._resync = Resync(
             hypervisor=hypervisor, placement=for_looks, provider=host.provider, specs=specs, statuses=statuses,
             reconciler=reconciler, wake=self._queue.add, every_seconds=builder_config.resync_every_seconds,
             keep_inventory=lambda domains, generation: self._keep_inventory(
-                keeper, host, admin, heartbeat, domains, generation=generation
+                keeper, host, admin, heartbeat, domains, generation=generation, world=world
             ),
             health=self._health, looked=self._metrics.looked, audit=auditor.note,
+            look_at_host=look_at_host, listed=learner.look,
         )  # fmt: skip
+        hypervisor.subscribe(lambda _: None, host_network.ask)
         hypervisor.subscribe(self._queue.add, self._resync.ask)
-        self._on_stop += [world.networks.wake, mailbox.wake]
+        hypervisor.subscribe(learner.changed, lambda: None)
+        bell = ReportBell(
+            config.paths.run_dir, is_known=lambda uuid: specs.get(uuid) is not None, add=self._queue.add,
+            add_after=self._queue.add_after, boot_of=lambda uuid: (known := statuses.get(uuid)) and known.booted,
+        )  # fmt: skip
+        hypervisor.subscribe(bell.started, lambda: None)
+        self._on_stop += [world.networks.wake, learner.wake, mailbox.wake, bell.wake]
         self._thread("networks", world.networks.run)
+        self._thread("learn-addresses", learner.run)
         self._thread("watch", specs.run)
         self._thread("watch-host-admin", admin.run)
         self._wait_for_first_list(specs.synced)
         self._wait_for_first_list(admin.synced)  # else a host that an operator disabled would be enabled for a moment
+        remove_strays(world.reports, lambda uuid: specs.get(uuid) is not None or world.metadata.exists(uuid))
         workers = Workers(
             self._queue, reconciler.reconcile, worker_count, is_outage=self._health.note, passed=self._metrics.passed
         )
         self._metrics.watch(Sources(lambda: heartbeat.seconds_left, statuses.phases, lambda: len(self._queue)))
         workers.start()
+        self._signs.watch(workers)
         self._thread("resync", self._resync.run)
         self._thread("watch-mail", mailbox.watch)
         self._thread("mail", mailbox.run)
+        self._thread("guest-reports", bell.run)
         logger.info("serving", extra=fields(provider=host.provider, instances=len(specs.uuids())))
         self._stop.wait()
         self._put_down(workers)
@@ -280,11 +329,14 @@ class Agent:
 
     def _world(self, host: Host, hypervisor: LibvirtDriver, placement: Placement) -> World:
         config, state = self._config, self._config.paths.state_dir
+        # In libvirt's simulation nothing is real but what the configuration says.
+        bridges = HostBridges(None) if host.virt_type == "test" else HostBridges()
         blueprint = Blueprint(
             provider=host.provider, boot_id=host.boot_id, virt_type=host.virt_type, architecture=host.info.architecture,
             machine_type=config.libvirt.machine_type, cpu_mode=config.libvirt.cpu_mode,
             filter_name=self._until_it_answers(LIBVIRT, lambda: self._filter(hypervisor)),
-            instances_directory=state / "instances",
+            instances_directory=state / "instances", zone=host.name, vendor_data_base64=self._vendor_data,
+            metadata_bridge=config.metadata.bridge,
         )  # fmt: skip
         return World(
             hypervisor=hypervisor,
@@ -292,12 +344,28 @@ class Agent:
             images=ImageCache(state / "images", config.images),
             disks=Disks(state / "instances"),
             networks=AddressPools(
-                hypervisor, state / "network", reserve_ahead=config.network.reserve_ahead, network=config.network.name
+                hypervisor, state / "network", reserve_ahead=config.network.reserve_ahead, network=config.network.name,
+                bridges=bridges, second_bridge=config.network.bridge,
             ),
             metadata=MetadataStore(state / "metadata"),
+            drives=ConfigDrives(state / "instances"),
+            reports=report_store(state),
+            firewall=self._firewall,
             blueprint=blueprint,
             patience=Patience(),
-        )
+            bridges=bridges,
+        )  # fmt: skip
+
+    def _host_network(self, host: Host, world: World) -> HostNetwork:
+        """Looked at before the first guest: what is missing is known by then, and libvirt's network is up."""
+        has_filter = None if self._config.network.filter is None else world.blueprint.filter_name is not None
+        found = HostNetwork(
+            self._config, world.hypervisor, has_spoofing_filter=has_filter, is_simulated=host.virt_type == "test",
+            report=lambda problem: self._health.report(NETWORK, problem), show=self._metrics.set_troubles,
+            lost=lambda: self._guard.lost,
+        )  # fmt: skip
+        found.keep()
+        return found
 
     def _host_record(self, host: Host) -> HostRecord:
         versions = {"etcd-compute": importlib.metadata.version("etcd-compute"), **host.info.versions}
@@ -311,10 +379,7 @@ class Agent:
         """The configured anti-spoofing filter, where this libvirt has it; a guest without it could speak as another."""
         name = self._config.network.filter
         if name and not hypervisor.ensure_filter(name):
-            logger.warning(
-                "libvirt has no network filter of this name; guests are not kept from spoofing", extra=fields(filter=name)
-            )
-            return None
+            return None  # said by ``HostNetwork``
         return name
 
     def _wait_for_first_list(self, synced: threading.Event) -> None:
@@ -326,31 +391,44 @@ class Agent:
 
     def _keep_inventory(
         self, keeper: InventoryKeeper, host: Host, admin: HostAdminWatcher, heartbeat: Heartbeat, domains: list[Domain], *,
-        generation: int | None,
+        generation: int | None, world: World,
     ) -> None:  # fmt: skip
         """Make Placement's view of the host equal to the host, and the host record's capacity with it."""
         if not heartbeat.is_live:
             return  # the provider may be another machine's by now
         vcpus, memory_mib = foreign_use(domains, host.provider)
         capacity = keeper.sync(
-            host.info, host_admin=admin.current, foreign_vcpus=vcpus, foreign_memory_mib=memory_mib, generation=generation
-        )
+            host.info, host_admin=admin.current, foreign_vcpus=vcpus, foreign_memory_mib=memory_mib,
+            bridges=self._bridges_for_guests(world), generation=generation,
+        )  # fmt: skip
         self._is_entered.set()
-        state, message = self._state()
-        heartbeat.update(capacity=capacity, state=state, message=message)
+        self._publish_state(heartbeat, capacity)
+
+    def _bridges_for_guests(self, world: World) -> frozenset[str]:
+        if self._config.libvirt.uri.startswith("test:"):
+            return frozenset({self._config.network.bridge} if self._config.network.bridge else ())
+        return world.bridges.usable(world.hypervisor.own_bridges)
 
     def _state(self) -> tuple[HostState, str]:
         """What the host record says: Ready once Placement knows what the host has, and while no service is away."""
         message = self._health.message() or ("" if self._is_entered.is_set() else STARTING)
         return (HostState.DEGRADED if message else HostState.READY), message
 
+    def _publish_state(self, heartbeat: Heartbeat, capacity: dict[str, int] | None = None) -> None:
+        state, message = self._state()
+        self._signs.state(state, message)
+        heartbeat.update(state=state, message=message, capacity=capacity)
+
     def _publish_health(self, heartbeat: Heartbeat, stop: threading.Event) -> None:
         """Keep the host record's state and message as the services are, until *stop* and then a change."""
         while not stop.is_set():
             self._health.changed.wait()
             self._health.changed.clear()
-            state, message = self._state()
-            heartbeat.update(state=state, message=message)
+            self._publish_state(heartbeat)
+
+    def _leave(self) -> None:
+        self.is_to_leave = True
+        self._stop.set()
 
     def _on_usurped(self, error: OwnershipError) -> None:
         self._usurped = error
@@ -365,10 +443,10 @@ class Agent:
 
     def _on_back(self, service: str) -> None:
         """Have everything looked at, since *service* was away and is back: those that all hosts share not by all at once."""
-        if self._resync and service != LIBVIRT:
-            self._resync.ask_soon()
-        else:
-            self._ask_resync()
+        if not self._resync:
+            return
+        asks = {LIBVIRT: self._resync.ask, ETCD: self._resync.ask_here_soon}
+        asks.get(service, self._resync.ask_soon)()
 
     def _ask_resync(self) -> None:
         if self._resync:
@@ -378,6 +456,8 @@ class Agent:
 
     def _put_down(self, workers: Workers) -> None:
         logger.info("stopping; guests go on")
+        if not self.is_to_leave:  # else this process begins anew, and may have to go on: who says that it stops is stopped
+            self._signs.stopping()
         self._queue.close()
         self._ask_resync()
         if not workers.join(self._config.builder.shutdown_deadline_seconds):
@@ -398,6 +478,7 @@ class Agent:
                 answer = call()
             except Transient as error:
                 self._health.report(service, str(error))
+                self._signs.waiting(service, str(error))
                 if self._stop.wait(backoff.next()):
                     raise Stopped(f"stopped while waiting for {service}") from error
                 continue

@@ -16,8 +16,9 @@ from uuid import UUID
 from common.claim_findings import Held, missing_allocation, orphan_claim, wrong_allocation
 from common.findings import Finding, Kind
 from common.metadata import MetadataDocument
-from common.model import Address, Adoption, Desired, InstanceSpec, InstanceStatus, Phase
+from common.model import Address, Adoption, ConfigDrive, Desired, InstanceSpec, InstanceStatus, Phase
 from ecompute.disks import Folder
+from ecompute.firewall import GuestRules
 from ecompute.hypervisor import DhcpHost, Domain, Stamp
 from ecompute.proposal import Remains, proposed
 from ecompute.watcher import SpecEntry
@@ -49,6 +50,8 @@ class Sight:
     assignments: Mapping[UUID, tuple[Address, ...]] = field(default_factory=dict)
     dhcp_entries: Mapping[str, frozenset[DhcpHost]] = field(default_factory=dict)
     documents: Mapping[UUID, MetadataDocument | None] = field(default_factory=dict)
+    drives: Mapping[UUID, ConfigDrive] = field(default_factory=dict)
+    rules: Mapping[UUID, GuestRules] = field(default_factory=dict)
     allocations: Mapping[UUID, Mapping[str, int]] | None = None
     asked: Mapping[UUID, Held | None] = field(default_factory=dict)
     places: Mapping[UUID, UUID | None] = field(default_factory=dict)
@@ -98,7 +101,8 @@ def without_spec(sight: Sight) -> set[UUID]:
     """Everything here that no spec of this host speaks for."""
     stamped = {uuid for uuid in sight.domains if sight.stamp(uuid)}
     claimed = set(sight.allocations or ())
-    return (stamped | claimed | sight.folders.keys() | sight.assignments.keys() | sight.documents.keys()) - sight.specs.keys()
+    kept = sight.folders.keys() | sight.assignments.keys() | sight.documents.keys() | sight.rules.keys()
+    return (stamped | claimed | kept) - sight.specs.keys()
 
 
 def compare(sight: Sight) -> list[Finding]:
@@ -126,7 +130,9 @@ def _guests(sight: Sight) -> Iterator[Finding]:
 
 def _remains(sight: Sight, uuid: UUID) -> Remains:
     claim = (sight.allocations or {}).get(uuid)
-    return Remains(sight.documents.get(uuid), sight.assignments.get(uuid), claim)
+    return Remains(
+        sight.documents.get(uuid), sight.assignments.get(uuid), claim, sight.rules.get(uuid), sight.drives.get(uuid)
+    )  # fmt: skip
 
 
 def _quarantined(sight: Sight, domain: Domain, stamp: Stamp) -> Finding:
@@ -243,7 +249,7 @@ def _partials(sight: Sight, uuid: UUID, name: str = "") -> Iterator[Finding]:
 
 def _dhcp(sight: Sight, spec: InstanceSpec) -> Iterator[Finding]:
     for address in sight.assignments.get(spec.uuid, ()):
-        entries = sight.dhcp_entries.get(address.network)
+        entries = None if address.bridge else sight.dhcp_entries.get(address.network)
         if entries is not None and DhcpHost(address.mac, address.address) not in entries:
             yield Finding(
                 Kind.DHCP_ENTRY_MISSING, sight.where,
@@ -274,8 +280,13 @@ def _leftovers(sight: Sight) -> Iterator[Finding]:
         yield from _partials(sight, uuid)
         if (folder := sight.folders.get(uuid)) is not None:
             yield _leftover_files(sight, uuid, folder, is_safe)
+        if uuid in sight.rules:
+            yield _leftover(
+                sight, Kind.LEFTOVER_RULES, uuid, "there are rules in the packet filter of an instance that is not here",
+                fix="takes them away", is_safe=is_safe,
+            )  # fmt: skip
         if uuid in sight.assignments:
-            addresses = ", ".join(address.address for address in sight.assignments[uuid])
+            addresses = ", ".join(address.address or address.mac for address in sight.assignments[uuid])
             yield _leftover(
                 sight, Kind.LEFTOVER_ADDRESS, uuid, f"{addresses} is assigned to an instance that is not here",
                 fix="frees it", is_safe=is_safe,

@@ -151,8 +151,10 @@ class Auditor:
             domains=domains, allocations=allocations, specs=specs, assignments=assignments,
             statuses={uuid: status for uuid in specs if (status := self._statuses.get(uuid)) is not None},
             folders={uuid: folder for uuid in disks.list() if (folder := disks.folder(uuid)) is not None},
-            dhcp_entries=self._dhcp_entries({a.network for addresses in assignments.values() for a in addresses}),
+            dhcp_entries=self._dhcp_entries({a.network for cards in assignments.values() for a in cards if not a.bridge}),
             documents={uuid: self._document(uuid) for uuid in self._world.metadata.list()},
+            drives={uuid: form for uuid in domains if (form := self._world.drives.form(uuid)) is not None},
+            rules=self._world.firewall.all_rules(),
         )  # fmt: skip
         places = self._places(audit.without_spec(sight))
         asked = {uuid: self._held(uuid) for uuid in audit.consumers_to_ask(sight)} if places is not None else {}
@@ -219,17 +221,26 @@ class Auditor:
         if finding.kind == Kind.LEFTOVER_PARTIAL:
             self._world.disks.remove_partial(uuid, finding.subject)
             return [f"deleted the half-made file {finding.subject} of {uuid} {where}"]
-        if finding.kind not in (Kind.LEFTOVER_FILES, Kind.LEFTOVER_ADDRESS, Kind.LEFTOVER_METADATA):
+        if finding.kind not in (Kind.LEFTOVER_FILES, Kind.LEFTOVER_RULES, Kind.LEFTOVER_ADDRESS, Kind.LEFTOVER_METADATA):
             return []
         self._check_nobody_wants(uuid)
-        if finding.kind == Kind.LEFTOVER_ADDRESS:
+        return [self._take_away(finding.kind, uuid, where)]
+
+    def _take_away(self, kind: str, uuid: UUID, where: str) -> str:
+        """What was done, in one line."""
+        if kind == Kind.LEFTOVER_RULES:
+            self._world.firewall.remove(uuid)
+            return f"took the rules of {uuid} out of the packet filter {where}"
+        if kind == Kind.LEFTOVER_ADDRESS:
+            self._world.firewall.remove(uuid)  # first: a port would lead to whoever has the address next
             self._world.networks.release(uuid)
-            return [f"freed the addresses of {uuid} {where}"]
-        if finding.kind == Kind.LEFTOVER_METADATA:
+            return f"freed the addresses of {uuid} {where}"
+        if kind == Kind.LEFTOVER_METADATA:
             self._world.metadata.remove(uuid)
-            return [f"deleted the metadata document of {uuid} {where}"]
+            self._world.reports.remove(uuid)
+            return f"deleted the metadata document of {uuid} {where}"
         went_to = self._world.disks.set_aside(uuid, self._lost)
-        return [f"moved the files of {uuid} to {went_to} {where}" if went_to else f"deleted the empty folder of {uuid} {where}"]
+        return f"moved the files of {uuid} to {went_to} {where}" if went_to else f"deleted the empty folder of {uuid} {where}"
 
     def _check_nobody_wants(self, uuid: UUID) -> None:
         """Asked at the last moment: a request with the same uuid may have come since the look."""

@@ -10,14 +10,23 @@ from pathlib import Path
 from uuid import UUID
 
 from common.metadata import MetadataDocument
-from common.model import Address, InstanceSpec
+from common.model import Address, ConfigDrive, InstanceSpec
+from common.renderings import nocloud, openstack
+from common.renderings.guest import Guest, Host
+from ecompute.config_drive import DRIVE_NAME, LABELS, Drive, form_of
 from ecompute.domain_xml import DomainContext, definition_digest, domain_xml
 from ecompute.hypervisor import Stamp
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """The host's side of every domain: all that does not come from the spec."""
+    """The host's side of every domain: all that does not come from the spec.
+
+    Args:
+        zone: the availability zone that guests are told, as md_server tells it: the host's name.
+        vendor_data_base64: what the operator gives to every guest of the host, None for nothing.
+        metadata_bridge: where md-server answers the guests.
+    """
 
     provider: UUID
     boot_id: str
@@ -27,6 +36,9 @@ class Blueprint:
     cpu_mode: str | None
     filter_name: str | None
     instances_directory: Path
+    zone: str = ""
+    vendor_data_base64: str | None = None
+    metadata_bridge: str = ""
 
     def disk_path(self, uuid: UUID) -> Path:
         return self.instances_directory / str(uuid) / "disk.qcow2"
@@ -43,7 +55,25 @@ class Blueprint:
             image=spec.image.url,
             resources=spec.resources,
             created_at=spec.created_at,
+            access=spec.metadata,
+            hop_limit=spec.metadata_hop_limit,
+            vendor_data_base64=self.vendor_data_base64,
+            metadata_bridge=self.metadata_bridge,
+            hardware=spec.hardware,
         )
+
+    def has_drive(self, spec: InstanceSpec, addresses: tuple[Address, ...]) -> bool:
+        return form_of(spec, addresses) is not None
+
+    def drive(self, spec: InstanceSpec, addresses: tuple[Address, ...]) -> Drive | None:
+        """The config drive of the guest, None where it has none: the same as it would be told by HTTP."""
+        form = form_of(spec, addresses)
+        if form is None:
+            return None
+        guest = Guest(self.document(spec, addresses), Host(self.zone, self.architecture))
+        if form is ConfigDrive.NOCLOUD:
+            return Drive(LABELS[form], lambda _: nocloud.files(guest))
+        return Drive(LABELS[form], lambda random_bytes: openstack.files(guest, random_bytes))
 
     def stamp(
         self, spec: InstanceSpec, addresses: tuple[Address, ...], *, cluster_id: int, revision: int, booted: int
@@ -66,15 +96,17 @@ class Blueprint:
         return domain_xml(spec, self._context(spec, addresses, stamp, known_as))
 
     def _context(self, spec: InstanceSpec, addresses: tuple[Address, ...], stamp: Stamp, known_as: str = "") -> DomainContext:
+        folder = self.instances_directory / str(spec.uuid)
         return DomainContext(
             virt_type=self.virt_type,
             machine_type=self.machine_type,
             cpu_mode=self.cpu_mode,
             architecture=self.architecture,
             disk_path=self.disk_path(spec.uuid),
-            console_log_path=self.instances_directory / str(spec.uuid) / "console.log",
+            console_log_path=folder / "console.log",
             addresses=addresses,
             filter_name=self.filter_name,
             stamp=stamp,
             known_as=known_as,
+            drive_path=folder / DRIVE_NAME if self.has_drive(spec, addresses) else None,
         )

@@ -18,10 +18,11 @@ from common import groups
 from common.errors import Conflict, HypervisorRejected
 from common.keys import Keys
 from common.model import InstanceSpec
+from common.network_records import address_keys
 from common.store import Compare, Store, Transaction
 from ecompute.hypervisor import Domain, PowerState, Stamp
 from ecompute.image_sources import shown_url
-from ecompute.machine import Allocation, Facts, Step
+from ecompute.machine import Allocation, Facts, Step, is_up
 from ecompute.moving import Cause, Mover
 from ecompute.world import World
 
@@ -58,8 +59,10 @@ class Builder:
             Step.BUILD_DISK: self._build_disk,
             Step.RESERVE_NETWORK: self._reserve_network,
             Step.WRITE_METADATA: self._write_metadata,
+            Step.WRITE_RULES: self._write_rules,
             Step.DEFINE: self._define,
             Step.START: self._start,
+            Step.CONNECT: self._connect,
             Step.MARK_BOOTED: self._mark_booted,
             Step.SHUTDOWN: self._shutdown,
             Step.SWAP_CLAIM: lambda spec, facts, _: mover.swap_claim(spec, facts),
@@ -99,17 +102,32 @@ class Builder:
         image = self._world.images.is_cached(spec.image)
         if image is None:
             raise Conflict(f"the image {shown_url(spec.image.url)} left the cache again")
+        self._world.reports.remove(spec.uuid)  # a new disk is a new guest, and has not said anything yet
         self._world.disks.build(spec.uuid, image, spec.disk_gib)
         return dataclasses.replace(facts, disk_is_there=True, files_are_there=True)
 
     def _reserve_network(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         addresses = self._world.networks.reserve(spec.uuid, spec.nics)
         current = self._world.metadata.is_current(self._world.blueprint.document(spec, addresses))
-        return dataclasses.replace(facts, addresses=addresses, metadata_is_current=current, definition_is_current=False)
+        rules = self._world.firewall.look(spec, addresses)
+        return dataclasses.replace(
+            facts, addresses=addresses, metadata_is_current=current, definition_is_current=False,
+            drive_is_current=self._world.drives.is_current(spec.uuid, self._world.blueprint.drive(spec, addresses)),
+            rules_are_current=rules.is_current, notes=rules.notes,
+        )  # fmt: skip
 
     def _write_metadata(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
-        self._world.metadata.write(self._world.blueprint.document(spec, facts.addresses or ()))
-        return dataclasses.replace(facts, metadata_is_there=True, metadata_is_current=True)
+        addresses = facts.addresses or ()
+        self._world.metadata.write(self._world.blueprint.document(spec, addresses))
+        facts = dataclasses.replace(facts, metadata_is_there=True, metadata_is_current=True)
+        if is_up(facts):
+            return facts  # its drive is in use; it is made anew before the next start
+        self._world.drives.write(spec.uuid, self._world.blueprint.drive(spec, addresses))
+        return dataclasses.replace(facts, drive_is_current=True)
+
+    def _write_rules(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        notes = self._world.firewall.write(spec, facts.addresses or ())
+        return dataclasses.replace(facts, rules_are_there=True, rules_are_current=True, notes=notes)
 
     def _define(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         known = facts.domain.stamp if facts.domain else None
@@ -135,7 +153,18 @@ class Builder:
             self._world.hypervisor.start(spec.uuid)
         self._world.patience.started(spec.uuid)
         self._world.networks.started(spec.uuid)
-        return _with_power(facts, PowerState.RUNNING, "booted")
+        is_connected = not any(address.vlan for address in facts.addresses or ())
+        return dataclasses.replace(_with_power(facts, PowerState.RUNNING, "booted"), is_connected=is_connected)
+
+    def _connect(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        """Put each card that is to be in a VLAN into it, and only then plug its cable in."""
+        cards = {card.mac: card for card in self._world.hypervisor.cards(spec.uuid)}
+        for address in facts.addresses or ():
+            card = cards.get(address.mac)
+            if address.vlan and card and not card.link_is_up:
+                self._world.bridges.put_into_vlan(card.device, address.vlan)
+                self._world.hypervisor.raise_link(spec.uuid, address.mac)
+        return dataclasses.replace(facts, is_connected=True)
 
     def _mark_booted(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         known = facts.domain.stamp if facts.domain else None
@@ -170,11 +199,15 @@ class Builder:
         return dataclasses.replace(facts, domain=None)
 
     def _remove_files(self, uuid: UUID, facts: Facts) -> Facts:
-        self._world.metadata.remove(uuid)
+        self._world.firewall.remove(uuid)
+        self._world.metadata.remove(uuid)  # first: without it nobody can report any more
+        self._world.reports.remove(uuid)
         self._world.disks.remove(uuid)
+        facts = dataclasses.replace(facts, rules_are_there=False, notes=())
         return dataclasses.replace(
-            facts, metadata_is_there=False, metadata_is_current=False, files_are_there=False, disk_is_there=False
-        )
+            facts, metadata_is_there=False, metadata_is_current=False, files_are_there=False, disk_is_there=False,
+            drive_is_current=False,
+        )  # fmt: skip
 
     def _release_network(self, uuid: UUID, facts: Facts) -> Facts:
         self._world.networks.release(uuid)
@@ -197,27 +230,26 @@ class Builder:
         return dataclasses.replace(facts, allocation=Allocation.ABSENT, claimed_at=frozenset())
 
     def _forget(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
-        """Delete spec, status, instance, name and group key at once; the last act of a deletion."""
+        """Delete spec, status, instance, name, address and group keys at once; the last act of a deletion."""
         keys, provider = self._keys, self._world.blueprint.provider
-        if spec.group or not self._is_done(self._parting(spec, facts, has_name=True)):
-            found = self._store.get_many([keys.name(spec.name), *self._group_keys(spec)])
-            has_name = keys.name(spec.name) in found and found[keys.name(spec.name)].value == str(spec.uuid)
+        held = (keys.name(spec.name), *address_keys(keys, spec.nics))
+        if spec.group or not self._is_done(self._parting(spec, facts, held)):
+            found = self._store.get_many([*held, *self._group_keys(spec)])
+            own = [key for key in held if key in found and found[key].value == str(spec.uuid)]
             leaving = groups.GroupChange()
             if spec.group:
                 leaving = groups.leave(keys, spec.group, provider=provider, instance=spec.uuid, found=found)
-            self._store.commit(self._parting(spec, facts, has_name=has_name, leaving=leaving))
+            self._store.commit(self._parting(spec, facts, own, leaving))
         return dataclasses.replace(facts, spec_revision=0)
 
     def _parting(
-        self, spec: InstanceSpec, facts: Facts, *, has_name: bool, leaving: groups.GroupChange | None = None
+        self, spec: InstanceSpec, facts: Facts, own: Iterable[str], leaving: groups.GroupChange | None = None
     ) -> Transaction:
-        """What deletes the keys of *spec*, and its name where that is its own."""
-        keys, provider = self._keys, self._world.blueprint.provider
-        change, name_key = leaving or groups.GroupChange(), keys.name(spec.name)
+        """What deletes the keys of *spec*, and of its name and addresses those that are its *own*."""
+        keys, provider, change = self._keys, self._world.blueprint.provider, leaving or groups.GroupChange()
         compares = [Compare.unchanged(keys.spec(provider, spec.uuid), facts.spec_revision), self._fence()]
-        deletes = [keys.spec(provider, spec.uuid), keys.status(provider, spec.uuid), keys.instance(spec.uuid)]
-        if has_name:
-            compares, deletes = [*compares, Compare.holds(name_key, str(spec.uuid))], [*deletes, name_key]
+        compares += [Compare.holds(key, str(spec.uuid)) for key in own]
+        deletes = [keys.spec(provider, spec.uuid), keys.status(provider, spec.uuid), keys.instance(spec.uuid), *own]
         return Transaction((*compares, *change.compares), change.puts, (*deletes, *change.deletes))
 
     def _group_keys(self, spec: InstanceSpec) -> Iterable[str]:

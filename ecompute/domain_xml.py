@@ -13,12 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from common.hardware import CardModel, DiskBus, Hardware
 from common.model import Address, InstanceSpec
+from ecompute.anti_spoofing import filter_of, filter_parameters
+from ecompute.firewall import interface_name
 from ecompute.hypervisor import Stamp
 from ecompute.libvirt_xml import STAMP_NAMESPACE, STAMP_PREFIX, stamp_attributes
 
-# By this SMBIOS product name cloud-init's ds-identify chooses the OpenStack data source before it asks any network.
+# By this SMBIOS product name cloud-init's ds-identify chooses the OpenStack data source before it asks any network. A guest
+# with a config drive is found by the drive's label; under the first name cloud-init would wait for a network beside it.
 SMBIOS_PRODUCT = "OpenStack Compute"
+SMBIOS_PRODUCT_WITH_DRIVE = "etcd-compute VM"
 
 # Translated code that QEMU keeps per guest without KVM. Its default may take a gigabyte; 32 MiB costs no boot time.
 TCG_CACHE_MIB = 32
@@ -40,6 +45,7 @@ class DomainContext:
         cpu_mode: "host-passthrough", "host-model", "maximum", or None for the default of *virt_type*.
         addresses: one per network card, in the spec's order.
         filter_name: libvirt network filter that binds each card to its own address, or None.
+        drive_path: the config drive, or None where the guest has none.
     """
 
     virt_type: str
@@ -52,6 +58,7 @@ class DomainContext:
     machine_type: str | None = None
     cpu_mode: str | None = None
     filter_name: str | None = None
+    drive_path: Path | None = None
 
 
 def domain_name(name: str, uuid: UUID) -> str:
@@ -75,6 +82,7 @@ def definition_digest(spec: InstanceSpec, context: DomainContext) -> str:
     return hashlib.sha256(ET.tostring(_domain(spec, context))).hexdigest()[:32]
 
 
+_NAMES = {DiskBus.VIRTIO: ("vda", "vdb"), DiskBus.SATA: ("sda", "sdb")}  # of the disk and of the config drive
 _METADATA_INDEX = 4  # after name, uuid, title and description
 
 
@@ -86,7 +94,7 @@ def _domain(spec: InstanceSpec, context: DomainContext) -> ET.Element:
     _text(root, "description", "An instance of etcd-compute: change it with eschedule.")
     _text(root, "memory", str(spec.memory_mib), unit="MiB")
     _text(root, "vcpu", str(spec.vcpus))
-    _sysinfo(root, spec.uuid)
+    _sysinfo(root, spec.uuid, SMBIOS_PRODUCT_WITH_DRIVE if context.drive_path else SMBIOS_PRODUCT)
     _os(root, context)
     _features(root, context)
     if mode := context.cpu_mode or DEFAULT_CPU_MODE.get(context.virt_type):
@@ -95,7 +103,9 @@ def _domain(spec: InstanceSpec, context: DomainContext) -> ET.Element:
     _text(root, "on_poweroff", "destroy")
     _text(root, "on_reboot", "restart")
     _text(root, "on_crash", "destroy")
-    _devices(root, context)
+    _devices(root, spec.hardware, context)
+    if spec.allow is not None:
+        _name_interfaces(root)
     return root
 
 
@@ -106,11 +116,11 @@ def _metadata(stamp: Stamp) -> ET.Element:
     return metadata
 
 
-def _sysinfo(root: ET.Element, uuid: UUID) -> None:
+def _sysinfo(root: ET.Element, uuid: UUID, product: str) -> None:
     system = ET.SubElement(ET.SubElement(root, "sysinfo", {"type": "smbios"}), "system")
     entries = {
         "manufacturer": "etcd-compute",
-        "product": SMBIOS_PRODUCT,
+        "product": product,
         "serial": str(uuid),
         "uuid": str(uuid),
         "family": "Virtual Machine",
@@ -144,12 +154,14 @@ def _clock(root: ET.Element, context: DomainContext) -> None:
         ET.SubElement(clock, "timer", {"name": "hpet", "present": "no"})
 
 
-def _devices(root: ET.Element, context: DomainContext) -> None:
+def _devices(root: ET.Element, hardware: Hardware, context: DomainContext) -> None:
     """A server's devices. No graphics: a screen on a port of the host needs a password of its own first."""
     devices = ET.SubElement(root, "devices")
-    _disk(devices, context.disk_path)
+    _disk(devices, context.disk_path, hardware.disk_bus)
+    if context.drive_path:
+        _config_drive(devices, context.drive_path, hardware.disk_bus)
     for address in context.addresses:
-        _interface(devices, address, context.filter_name)
+        _interface(devices, address, hardware.card_model, context.filter_name)
     _console(devices, context.console_log_path)
     channel = ET.SubElement(devices, "channel", {"type": "unix"})
     ET.SubElement(channel, "target", {"type": "virtio", "name": "org.qemu.guest_agent.0"})
@@ -159,24 +171,55 @@ def _devices(root: ET.Element, context: DomainContext) -> None:
     ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
 
 
-def _disk(devices: ET.Element, path: Path) -> None:
+def _disk(devices: ET.Element, path: Path, bus: DiskBus) -> None:
     disk = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
     # writeback heeds the guest's flushes, shares the base image's pages among all its overlays, and works on every file
     # system; none needs O_DIRECT, which tmpfs and some overlays lack. unmap: what the guest trims is given back.
     ET.SubElement(disk, "driver", {"name": "qemu", "type": "qcow2", "cache": "writeback", "discard": "unmap"})
     ET.SubElement(disk, "source", {"file": str(path)})
-    ET.SubElement(disk, "target", {"dev": "vda", "bus": "virtio"})
+    ET.SubElement(disk, "target", {"dev": _NAMES[bus][0], "bus": bus.value})
 
 
-def _interface(devices: ET.Element, address: Address, filter_name: str | None) -> None:
-    interface = ET.SubElement(devices, "interface", {"type": "network"})
+def _config_drive(devices: ET.Element, path: Path, bus: DiskBus) -> None:
+    """A disk that cannot be written, and no CD: Debian's cloud kernel has no driver for SATA, and others none for CDs.
+
+    Where the guest has found its own disk it finds this one: at once, on the same bus, on every machine type. SATA knows no
+    disk that cannot be written, and libvirt refuses one: there it is a CD, which systems without virtio's drivers can read.
+    """
+    kind = "cdrom" if bus is DiskBus.SATA else "disk"
+    disk = ET.SubElement(devices, "disk", {"type": "file", "device": kind})
+    ET.SubElement(disk, "driver", {"name": "qemu", "type": "raw"})
+    ET.SubElement(disk, "source", {"file": str(path)})
+    ET.SubElement(disk, "target", {"dev": _NAMES[bus][1], "bus": bus.value})
+    ET.SubElement(disk, "readonly")
+
+
+def _interface(devices: ET.Element, address: Address, model: CardModel, filter_name: str | None) -> None:
+    interface = ET.SubElement(devices, "interface", {"type": "bridge" if address.bridge else "network"})
     ET.SubElement(interface, "mac", {"address": address.mac})
-    ET.SubElement(interface, "source", {"network": address.network})
-    ET.SubElement(interface, "model", {"type": "virtio"})
+    source = {"bridge": address.bridge} if address.bridge else {"network": address.network}
+    ET.SubElement(interface, "source", source)
+    ET.SubElement(interface, "model", {"type": model.value})
     if filter_name:
         # With the address named, the filter allows that one only; else it would learn whichever the guest sends first.
-        filterref = ET.SubElement(interface, "filterref", {"filter": filter_name})
-        ET.SubElement(filterref, "parameter", {"name": "IP", "value": address.address})
+        own = filter_of(address, filter_name)
+        filterref = ET.SubElement(interface, "filterref", {"filter": own})
+        for name, value in filter_parameters(address, own):
+            ET.SubElement(filterref, "parameter", {"name": name, "value": value})
+    if address.mtu:
+        ET.SubElement(interface, "mtu", {"size": str(address.mtu)})
+    if address.vlan:
+        # libvirt 9 sets no VLAN on a bridge of Linux's. The cable is plugged in when we have set it (Step.CONNECT), whoever
+        # started the guest.
+        ET.SubElement(interface, "link", {"state": "down"})
+
+
+def _name_interfaces(root: ET.Element) -> None:
+    """Give the host's ends of a filtered guest's cards names of ours, for the rules are there before the guest starts."""
+    for interface in root.iterfind("devices/interface"):
+        mac = interface.find("mac")
+        if mac is not None:
+            ET.SubElement(interface, "target", {"dev": interface_name(mac.attrib["address"])})
 
 
 def _console(devices: ET.Element, log: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from common.model import Address, Desired, InstanceSpec
+from ecompute.firewall_keeper import Look
 from ecompute.hypervisor import Domain
 from ecompute.machine import Allocation, Facts
 from ecompute.watcher import SpecEntry
@@ -50,6 +51,7 @@ class FactFinder:
         )
         disk_is_there = self._world.disks.exists(uuid)
         is_orphan = entry is None and domain is None and allocation is Allocation.PRESENT
+        rules = self._rules(spec, addresses)
         press, grace_over = self._world.patience.button(uuid, spec.grace_seconds) if spec else (True, False)
         return Facts(
             provider=self._world.blueprint.provider,
@@ -65,6 +67,10 @@ class FactFinder:
             addresses=addresses,
             metadata_is_there=self._world.metadata.exists(uuid),
             metadata_is_current=self._metadata_is_current(spec, addresses),
+            drive_is_current=self._drive_is_current(spec, domain, addresses),
+            rules_are_there=self._world.firewall.has(uuid),
+            rules_are_current=rules.is_current,
+            notes=rules.notes,
             definition_is_current=self._definition_is_current(spec, domain, addresses),
             shutdown_is_due=press,
             grace_is_over=grace_over,
@@ -72,6 +78,7 @@ class FactFinder:
             claimed_at=claimed_at,
             ruled_out=frozenset(self._world.patience.ruled_out(uuid)),
             slow_retry_is_due=self._world.patience.slow_retry_is_due(uuid),
+            is_connected=self._is_connected(domain, addresses),
         )
 
     def _allocation(
@@ -113,12 +120,34 @@ class FactFinder:
         """Looked at only where a disk is to be made of it: an image that went bad later is no guest's trouble."""
         if spec is None or spec.desired is not Desired.RUNNING or disk_is_there:
             return False
-        return self._world.images.is_cached(spec.image) is not None
+        return self._world.images.is_ready(spec.image)
 
     def _metadata_is_current(self, spec: InstanceSpec | None, addresses: tuple[Address, ...] | None) -> bool:
         if spec is None or addresses is None:
             return False
         return self._world.metadata.is_current(self._world.blueprint.document(spec, addresses))
+
+    def _drive_is_current(
+        self, spec: InstanceSpec | None, domain: Domain | None, addresses: tuple[Address, ...] | None
+    ) -> bool:
+        if spec is None or addresses is None:
+            return False
+        if domain and domain.is_active and self._world.blueprint.has_drive(spec, addresses):
+            return False  # nobody asks while it is up, and to know what is to be on it takes making that
+        return self._world.drives.is_current(spec.uuid, self._world.blueprint.drive(spec, addresses))
+
+    def _rules(self, spec: InstanceSpec | None, addresses: tuple[Address, ...] | None) -> Look:
+        """Nothing can be said of them before the addresses are known, and of one that goes nothing need be."""
+        if spec is None or addresses is None or spec.desired is Desired.DELETED:
+            return Look(is_current=True)
+        return self._world.firewall.look(spec, addresses)
+
+    def _is_connected(self, domain: Domain | None, addresses: tuple[Address, ...] | None) -> bool:
+        """Asked for only where a card is in a VLAN: those start with their cable unplugged."""
+        vlan_macs = {address.mac for address in addresses or () if address.vlan}
+        if not vlan_macs or domain is None or not domain.is_active:
+            return True
+        return not any(card.mac in vlan_macs and not card.link_is_up for card in self._world.hypervisor.cards(domain.uuid))
 
     def _definition_is_current(
         self, spec: InstanceSpec | None, domain: Domain | None, addresses: tuple[Address, ...] | None

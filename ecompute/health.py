@@ -18,7 +18,7 @@ from common.errors import EcomputeError, HypervisorUnavailable, NotLive, Placeme
 
 logger = logging.getLogger(__name__)
 
-ETCD, PLACEMENT, LIBVIRT, INVENTORY = "etcd", "placement", "libvirt", "inventory"
+ETCD, PLACEMENT, LIBVIRT, INVENTORY, NETWORK = "etcd", "placement", "libvirt", "inventory", "network"
 SERVICES = (ETCD, PLACEMENT, LIBVIRT)
 _AWAY = {ETCD: "etcd is away", PLACEMENT: "Placement is away", LIBVIRT: "libvirt is away"}
 _BACK = {ETCD: "etcd is back", PLACEMENT: "Placement is back", LIBVIRT: "libvirt is back"}
@@ -68,7 +68,7 @@ class Health:
         self._clock, self._now, self._on_back = clock, now, on_back
         self._lock = threading.Lock()
         begun = clock()
-        self._services = {name: _Service(since=begun) for name in (*SERVICES, INVENTORY)}
+        self._services = {name: _Service(since=begun) for name in (*SERVICES, INVENTORY, NETWORK)}
         self._said: dict[str, collections.deque[float]] = {}
         self.changed = threading.Event()
         """Set at every change; whoever waits for it clears it."""

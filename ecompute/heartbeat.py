@@ -99,6 +99,7 @@ class Heartbeat:
         on_regained: called with a new key after the old one was lost, before the host counts as live again: what was cached
             while it was nobody's must be read anew. May raise ``Transient``, and is then called again.
         report: told after each beat what was in the way; "" = the lease is kept and the record written.
+        alive: called at every turn of the loop, and while another ecompute is waited for.
         wait: sleeps so many seconds, or less.
         random: a number from 0 up to 1.
     """
@@ -106,13 +107,14 @@ class Heartbeat:
     def __init__(
         self, store: Store, keys: Keys, provider: UUID, owner: OwnerRecord, record: HostRecord, *, ttl_seconds: int,
         every_seconds: float, on_usurped: Callable[[OwnershipError], None], on_regained: Callable[[], None],
-        report: Callable[[str], None] = lambda _: None, clock: Callable[[], float] = seconds_since_boot,
-        wait: Callable[[float], object] | None = None, random: Callable[[], float] = random_module.random,
+        report: Callable[[str], None] = lambda _: None, alive: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = seconds_since_boot, wait: Callable[[float], object] | None = None,
+        random: Callable[[], float] = random_module.random,
     ) -> None:  # fmt: skip
         self._store, self._keys, self._key, self._provider = store, keys, keys.host(provider), provider
         self._owner, self._record, self._ttl, self._every = owner, record, ttl_seconds, every_seconds
         self._on_usurped, self._on_regained, self._report, self._clock = on_usurped, on_regained, report, clock
-        self._random = random
+        self._alive, self._random = alive, random
         self._asked = threading.Event()
         self._wait = wait or self._asked.wait
         self._lock = threading.Lock()
@@ -181,6 +183,7 @@ class Heartbeat:
                     extra=fields(holder=theirs.name),
                 )
                 announced = True
+            self._alive()
             if stop.wait(0.5):
                 raise OwnershipError("stopped while waiting for another ecompute to release this provider")
 
@@ -189,6 +192,7 @@ class Heartbeat:
         backoff = Backoff(0.2, 2.0)
         step, delay, is_well = _Step.LOOK, self._every / 2, True
         while True:
+            self._alive()
             self._wait(delay)
             # This process may have stood still: a lease that is older than a beat is kept before anything else is asked.
             is_late = step is _Step.LOOK and self.seconds_left < self._ttl - self._every

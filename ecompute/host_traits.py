@@ -6,9 +6,10 @@ version wrote must still be known as ours, so that it is removed once it is no l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from common.model import HostAdmin
+from common.nics import bridge_trait
 from common.placement_types import DISABLED_TRAIT, OWNER_TRAIT
 from ecompute.hypervisor import HostInfo
 
@@ -129,9 +130,10 @@ def guest_flags(host_flags: frozenset[str], virt_type: str) -> frozenset[str]:
     return host_flags & _EMULATED_FLAGS if virt_type == "qemu" else host_flags
 
 
-def wanted_traits(host: HostInfo, host_admin: HostAdmin | None = None) -> frozenset[str]:
-    """The traits of *host*: what it measurably is, and what an operator set for it."""
+def wanted_traits(host: HostInfo, host_admin: HostAdmin | None = None, bridges: Collection[str] = ()) -> frozenset[str]:
+    """The traits of *host*: what it measurably is, the *bridges* that guests may be on, and what an operator set for it."""
     traits = set(_ALWAYS) | set(_ARCHITECTURES.get(host.architecture, ())) | _cpu_traits(host)
+    traits |= {bridge_trait(bridge) for bridge in bridges}
     if host_admin is not None:
         traits |= set(host_admin.traits)
         if host_admin.disabled:

@@ -10,10 +10,12 @@ network is not as the caller saw it: look again, decide again).
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
+
+from common.nics import IpAddress
 
 
 class PowerState(enum.StrEnum):
@@ -91,7 +93,7 @@ class DhcpHost:
 
 @dataclass(frozen=True)
 class Network:
-    """A libvirt network that serves IPv4 addresses."""
+    """A libvirt network that serves IPv4 addresses, and perhaps IPv6 besides."""
 
     name: str
     is_active: bool
@@ -101,6 +103,8 @@ class Network:
     dhcp_start: str  # "" where the network has no DHCP
     dhcp_end: str
     dhcp_hosts: tuple[DhcpHost, ...]
+    prefixes6: tuple[str, ...] = ()  # of IPv6, each a /64 in which guests give themselves addresses
+    is_nat: bool = False  # guests reach others as the host
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,15 @@ class Lease:
 
     mac: str
     address: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """A network card of a running guest."""
+
+    mac: str  # lower case, colons
+    device: str  # the host's end of it, such as "vnet3"
+    link_is_up: bool  # whether the guest sees a cable in it
 
 
 class Hypervisor(Protocol):
@@ -162,6 +175,10 @@ class Hypervisor(Protocol):
 
     def network(self, name: str) -> Network | None: ...
 
+    def start_network(self, name: str) -> None:
+        """Bring a network that is defined up; ``HypervisorRejected`` where there is none, or it does not start."""
+        ...
+
     def leases(self, network: str) -> tuple[Lease, ...]: ...
 
     def add_dhcp_host(self, network: str, host: DhcpHost) -> None:
@@ -169,6 +186,25 @@ class Hypervisor(Protocol):
         ...
 
     def remove_dhcp_host(self, network: str, host: DhcpHost) -> None: ...
+
+    def own_bridges(self) -> frozenset[str]:
+        """The bridges that the hypervisor made for networks of its own."""
+        ...
+
+    def cards(self, uuid: UUID) -> tuple[Card, ...]:
+        """The cards of a guest that runs, in the order of its definition; none where it is off or not there."""
+        ...
+
+    def raise_link(self, uuid: UUID, mac: str) -> None:
+        """Let a running guest's card, defined with its link down, see a cable. ``Conflict`` where it has no such card."""
+        ...
+
+    def guest_addresses(self, uuid: UUID) -> dict[str, tuple[IpAddress, ...]]:
+        """What is known of the addresses on a guest's cards, by MAC: as the guest says, or as the host has seen it.
+
+        Nobody vouches for them. May take seconds where the guest answers slowly.
+        """
+        ...
 
     def subscribe(self, on_domain: Callable[[UUID], None], on_reconnect: Callable[[], None]) -> None:
         """Call *on_domain* for every lifecycle change of any domain, *on_reconnect* when a lost connection is back.
@@ -179,6 +215,18 @@ class Hypervisor(Protocol):
 
     def ensure_filter(self, name: str) -> bool:
         """Whether the network filter *name* (anti-spoofing) exists on this hypervisor; our own, "etcd-compute", is made."""
+        ...
+
+    def filtered_ports(self) -> dict[str, str]:
+        """The host's interfaces to guests that run with a network filter, each with the filter's name."""
+        ...
+
+    def settle_filters(self, names: Collection[str]) -> None:
+        """Return when the filters *names* are in force for every guest whose start has begun before."""
+        ...
+
+    def rebuild_filters(self, names: Collection[str]) -> None:
+        """Have those of *names* that are ours written into the kernel again, for every guest that runs."""
         ...
 
     def drop_filter(self) -> None:

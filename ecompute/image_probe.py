@@ -35,12 +35,12 @@ _MAGICS = (
     (0, b"PK\x03\x04", "a zip archive: unpack it first"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7-zip archive: unpack it first"),
     (257, b"ustar", "a tar archive: unpack it first"),
-    (0, b"KDMV", "a VMDK disk: convert it (qemu-img convert -O qcow2)"),
-    (0, b"COWD", "a VMDK disk: convert it (qemu-img convert -O qcow2)"),
-    (0, b"# Disk DescriptorFile", "a VMDK description: convert the disk (qemu-img convert -O qcow2)"),
-    (0, b"vhdxfile", "a VHDX disk: convert it (qemu-img convert -O qcow2)"),
-    (0, b"conectix", "a VHD disk: convert it (qemu-img convert -O qcow2)"),
-    (0x40, b"\x7f\x10\xda\xbe", "a VDI disk: convert it (qemu-img convert -O qcow2)"),
+    (0, b"COWD", "a VMDK disk of an old kind: convert it (qemu-img convert -O qcow2)"),
+    (
+        0,
+        b"# Disk DescriptorFile",
+        "a description of a VMDK disk in several files: convert the disk (qemu-img convert)",
+    ),
     (0, b"QED\x00", "a QED disk: convert it (qemu-img convert -O qcow2)"),
     (0, b"WithoutFreeSpace", "a Parallels disk: convert it (qemu-img convert -O qcow2)"),
     (0, b"WithouFreSpacExt", "a Parallels disk: convert it (qemu-img convert -O qcow2)"),
@@ -48,6 +48,13 @@ _MAGICS = (
     (0, b"hsqs", "a squashfs file system without a disk around it"),
     (0, b"\x7fELF", "a program"),
     (32769, b"CD001", "an ISO 9660 image, such as installation media: take a disk (cloud) image instead"),
+)
+# What ``image_conversion`` makes a qcow2 of; never what guests rest on.
+_CONVERTED = (
+    (0, b"KDMV", "a VMDK disk: convert it (qemu-img convert -O qcow2)"),
+    (0, b"vhdxfile", "a VHDX disk: convert it (qemu-img convert -O qcow2)"),
+    (0, b"conectix", "a VHD disk: convert it (qemu-img convert -O qcow2)"),
+    (0x40, b"\x7f\x10\xda\xbe", "a VDI disk: convert it (qemu-img convert -O qcow2)"),
 )
 _FOOTERS = (
     (b"conectix", "a VHD disk: convert it (qemu-img convert -O qcow2)"),
@@ -73,6 +80,7 @@ def probe(descriptor: int, what: str) -> Probed:
     size = os.fstat(descriptor).st_size
     head = os.pread(descriptor, HEAD_BYTES, 0)
     refuse_foreign(head, what)
+    _refuse(head, _CONVERTED, what)
     if head.startswith(QCOW2_MAGIC):
         return Probed("qcow2", _check_qcow2(head, size, what))
     _check_raw(head, os.pread(descriptor, _SECTOR, max(0, size - _SECTOR)), size, what)
@@ -87,13 +95,19 @@ def refuse_foreign(head: bytes, what: str) -> None:
     """
     if not head:
         raise ImageInvalid(f"{what} is empty")
-    for offset, magic, meaning in _MAGICS:
-        if head[offset : offset + len(magic)] == magic:
-            raise _looks_like(what, meaning)
+    _refuse(head, _MAGICS, what)
+    if any(head[offset : offset + len(magic)] == magic for offset, magic, _ in _CONVERTED):
+        return  # a VDI begins with words in angle brackets
     text = head[:256].lstrip().lower()
     for start, meaning in _TEXTS:
         if text.startswith(start):
             raise _looks_like(what, f"{meaning}: does the address lead to a page about the image, or to a login?")
+
+
+def _refuse(head: bytes, magics: tuple[tuple[int, bytes, str], ...], what: str) -> None:
+    for offset, magic, meaning in magics:
+        if head[offset : offset + len(magic)] == magic:
+            raise _looks_like(what, meaning)
 
 
 def virtual_size(descriptor: int, image_format: str) -> int:
@@ -105,7 +119,7 @@ def virtual_size(descriptor: int, image_format: str) -> int:
 
 
 def _looks_like(what: str, meaning: str) -> ImageInvalid:
-    return ImageInvalid(f"{what} looks like {meaning}; qcow2 and raw disk images are taken")
+    return ImageInvalid(f"{what} looks like {meaning}; qcow2, raw, VMDK, VHD, VHDX and VDI disks are taken")
 
 
 class _Qcow2(NamedTuple):

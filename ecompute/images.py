@@ -1,12 +1,16 @@
 """The host's cache of disk images: each fetched once, checked, never changed again, used by any number of guests.
 
-``<directory>/<sha256 of the bytes>.<format>`` is an image, whole since it is there under that name. ``<directory>/index/``
-holds a small file for each address (and each sha512) that says which image it led to, so that the second guest asks nobody: a
-URL once fetched is not asked again unless a checksum is given that no image here has; a local file is known by path, size, time
-of change and inode. Threads that want the same image share one fetch. ``*.partial`` files are a fetch in hand, locked by its
-process; what a dead process left goes at the next start.
+``<directory>/<sha256 of the bytes>.<format>`` is an image, whole since it is there under that name. An image that comes
+compressed is unpacked on the way, one of another hypervisor's format is converted once: a checksum is held against what was
+downloaded, the name is that of what is kept.
+``<directory>/index/`` holds a small file for each address (and each checksum that the name does not tell) that says which image
+it led to, so that the second guest asks nobody: a URL once fetched is asked again only where a checksum is given that no image
+here has, or after ``images.revalidate_after_hours``, by the age of that file; then it is asked whether it has something newer.
+A local file is known by path, size, time of change and inode. Threads that want the same image share one fetch.
+``*.partial`` files are a fetch in hand, locked by its process; what a dead process left goes at the next start.
 
-Knows sources only through ``image_sources`` and formats only through ``image_probe``. Called by the builder and the facts.
+Knows sources only through ``image_sources``, formats only through ``image_probe`` and ``image_conversion``. Called by the
+builder and the facts.
 """
 
 from __future__ import annotations
@@ -15,19 +19,21 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.config import ImagesConfig
-from common.errors import Cancelled, ChecksumMismatch, ImageInvalid, ImageNotFound, InvalidSpec, NoSpace
+from common.errors import Cancelled, ChecksumMismatch, ImageInvalid, ImageNotFound, ImageUnavailable, InvalidSpec, NoSpace
 from common.files import PARTIAL, file_errors, fsync_directory, make_directory, partial_path, remove_partials, write_atomically
 from common.model import ImageRef
-from ecompute import image_probe
+from ecompute import image_conversion, image_probe, image_unpacking
 from ecompute.image_flight import Flight
 from ecompute.image_sources import Source, Stream, shown_url, source_of
 
@@ -37,7 +43,12 @@ DIRECTORY_MODE = 0o711  # and passes through here to it
 SPARE_BYTES = 64 << 20  # never fill the file system to the last block: the guests write to it too
 _DIGEST_CHARACTERS = {"sha256": 64, "sha512": 128}
 _GIB = 1 << 30
+_ASKED_IN_VAIN_SECONDS = 300.0  # each guest of a burst would else wait for a server that is not there
+_LOOK_AT_ROOM_EVERY_BYTES = 64 << 20  # of an image whose size nobody said, or that is unpacked
+_PIECE_BYTES = 4 << 20
 _ZEROS = bytes(64 * 1024)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,7 @@ class ImageCache:
         self._directory, self._index, self._config = directory, directory / "index", config
         self._lock = threading.Lock()
         self._flights: dict[tuple[str, str | None], Flight[CachedImage]] = {}
+        self._not_asked_until: dict[str, float] = {}  # by the monotonic clock: addresses whose server did not answer
         make_directory(directory, DIRECTORY_MODE)
         make_directory(self._index, 0o700)
         _remove_dead_partials(directory)
@@ -66,16 +78,34 @@ class ImageCache:
         """*image*, where it is here; asks no server and changes nothing."""
         try:
             algorithm, wanted = _checksum(image)
-            if algorithm == "sha256":
-                return self._by_digest(wanted)
-            key = f"sha512:{wanted}" if algorithm else self._source(image).key()
+            if algorithm == "sha256" and (found := self._by_digest(wanted)):
+                return found
+            key = f"{algorithm}:{wanted}" if algorithm else self._source(image).key()
         except (ImageNotFound, InvalidSpec):  # ``fetch`` says so
             return None
         entry = self._read_entry(key)
         return self._by_digest(str(entry["digest"])) if entry else None
 
+    def is_ready(self, image: ImageRef) -> bool:
+        """Whether *image* is here, and its server need not be asked for something newer before a guest gets it."""
+        return self.is_cached(image) is not None and not self._is_due(image)
+
+    def _is_due(self, image: ImageRef) -> bool:
+        """Whether the address of *image*, which is here, is to be asked again."""
+        hours, source = self._config.revalidate_after_hours, self._source(image)
+        if image.checksum is not None or hours is None or not source.may_change:
+            return False
+        key = source.key()
+        if time.monotonic() < self._not_asked_until.get(key, 0.0):
+            return False
+        try:
+            age_seconds = time.time() - self._entry_path(key).stat().st_mtime
+        except OSError:
+            return False
+        return not 0 <= age_seconds < hours * 3600  # a clock that was set back makes it due, too
+
     def fetch(self, image: ImageRef, *, progress: Callable[[int, int], None], is_cancelled: Callable[[], bool]) -> CachedImage:
-        """*image*, fetched where it is not here yet; returns at once where it is.
+        """*image*, fetched where it is not here yet, or where its address has something newer; returns at once where it is.
 
         Args:
             progress: called in this thread with the bytes that came and all that there will be (0: unknown).
@@ -87,7 +117,7 @@ class ImageCache:
             ImageUnavailable: it may work later.
         """
         while True:
-            if cached := self.is_cached(image):
+            if (cached := self.is_cached(image)) and not self._is_due(image):
                 return cached
             if is_cancelled():
                 raise _cancelled(image)
@@ -111,7 +141,7 @@ class ImageCache:
             flight = self._flights.get(key)
             if flight is None or not flight.join():
                 flight = Flight(
-                    work=lambda mine: self._fetch(source, image, {"sha256", algorithm or "sha256"}, mine),
+                    work=lambda mine: self._fetch_or_know(source, image, {"sha256", algorithm or "sha256"}, mine),
                     landed=lambda mine: self._landed(key, mine),
                 )
                 flight.take_off(f"fetch {source.shown}")
@@ -123,48 +153,115 @@ class ImageCache:
             if self._flights.get(key) is flight:
                 del self._flights[key]
 
-    def _fetch(self, source: Source, image: ImageRef, algorithms: set[str], flight: Flight[CachedImage]) -> CachedImage:
+    def _fetch_or_know(self, source: Source, image: ImageRef, algorithms: set[str], flight: Flight[CachedImage]) -> CachedImage:
+        """Fetch it; where nothing newer can be had, what this address led to before is good enough."""
+        known = self.is_cached(image)
+        try:
+            return self._fetch(source, image, algorithms, flight, known)
+        except (ImageInvalid, ImageNotFound, ImageUnavailable, NoSpace) as error:
+            if known is None:
+                raise
+            self._not_asked_until[source.key()] = time.monotonic() + _ASKED_IN_VAIN_SECONDS
+            logger.warning("image=%s is used as it was fetched before, nothing newer can be had: %s", source.shown, error)
+            return known
+
+    def _fetch(
+        self, source: Source, image: ImageRef, algorithms: set[str], flight: Flight[CachedImage], known: CachedImage | None
+    ) -> CachedImage:
         key = source.key()
-        with source.open() as stream, self._partial(source.shown) as partial:
+        validators = (self._read_entry(key) or {}) if known else {}
+        with source.open(validators) as stream, self._partial(source.shown) as partial:
+            if known and stream.is_unchanged:
+                with contextlib.suppress(OSError):  # it is only asked again the sooner
+                    os.utime(self._entry_path(key))
+                return known
             self._check_room(stream.total_bytes, source.shown)
-            hashes = {name: hashlib.new(name) for name in algorithms}
-            for chunk in self._received(stream, partial.descriptor, source.shown, flight):
-                for digest in hashes.values():
-                    digest.update(chunk)
-            digests = {name: digest.hexdigest() for name, digest in hashes.items()}
-            _check_checksum(image, digests, source.shown)
-            probed = image_probe.probe(partial.descriptor, f"image {source.shown}")
-            cached = self._keep(partial, digests["sha256"], probed)
+            published, digest = self._receive(stream, partial.descriptor, source.shown, flight, algorithms)
+            _check_checksum(image, published, source.shown)
+            image_format = image_conversion.format_of(partial.descriptor)
+            if image_format:
+                cached = self._converted(partial, image_format, digest, source.shown, flight)
+            else:
+                cached = self._keep(partial, digest, image_probe.probe(partial.descriptor, f"image {source.shown}"))
         self._write_entry(key, source.shown, cached, stream.validators)
-        if "sha512" in digests:
-            self._write_entry(f"sha512:{digests['sha512']}", source.shown, cached, {})
+        for algorithm, digits in published.items():
+            if digits != cached.digest:  # the name in the cache does not tell it
+                self._write_entry(f"{algorithm}:{digits}", source.shown, cached, {})
         return cached
 
-    def _received(self, stream: Stream, descriptor: int, shown: str, flight: Flight[CachedImage]) -> Iterator[bytes]:
-        """What comes, passed on when it is written."""
-        is_cloned, done = stream.clone_to(descriptor), 0
-        flight.report(done, stream.total_bytes)
+    def _converted(
+        self, source: _Partial, image_format: str, digest: str, shown: str, flight: Flight[CachedImage]
+    ) -> CachedImage:
+        """The qcow2 made of *source*, whose sha256 is *digest*; made once, wherever such a file comes from."""
+        what, key = f"image {shown}", f"{image_conversion.RECIPE}:{digest}"
+        image_conversion.check(source.descriptor, image_format, what)
+        entry = self._read_entry(key)
+        if entry and (known := self._by_digest(str(entry["digest"]))):
+            return known
+        size = os.fstat(source.descriptor).st_size
+
+        def go_on() -> None:
+            flight.report(size, size)
+            self._check_room(0, shown)
+
+        with self._partial(shown) as target:
+            most_bytes = self._config.max_size_gib * _GIB
+            with file_errors(f"cannot convert {what}", self._directory):
+                image_conversion.convert(
+                    source.path, target.descriptor, image_format, what=what, most_bytes=most_bytes, report=go_on
+                )
+            probed = image_probe.probe(target.descriptor, f"{what}, converted,")
+            cached = self._keep(target, _sha256(target.descriptor, go_on), probed)
+        self._write_entry(key, shown, cached, {})
+        return cached
+
+    def _receive(
+        self, stream: Stream, descriptor: int, shown: str, flight: Flight[CachedImage], algorithms: set[str]
+    ) -> tuple[dict[str, str], str]:
+        """Write what comes, unpacked; the digests of what was downloaded, and the sha256 of what was written."""
+        published = {name: hashlib.new(name) for name in algorithms}
+        kept, unpacker, is_cloned = published["sha256"], None, False
+        came = written = room_seen_at = 0
+        flight.report(came, stream.total_bytes)
         for chunk in stream.chunks:
-            if done == 0:
-                image_probe.refuse_foreign(chunk, f"image {shown}")
-            done += len(chunk)
-            self._check_size(done, shown)
-            if not is_cloned:
-                with file_errors(f"cannot keep image {shown}", self._directory):
-                    _write_sparsely(descriptor, chunk)
-            yield chunk
-            flight.report(done, stream.total_bytes)
+            if came == 0:
+                unpacker = image_unpacking.unpacker_of(chunk, f"image {shown}")
+                kept = hashlib.sha256() if unpacker else kept
+                is_cloned = unpacker is None and stream.clone_to(descriptor)
+            came += len(chunk)
+            for digest in published.values():
+                digest.update(chunk)
+            for piece in unpacker.feed(chunk) if unpacker else (chunk,):
+                if written == 0:
+                    image_probe.refuse_foreign(piece, f"image {shown}{', unpacked,' if unpacker else ''}")
+                written += len(piece)
+                self._check_size(written, shown)
+                if not is_cloned:
+                    with file_errors(f"cannot keep image {shown}", self._directory):
+                        _write_sparsely(descriptor, piece)
+                if unpacker:
+                    kept.update(piece)
+                    flight.report(came, stream.total_bytes)  # a little data can unpack to very much
+                if written - room_seen_at >= _LOOK_AT_ROOM_EVERY_BYTES:
+                    self._check_room(0, shown)
+                    room_seen_at = written
+            self._check_size(came, shown)
+            flight.report(came, stream.total_bytes)
+        if unpacker:
+            unpacker.finish()
         with file_errors(f"cannot keep image {shown}", self._directory):
-            os.ftruncate(descriptor, done)
+            os.ftruncate(descriptor, written)
+        return {name: digest.hexdigest() for name, digest in published.items()}, kept.hexdigest()
 
     def _check_room(self, total_bytes: int, shown: str) -> None:
-        """Before a byte is fetched, where the size is known: it may be kept at all, and there is room for it."""
+        """Before *total_bytes* are fetched (0: unknown) and on the way: they may be kept at all, and there is room for them."""
         self._check_size(total_bytes, shown)
         with file_errors("cannot look at the free space", self._directory):
             free = shutil.disk_usage(self._directory).free
         if free < total_bytes + SPARE_BYTES:
             raise NoSpace(
-                f"image {shown} has {total_bytes >> 20} MiB, and {self._directory} has {free >> 20} MiB free: "
+                f"image {shown} has {f'{total_bytes >> 20} MiB' if total_bytes else 'more to come'}, and {self._directory} has "
+                f"{free >> 20} MiB free: "
                 "free space on that file system, or move paths.state_dir to a larger one"
             )
 
@@ -262,7 +359,7 @@ def _check_checksum(image: ImageRef, digests: dict[str, str], shown: str) -> Non
     algorithm, wanted = _checksum(image)
     if algorithm and digests[algorithm] != wanted:
         raise ChecksumMismatch(
-            f"image {shown} has {algorithm}:{digests[algorithm]}, not {algorithm}:{wanted} as asked for: "
+            f"image {shown} has {algorithm}:{digests[algorithm]} as downloaded, not {algorithm}:{wanted} as asked for: "
             "it was changed at its source, or the checksum is that of another image"
         )
 
@@ -276,6 +373,15 @@ def _write_sparsely(descriptor: int, chunk: bytes) -> None:
             continue
         while block:
             block = block[os.write(descriptor, block) :]
+
+
+def _sha256(descriptor: int, go_on: Callable[[], None]) -> str:
+    digest, offset = hashlib.sha256(), 0
+    while piece := os.pread(descriptor, _PIECE_BYTES, offset):
+        digest.update(piece)
+        offset += len(piece)
+        go_on()
+    return digest.hexdigest()
 
 
 def _remove_dead_partials(directory: Path) -> None:

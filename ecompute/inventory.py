@@ -7,10 +7,10 @@ knows nothing of instances: who may use the host is the claims' affair, whether 
 Whose is what on our provider:
 
 - The classes VCPU, MEMORY_MB and DISK_GB are ours. Others that an operator or another agent put there stay as they are.
-- A trait is ours where it is one that we measure (``host_traits.MEASURABLE``), or where we added it because the operator's
-  host record asked for it. The latter are in a file in the state directory, written before Placement is, so that they are
-  known after a restart. Anything else is left alone, also when that file is lost: what cannot be shown to be ours is not
-  removed.
+- A trait is ours where it is one that we measure (``host_traits.MEASURABLE``), or where we added it because the host has a
+  bridge or because the operator's host record asked for it. The latter are in a file in the state directory, written before
+  Placement is, so that they are known after a restart. Anything else is left alone, also when that file is lost: what cannot be
+  shown to be ours is not removed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
@@ -111,7 +111,7 @@ class InventoryKeeper:
 
     def sync(
         self, host: HostInfo, *, host_admin: HostAdmin | None = None, foreign_vcpus: int = 0, foreign_memory_mib: int = 0,
-        generation: int | None = None,
+        bridges: Collection[str] = (), generation: int | None = None,
     ) -> dict[str, int]:  # fmt: skip
         """Make Placement's provider, inventory and traits what they should be; how much of each class can be claimed in all.
 
@@ -128,7 +128,7 @@ class InventoryKeeper:
         inventory = wanted_inventory(
             host, disk_gib, self._config.inventory, foreign_vcpus=foreign_vcpus, foreign_memory_mib=foreign_memory_mib
         )
-        traits = wanted_traits(host, host_admin)
+        traits = wanted_traits(host, host_admin, bridges)
         with self._lock:
             self._complain_of_full_reserve(inventory)
             if generation is not None and self._settled == (generation, inventory, traits):

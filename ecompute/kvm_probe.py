@@ -204,7 +204,7 @@ def _judge(boot_: Boot, kernel: Path, deadline_seconds: float) -> VirtTypeChoice
         how = f"did not reach user space within {deadline_seconds:g} s; the last that was heard of it: {boot_.last_words!r}"
     else:
         how = f"ended after {boot_.seconds:.1f} s: {boot_.last_words!r}"
-    advice = "set libvirt.virt_type: qemu to skip this test, or kvm if you know better"
+    advice = "see to nesting in the host above or the BIOS, or set libvirt.virt_type: qemu to skip this test"
     return VirtTypeChoice("qemu", proven=False, reason=f"/dev/kvm is there but {kernel} {how}; {advice}")
 
 

@@ -1,4 +1,4 @@
-"""The hypervisor that libvirt steers, and the only place that imports libvirt.
+"""The hypervisor that libvirt steers. Only this, ``libvirt_networks`` and ``libvirt_errors``, parts of it, import libvirt.
 
 Implements ``ecompute.hypervisor.Hypervisor`` over one connection that all threads share. libvirt's error codes become our
 exceptions here and its XML our dataclasses (``libvirt_xml``); nothing is remembered between calls, and nothing is retried but
@@ -8,53 +8,29 @@ the connection itself. One daemon thread per process runs libvirt's event loop.
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
 from uuid import UUID
 
 import libvirt
 
 from common.errors import Conflict, EcomputeError, HypervisorRejected, HypervisorUnavailable
+from common.nics import IpAddress
 from common.retry import Backoff
-from ecompute import changes
+from ecompute import changes, libvirt_networks
 from ecompute.connection import KeptConnection
-from ecompute.hypervisor import DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
+from ecompute.guest_answers import SlowAgents
+from ecompute.hypervisor import Card, DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
 from ecompute.identity import cpu_flags
-from ecompute.libvirt_xml import (
-    FILTER_NAME,
-    FILTER_XML,
-    STAMP_NAMESPACE,
-    STAMP_PREFIX,
-    capabilities_of,
-    dhcp_host_text,
-    filter_rules,
-    network_of,
-    stamp_of,
-    stamp_text,
-)
+from ecompute.libvirt_errors import is_code, is_unavailable, one_line, optional, unless, unless_absent
+from ecompute.libvirt_xml import STAMP_NAMESPACE, STAMP_PREFIX, capabilities_of, stamp_of, stamp_text
 
 logger = logging.getLogger(__name__)
 
 # How long an idle connection may be silent before libvirtd counts as gone, in the middle of a call too.
 KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3
-
-# The transport's own errors; their codes are of the kind "internal error".
-_TRANSPORT_DOMAINS = {libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE}
-_UNAVAILABLE_CODES = {
-    libvirt.VIR_ERR_NO_CONNECT,
-    libvirt.VIR_ERR_INVALID_CONN,
-    libvirt.VIR_ERR_RPC,
-    libvirt.VIR_ERR_AUTH_FAILED,
-    libvirt.VIR_ERR_AUTH_CANCELLED,
-    libvirt.VIR_ERR_AUTH_UNAVAILABLE,
-    libvirt.VIR_ERR_OPERATION_TIMEOUT,  # another call holds the domain: it may answer later
-    libvirt.VIR_ERR_RESOURCE_BUSY,
-}
 
 _POWER_STATES = {
     libvirt.VIR_DOMAIN_NOSTATE: PowerState.RUNNING,
@@ -84,25 +60,11 @@ _REASONS = {
 }
 
 
-def _is_code(error: libvirt.libvirtError, *codes: int) -> bool:
-    return error.get_error_code() in codes
-
-
-def _is_unavailable(error: libvirt.libvirtError) -> bool:
-    # EBUSY: a QEMU that hangs in the kernel takes no signal yet.
-    is_busy = _is_code(error, libvirt.VIR_ERR_SYSTEM_ERROR) and error.get_int1() == errno.EBUSY
-    return is_busy or error.get_error_domain() in _TRANSPORT_DOMAINS or _is_code(error, *_UNAVAILABLE_CODES)
-
-
-def _one_line(error: libvirt.libvirtError) -> str:
-    return " ".join((error.get_error_message() or str(error)).split())
-
-
 def _press_power_button(handle: libvirt.virDomain) -> None:
     try:
         handle.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
     except libvirt.libvirtError as error:
-        if not _is_code(error, libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_NO_SUPPORT):
+        if not is_code(error, libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_NO_SUPPORT):
             raise
         handle.shutdown()  # a driver with one way only
 
@@ -117,7 +79,7 @@ def _undefine(handle: libvirt.virDomain) -> None:
     try:
         handle.undefineFlags(everything)
     except libvirt.libvirtError as error:
-        if not _is_code(error, libvirt.VIR_ERR_INVALID_ARG):
+        if not is_code(error, libvirt.VIR_ERR_INVALID_ARG):
             raise
         handle.undefineFlags(0)  # a driver without such things
 
@@ -158,7 +120,7 @@ class LibvirtDriver:
         self, uri: str, *, patience_seconds: float = 10.0, backoff: Backoff | None = None,
         on_state: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
-        self._uri = uri
+        self._uri, self._slow_agents = uri, SlowAgents()
         self._on_domain: list[Callable[[UUID], None]] = []
         self._on_reconnect: list[Callable[[], None]] = []
         self._callback_id: int | None = None  # of the one connection; touched in its keeper's thread only
@@ -206,7 +168,7 @@ class LibvirtDriver:
         with self._calling(what) as connection:
             handle = _lookup(connection, uuid)
             if changes.may_undefine(what, _power_of(handle)):
-                with _unless_absent():
+                with unless_absent():
                     _undefine(handle)
 
     def write_stamp(self, uuid: UUID, stamp: Stamp) -> None:
@@ -226,7 +188,7 @@ class LibvirtDriver:
             try:
                 act(handle)
             except libvirt.libvirtError as error:
-                if _is_unavailable(error) or not change.is_settled(what, _power_of(handle)):
+                if is_unavailable(error) or not change.is_settled(what, _power_of(handle)):
                     raise
 
     # -- host and network --------------------------------------------------------------------------------------------------
@@ -249,64 +211,76 @@ class LibvirtDriver:
 
     def network(self, name: str) -> Network | None:
         with self._calling(f"read network {name}") as connection:
-            handle = _lookup_network(connection, name)
-            return None if handle is None else network_of(handle.XMLDesc(0), is_active=bool(handle.isActive()))
+            return libvirt_networks.read_network(connection, name)
+
+    def start_network(self, name: str) -> None:
+        with self._calling(what := f"start network {name}") as connection:
+            libvirt_networks.start_network(connection, what, name)
+
+    def autostart_network(self, name: str) -> None:
+        with self._calling(what := f"start network {name} with the host") as connection:
+            libvirt_networks.autostart_network(connection, what, name)
+
+    def filter_names(self) -> frozenset[str] | None:
+        """The network filters that are defined; None where this libvirt has none at all."""
+        with self._calling("list the network filters") as connection:
+            return libvirt_networks.filter_names(connection)
 
     def leases(self, network: str) -> tuple[Lease, ...]:
         with self._calling(f"read the leases of network {network}") as connection:
-            handle = _lookup_network(connection, network)
-            found = () if handle is None else _optional(handle.DHCPLeases) or ()
-            return tuple(
-                Lease(mac=lease["mac"].lower(), address=lease["ipaddr"])
-                for lease in found
-                if lease["type"] == libvirt.VIR_IP_ADDR_TYPE_IPV4 and lease["mac"]
-            )
+            return libvirt_networks.read_leases(connection, network)
+
+    def own_bridges(self) -> frozenset[str]:
+        with self._calling("list the networks") as connection:
+            return libvirt_networks.own_bridges(connection)
 
     def add_dhcp_host(self, network: str, host: DhcpHost) -> None:
-        self._update_dhcp(network, host, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, should_be_there=True)
+        what = f"add DHCP entry {host.mac} {host.address} of network {network}"
+        with self._calling(what) as connection:
+            libvirt_networks.update_dhcp(connection, what, network, host, should_be_there=True)
 
     def remove_dhcp_host(self, network: str, host: DhcpHost) -> None:
-        self._update_dhcp(network, host, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, should_be_there=False)
-
-    def _update_dhcp(self, network: str, host: DhcpHost, command: int, *, should_be_there: bool) -> None:
-        what = f"{'add' if should_be_there else 'remove'} DHCP entry {host.mac} {host.address} of network {network}"
+        what = f"remove DHCP entry {host.mac} {host.address} of network {network}"
         with self._calling(what) as connection:
-            handle = _lookup_network(connection, network)
-            if handle is None:
-                if not should_be_there:
-                    return
-                raise HypervisorRejected(f"{what}: libvirt at {self._uri} has no such network; define it, or name another")
-            # Looking first is cheap, while a refused update takes as long as one that is made: 0.3 s.
-            if parts := _parts_to_change(what, handle, host, should_be_there=should_be_there):
-                try:
-                    handle.update(command, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, -1, dhcp_host_text(host), parts)
-                except libvirt.libvirtError:
-                    if _parts_to_change(what, handle, host, should_be_there=should_be_there):
-                        raise
+            libvirt_networks.update_dhcp(connection, what, network, host, should_be_there=False)
 
     def ensure_filter(self, name: str) -> bool:
         with self._calling(f"look for network filter {name}") as connection:
-            try:
-                found = connection.nwfilterLookupByName(name)
-            except libvirt.libvirtError as error:
-                if not _is_code(error, libvirt.VIR_ERR_NO_NWFILTER, libvirt.VIR_ERR_NO_SUPPORT):
-                    raise
-                if name != FILTER_NAME or _is_code(error, libvirt.VIR_ERR_NO_SUPPORT):
-                    return False
-                found = None
-            # Defining a filter anew rebuilds it for every running guest: only where it really changed.
-            if name == FILTER_NAME and (found is None or filter_rules(found.XMLDesc(0)) != filter_rules(FILTER_XML)):
-                connection.nwfilterDefineXML(FILTER_XML)
-            return True
+            return libvirt_networks.ensure_filter(connection, name)
+
+    def filtered_ports(self) -> dict[str, str]:
+        with self._calling("list the network filters in use") as connection:
+            return libvirt_networks.filtered_ports(connection)
+
+    def settle_filters(self, names: Collection[str]) -> None:
+        with self._calling("define network filters as they are") as connection:
+            libvirt_networks.settle_filters(connection, names)
+
+    def rebuild_filters(self, names: Collection[str]) -> None:
+        with self._calling("have network filters made again") as connection:
+            libvirt_networks.rebuild_filters(connection, names)
 
     def drop_filter(self) -> None:
-        with self._calling(f"remove network filter {FILTER_NAME}") as connection:
-            try:
-                connection.nwfilterLookupByName(FILTER_NAME).undefine()
-            except libvirt.libvirtError as error:
-                in_use = libvirt.VIR_ERR_OPERATION_INVALID
-                if not _is_code(error, libvirt.VIR_ERR_NO_NWFILTER, libvirt.VIR_ERR_NO_SUPPORT, in_use):
-                    raise
+        with self._calling("remove our network filters") as connection:
+            libvirt_networks.drop_filters(connection)
+
+    def cards(self, uuid: UUID) -> tuple[Card, ...]:
+        with self._calling(f"read the cards of domain {uuid}") as connection:
+            handle = _lookup(connection, uuid)
+            return () if handle is None else libvirt_networks.read_cards(handle)
+
+    def raise_link(self, uuid: UUID, mac: str) -> None:
+        what = f"raise the link of {mac} of domain {uuid}"
+        with self._calling(what) as connection:
+            handle = _lookup(connection, uuid)
+            if handle is None:
+                raise Conflict(f"{what}: there is no such domain")
+            libvirt_networks.raise_link(handle, mac)
+
+    def guest_addresses(self, uuid: UUID) -> dict[str, tuple[IpAddress, ...]]:
+        with self._calling(f"ask for the addresses of domain {uuid}") as connection:
+            handle = _lookup(connection, uuid)
+            return {} if handle is None else libvirt_networks.guest_addresses(handle, self._slow_agents)
 
     # -- connection and events ---------------------------------------------------------------------------------------------
 
@@ -325,28 +299,28 @@ class LibvirtDriver:
         try:
             yield connection
         except libvirt.libvirtError as error:
-            if _is_unavailable(error) and not _is_alive(connection):
+            if is_unavailable(error) and not _is_alive(connection):
                 self._connection.lost(connection)
             raise self._translated(error, what) from error
 
     def _translated(self, error: libvirt.libvirtError, what: str) -> EcomputeError:
-        kind = HypervisorUnavailable if _is_unavailable(error) else HypervisorRejected
-        return kind(f"{what}: libvirt at {self._uri}: {_one_line(error)}")
+        kind = HypervisorUnavailable if is_unavailable(error) else HypervisorRejected
+        return kind(f"{what}: libvirt at {self._uri}: {one_line(error)}")
 
     def _open(self) -> libvirt.virConnect:
         start_event_loop()
         connection = None
         try:
             connection = libvirt.open(self._uri)
-            _optional(connection.setKeepAlive, KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
-            _optional(connection.registerCloseCallback, lambda broken, *_: self._connection.lost(broken), None)
+            optional(connection.setKeepAlive, KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
+            optional(connection.registerCloseCallback, lambda broken, *_: self._connection.lost(broken), None)
             self._callback_id = connection.domainEventRegisterAny(
                 None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
             )
         except libvirt.libvirtError as error:
             if connection is not None:
                 self._discard(connection)
-            message = f"open libvirt at {self._uri}: {_one_line(error)}; is libvirtd running, and may this user use it?"
+            message = f"open libvirt at {self._uri}: {one_line(error)}; is libvirtd running, and may this user use it?"
             raise HypervisorUnavailable(message) from error
         return connection
 
@@ -373,25 +347,6 @@ class LibvirtDriver:
             tell()
 
 
-def _optional(call: Callable[..., Any], *arguments: object) -> Any:
-    """*call*'s answer; None where this kind of hypervisor cannot do it, as libvirt's test driver."""
-    with _unless(libvirt.VIR_ERR_NO_SUPPORT):
-        return call(*arguments)
-    return None
-
-
-@contextlib.contextmanager
-def _unless(*codes: int) -> Iterator[None]:
-    try:
-        yield
-    except libvirt.libvirtError as error:
-        if not _is_code(error, *codes):
-            raise
-
-
-_unless_absent = functools.partial(_unless, libvirt.VIR_ERR_NO_DOMAIN)
-
-
 def _is_alive(connection: libvirt.virConnect) -> bool:
     with contextlib.suppress(libvirt.libvirtError):
         return bool(connection.isAlive())
@@ -399,21 +354,21 @@ def _is_alive(connection: libvirt.virConnect) -> bool:
 
 
 def _lookup(connection: libvirt.virConnect, uuid: UUID) -> libvirt.virDomain | None:
-    with _unless_absent():
+    with unless_absent():
         return connection.lookupByUUID(uuid.bytes)
     return None
 
 
 def _power_of(handle: libvirt.virDomain | None) -> PowerState | None:
     """None where the domain is not there, or not any more."""
-    with _unless_absent():
+    with unless_absent():
         return None if handle is None else _POWER_STATES[handle.state()[0]]
     return None
 
 
 def _read(handle: libvirt.virDomain) -> Domain | None:
     """None where the domain went away meanwhile."""
-    with _unless_absent():
+    with unless_absent():
         state, reason = handle.state()
         _, memory_kib, _, vcpus, _ = handle.info()
         return Domain(
@@ -430,7 +385,7 @@ def _read(handle: libvirt.virDomain) -> Domain | None:
 
 def _read_stamp(handle: libvirt.virDomain) -> Stamp | None:
     text = ""
-    with _unless(libvirt.VIR_ERR_NO_DOMAIN_METADATA):
+    with unless(libvirt.VIR_ERR_NO_DOMAIN_METADATA):
         text = handle.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, STAMP_NAMESPACE)
     stamp = stamp_of(text) if text else None
     if text and stamp is None:
@@ -443,7 +398,7 @@ def _set_stamp(handle: libvirt.virDomain, stamp: Stamp) -> None:
     mark = (libvirt.VIR_DOMAIN_METADATA_ELEMENT, stamp_text(stamp), STAMP_PREFIX, STAMP_NAMESPACE)
     parts = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
     for _ in range(2):
-        with _unless(libvirt.VIR_ERR_OPERATION_INVALID):
+        with unless(libvirt.VIR_ERR_OPERATION_INVALID):
             handle.setMetadata(*mark, parts)
             return
         parts = _parts_of(handle)
@@ -458,40 +413,9 @@ def _parts_of(handle: libvirt.virDomain) -> int:
     return flags
 
 
-def _lookup_network(connection: libvirt.virConnect, name: str) -> libvirt.virNetwork | None:
-    with _unless(libvirt.VIR_ERR_NO_NETWORK):
-        return connection.networkLookupByName(name)
-    return None
-
-
-def _parts_to_change(what: str, handle: libvirt.virNetwork, host: DhcpHost, *, should_be_there: bool) -> int:
-    """Which of a network's running state and definition still differ from what is asked, as flags of an update."""
-    parts = {}
-    if handle.isPersistent():
-        parts[libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG] = _network_definition(handle)
-    if handle.isActive():
-        parts[libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE] = handle.XMLDesc(0)
-    flags = 0
-    for affects, text in parts.items():
-        entries = network_of(text, is_active=True).dhcp_hosts
-        if changes.dhcp_entry_differs(what, entries, host, should_be_there=should_be_there):
-            flags |= affects
-    return flags
-
-
-def _network_definition(handle: libvirt.virNetwork) -> str:
-    try:
-        text: str = handle.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE)
-    except libvirt.libvirtError as error:
-        if not _is_code(error, libvirt.VIR_ERR_INVALID_ARG):
-            raise
-        text = handle.XMLDesc(0)  # a driver that keeps one state only
-    return text
-
-
 def _memory_mib(connection: libvirt.virConnect, node_mib: int) -> int:
     """All of the host's memory. ``getInfo`` may tell that of one NUMA node only, and a changing figure at that."""
-    statistics = _optional(connection.getMemoryStats, libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
+    statistics = optional(connection.getMemoryStats, libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
     return node_mib if statistics is None else statistics["total"] // 1024
 
 

@@ -11,29 +11,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from uuid import UUID
 
-from ecompute.hypervisor import DhcpHost, Network, Stamp
-
-# Our own anti-spoofing filter: a guest sends from its own MAC and its reserved address, asks DHCP, and nothing else.
-# It does what libvirt's clean-traffic does in one chain instead of seven: each rule and each chain is a transaction of the
-# kernel's packet filter, which takes some 10 ms, so that clean-traffic adds a second to every start and every libvirtd restart.
-FILTER_NAME = "etcd-compute"
-FILTER_XML = f"""\
-<filter name='{FILTER_NAME}' chain='root'>
-  <uuid>5bd0e7a6-6c1f-4b53-9d0a-0a6f2c7b9e11</uuid>
-  <rule action='drop' direction='out' priority='100'><mac match='no' srcmacaddr='$MAC'/></rule>
-  <rule action='accept' direction='out' priority='200'><ip srcipaddr='$IP'/></rule>
-  <rule action='accept' direction='out' priority='300'>
-    <ip srcipaddr='0.0.0.0' protocol='udp' srcportstart='68' dstportstart='67'/>
-  </rule>
-  <rule action='accept' direction='out' priority='400'><arp arpsrcmacaddr='$MAC' arpsrcipaddr='$IP'/></rule>
-  <rule action='accept' direction='out' priority='500'><arp arpsrcmacaddr='$MAC' arpsrcipaddr='0.0.0.0'/></rule>
-  <rule action='accept' direction='out' priority='600'>
-    <rarp dstmacaddr='ff:ff:ff:ff:ff:ff' opcode='Request_Reverse' arpsrcmacaddr='$MAC' arpdstmacaddr='$MAC'
-      arpsrcipaddr='0.0.0.0' arpdstipaddr='0.0.0.0'/>
-  </rule>
-  <rule action='drop' direction='out' priority='1000'><mac/></rule>
-</filter>
-"""
+from ecompute.hypervisor import Card, DhcpHost, Network, Stamp
 
 # What marks our element among others' in a domain's <metadata>. Never change it: guests that run carry it.
 STAMP_NAMESPACE = "urn:etcd-compute:stamp:1"
@@ -108,9 +86,14 @@ def network_of(text: str, *, is_active: bool) -> Network:
     bridge = root.find("bridge")
     name, bridge_name = root.findtext("name", ""), "" if bridge is None else bridge.get("name", "")
     addresses = [ip for ip in root.iterfind("ip") if ip.get("family", "ipv4") == "ipv4"]
+    prefixes6 = tuple(
+        str(ipaddress.IPv6Network(f"{ip.get('address')}/64", strict=False).network_address)
+        for ip in root.iterfind("ip")
+        if ip.get("family") == "ipv6" and ip.get("prefix") == "64" and ip.find("dhcp") is None
+    )
     serving = [ip for ip in addresses if ip.find("dhcp/range") is not None]
     if not addresses:
-        return Network(name, is_active, bridge_name, "", 0, "", "", ())
+        return Network(name, is_active, bridge_name, "", 0, "", "", (), prefixes6)
     ip = (serving or addresses)[0]
     dhcp_range = ip.find("dhcp/range")
     return Network(
@@ -125,13 +108,32 @@ def network_of(text: str, *, is_active: bool) -> Network:
         dhcp_hosts=tuple(
             DhcpHost(host.get("mac", "").lower(), host.get("ip", "")) for host in ip.iterfind("dhcp/host") if host.get("ip")
         ),
+        prefixes6=prefixes6,
+        is_nat=any(forward.get("mode", "nat") == "nat" for forward in root.iterfind("forward")),
     )
 
 
-def filter_rules(text: str) -> list[tuple[dict[str, str], list[tuple[str, dict[str, str]]]]]:
-    """What a network filter does, however its XML is laid out: to see whether libvirt has the one that we would define."""
-    root = ET.fromstring(text)  # noqa: S314 - from the local libvirtd, or ours
-    return [(dict(rule.attrib), [(match.tag, dict(match.attrib)) for match in rule]) for rule in root.iterfind("rule")]
+def bridge_of_own_network(text: str) -> str:
+    """The bridge that libvirt made for the network that *text* describes, "" where the network is on one of the host's."""
+    root = ET.fromstring(text)  # noqa: S314 - from the local libvirtd
+    forward, bridge = root.find("forward"), root.find("bridge")
+    is_of_the_host = forward is not None and forward.get("mode") in ("bridge", "private", "vepa", "passthrough", "hostdev")
+    return "" if is_of_the_host or bridge is None else bridge.get("name", "")
+
+
+def cards_of(text: str) -> tuple[Card, ...]:
+    """The network cards of the running domain that *text* describes."""
+    found = []
+    for interface in ET.fromstring(text).iterfind("devices/interface"):  # noqa: S314 - from the local libvirtd
+        mac, target, link = interface.find("mac"), interface.find("target"), interface.find("link")
+        found.append(
+            Card(
+                mac="" if mac is None else mac.get("address", "").lower(),
+                device="" if target is None else target.get("dev", ""),
+                link_is_up=link is None or link.get("state") != "down",
+            )
+        )
+    return tuple(found)
 
 
 def _prefix_length(ip: ET.Element) -> int:

@@ -10,6 +10,7 @@ Two rules stand above all rows: an instance that has ever run is never rebuilt, 
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from dataclasses import dataclass
 from uuid import UUID
@@ -27,8 +28,10 @@ class Step(enum.StrEnum):
     BUILD_DISK = "BuildDisk"
     RESERVE_NETWORK = "ReserveNetwork"
     WRITE_METADATA = "WriteMetadata"
+    WRITE_RULES = "WriteRules"
     DEFINE = "Define"
     START = "Start"
+    CONNECT = "Connect"
     MARK_BOOTED = "MarkBooted"
     SHUTDOWN = "Shutdown"
     DESTROY = "Destroy"
@@ -53,7 +56,7 @@ class Step(enum.StrEnum):
 
 
 _BUILD = {
-    Step.FETCH_IMAGE, Step.BUILD_DISK, Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.DEFINE, Step.START,
+    Step.FETCH_IMAGE, Step.BUILD_DISK, Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.WRITE_RULES, Step.DEFINE, Step.START,
 }  # fmt: skip
 _DESTRUCTIVE = {
     Step.SHUTDOWN, Step.DESTROY, Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.RELEASE, Step.SWAP_CLAIM,
@@ -88,7 +91,10 @@ class Facts:
         claim_is_orphaned: a claim has been seen without spec and domain for so long that its client must be dead.
         claimed_at: the providers that the instance's claim names, where it was asked for.
         ruled_out: alternates that turned out not to take it: no room, no heartbeat, or their group has a member there.
+        drive_is_current: the guest's config drive is as it should be, or it has none; not looked at while the guest is up,
+            whose drive is made anew before its next start.
         slow_retry_is_due: a start that failed for good was so long ago that it is worth another try.
+        is_connected: no card of the guest that runs waits for its VLAN.
     """
 
     provider: UUID
@@ -104,6 +110,10 @@ class Facts:
     addresses: tuple[Address, ...] | None = None
     metadata_is_there: bool = False
     metadata_is_current: bool = False
+    drive_is_current: bool = False
+    rules_are_there: bool = False  # something of this instance in the packet filter
+    rules_are_current: bool = True  # what it asks for of the packet filter is in force; so it is where it asks for nothing
+    notes: tuple[str, ...] = ()  # what is not as asked for, for people; nothing is decided by it
     definition_is_current: bool = False
     shutdown_is_due: bool = True
     grace_is_over: bool = False
@@ -111,6 +121,7 @@ class Facts:
     claimed_at: frozenset[UUID] = frozenset()
     ruled_out: frozenset[UUID] = frozenset()
     slow_retry_is_due: bool = False
+    is_connected: bool = True
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,7 @@ def decide(spec: InstanceSpec | None, facts: Facts, history: History) -> Decisio
         return Decision(Step.ACKNOWLEDGE if is_to_be_adopted else Step.NONE, Phase.HELD, Reason.STORE_RESTORED)
     if spec.desired is Desired.DELETED:
         return _deleted(facts)
-    decision = _kept(spec, facts, history)
+    decision = _with_rules(_kept(spec, facts, history), facts)
     is_leaving = decision.phase in (Phase.FAILED, Phase.RESCHEDULING)
     if ours(facts) and facts.allocation is Allocation.ABSENT and not is_leaving:
         return Decision(Step.ASSERT_ALLOCATION, decision.phase, Reason.ALLOCATION_MISSING)
@@ -181,7 +192,8 @@ def is_up(facts: Facts) -> bool:
 
 def is_gone(facts: Facts) -> bool:
     """Whether nothing of the instance is on this host."""
-    return not (facts.domain or facts.files_are_there or facts.metadata_is_there or facts.addresses is not None)
+    has_files = facts.files_are_there or facts.metadata_is_there or facts.rules_are_there
+    return not (facts.domain or has_files or facts.addresses is not None)
 
 
 def has_run(facts: Facts, history: History) -> bool:
@@ -236,6 +248,14 @@ def _kept(spec: InstanceSpec, facts: Facts, history: History) -> Decision:
     return _stopped(facts)
 
 
+def _with_rules(decision: Decision, facts: Facts) -> Decision:
+    """One that is off has its rules, too: a port that it gave up is another's from now on, not from its next start on."""
+    is_off = decision.step is Step.NONE and decision.phase is Phase.STOPPED
+    if is_off and facts.rules_are_there and not facts.rules_are_current:
+        return dataclasses.replace(decision, step=Step.WRITE_RULES)
+    return decision
+
+
 def _running(spec: InstanceSpec, facts: Facts, history: History) -> Decision:
     domain = ours(facts)
     if facts.domain and not domain:
@@ -259,8 +279,15 @@ def _active(spec: InstanceSpec, domain: Domain, facts: Facts) -> Decision:
         return Decision(Step.WRITE_METADATA, phase, reason)
     if domain.stamp and _is_to_go_down(spec, domain.stamp):
         return Decision(_power_off_step(facts, at_once=spec.hard_reboot), Phase.REBOOTING)
-    if domain.stamp and (domain.stamp.booted != spec.boot_request or domain.stamp.boot_id != facts.host_boot_id):
+    is_new = domain.stamp is not None and domain.stamp.booted != spec.boot_request
+    is_unmarked = domain.stamp is not None and (is_new or domain.stamp.boot_id != facts.host_boot_id)
+    if is_unmarked and facts.is_connected:
         return Decision(Step.MARK_BOOTED, phase, reason)
+    # After those, which need no rules: though the packet filter be broken, a guest goes down, and is known to have run.
+    if not facts.rules_are_current and facts.addresses is not None:
+        return Decision(Step.WRITE_RULES, phase, reason)
+    if not facts.is_connected:
+        return Decision(Step.CONNECT, Phase.BUILDING if is_new and phase is Phase.RUNNING else phase, reason)
     return Decision(Step.NONE, phase, reason)
 
 
@@ -306,8 +333,10 @@ def _build_step(facts: Facts) -> Step:
         return Step.RESERVE_NETWORK
     if not facts.disk_is_there:
         return Step.BUILD_DISK if facts.image_is_cached else Step.FETCH_IMAGE
-    if not facts.metadata_is_current:
+    if not (facts.metadata_is_current and facts.drive_is_current):
         return Step.WRITE_METADATA
+    if not facts.rules_are_current:
+        return Step.WRITE_RULES
     if not facts.domain or not facts.definition_is_current:
         return Step.DEFINE
     return Step.START
@@ -384,6 +413,6 @@ def _clean_up_host(facts: Facts) -> Step:
     if domain := ours(facts):
         # Neither active nor off is a crashed one that is kept for a look; it must be ended as well.
         return Step.UNDEFINE if domain.power_state is PowerState.SHUTOFF else Step.DESTROY
-    if facts.files_are_there or facts.metadata_is_there:
+    if facts.files_are_there or facts.metadata_is_there or facts.rules_are_there:
         return Step.REMOVE_FILES
     return Step.NONE if facts.addresses is None else Step.RELEASE_NETWORK

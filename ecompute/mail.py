@@ -30,11 +30,14 @@ class Mailbox:
         fence: the compare of the living host key; may raise ``StoreUnavailable``.
         answer: the text to answer with; None where the kind of letter is not known. It may raise ``EcomputeError`` where it
             cannot be answered now, ``ValueError`` where the letter makes no sense.
+        answered: called once the answer to a letter stands in etcd; may raise ``EcomputeError``.
     """
 
     def __init__(
-        self, store: Store, keys: Keys, provider: UUID, *, fence: Callable[[], Compare], answer: Callable[[Letter], str | None]
-    ) -> None:
+        self, store: Store, keys: Keys, provider: UUID, *, fence: Callable[[], Compare],
+        answer: Callable[[Letter], str | None], answered: Callable[[Letter], None] = lambda _: None,
+    ) -> None:  # fmt: skip
+        self._answered = answered
         self._store, self._keys, self._provider = store, keys, provider
         self._fence, self._answer = fence, answer
         self._letters: queue.SimpleQueue[Versioned | None] = queue.SimpleQueue()  # None: look whether it is time to stop
@@ -91,6 +94,8 @@ class Mailbox:
             self._store.commit(Transaction(compares, {reply_key: text}, lease_id=item.lease_id))
         except Conflict:
             logger.info("an answer came too late, or from a host that lost its lease", extra=fields(key=item.key))
+            return
+        self._answered(letter)
 
     def _read(self, item: Versioned) -> Letter:
         if not item.lease_id:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import importlib
 import logging
 import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,11 +19,15 @@ from common import logs
 from common.arguments import OneLineParser
 from common.config import ComputeConfig, describe, load_compute
 from common.errors import ConfigError, EcomputeError, OwnershipError, Transient
+from common.service_notify import ServiceNotifier
 from ecompute import identity
+from ecompute.vendor_data import read_vendor_data
 
 logger = logging.getLogger(__name__)
 M_ARENA_MAX = -8  # malloc.h
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_CONFLICT = 0, 1, 2, 4, 5
+# What can be asked for beside running: the module of each, whose ``command(config_file, arguments)`` answers the exit code.
+VERBS: dict[str, str] = {"doctor": "ecompute.doctor", "join": "ecompute.join"}
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -51,10 +57,13 @@ def _arguments() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run; the exit code: 0 stopped as asked, 2 configuration, 4 a service is away, 5 the provider is another's."""
-    options = _arguments().parse_args(argv)
+    options = _parsed(sys.argv[1:] if argv is None else argv)
     try:
+        if options.verb:
+            return int(importlib.import_module(VERBS[options.verb]).command(options.config, options.rest))
         config = load_compute(options.config)
         if options.check_config:
+            read_vendor_data(config.metadata.vendor_data_file)
             print("\n".join(describe(config)))
             return EXIT_OK
         logs.setup(config.log.level, config.log.format, host=config.name or identity.host_name())
@@ -68,6 +77,14 @@ def main(argv: list[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"ecompute: {line}", file=sys.stderr)
         return exit_code(error)
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    """The options; those behind a verb are the verb's own, and are left in ``rest``."""
+    at = next((number for number, word in enumerate(argv) if word in VERBS and argv[number - 1 : number] != ["--config"]), None)
+    options = _arguments().parse_args(argv if at is None else argv[:at])
+    options.verb, options.rest = (None, []) if at is None else (argv[at], argv[at + 1 :])
+    return options
 
 
 def command() -> NoReturn:
@@ -97,13 +114,32 @@ def _run(config: ComputeConfig, options: argparse.Namespace) -> int:
         leave(config)
         return EXIT_OK
     from ecompute.agent import Agent  # noqa: PLC0415 - --help and --check-config must work without libvirt's bindings
+    from ecompute.leaving import has_left  # noqa: PLC0415
 
     _keep_heaps_few()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    Agent(config, stop, take_provider=options.take_provider).run()
+    environment = dict(os.environ)  # before the service manager's variables are taken out of it
+    service = ServiceNotifier.from_environment()
+    if has_left(config, stop, service):
+        return EXIT_OK
+    agent = Agent(config, stop, take_provider=options.take_provider, service=service)
+    agent.run()
+    if agent.is_to_leave:
+        _begin_anew(environment)
     return EXIT_OK
+
+
+def _begin_anew(environment: Mapping[str, str]) -> NoReturn:
+    """Become a new process of the same command line and process id, which finds the note that tells it to leave the cluster.
+
+    None of this one's threads is left then to enter the host into Placement again behind its back.
+    """
+    logs.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - our own command line
 
 
 def _keep_heaps_few() -> None:

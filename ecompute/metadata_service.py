@@ -63,6 +63,7 @@ class MetadataServiceSupervisor:
             listen=f"{address}:{config.metadata.port}",
             bridge=config.metadata.bridge,
             directory=str(config.paths.state_dir.absolute() / "metadata"),
+            ipv6=config.metadata.ipv6,
         )
 
     def run(self, stop_event: threading.Event) -> None:
@@ -138,7 +139,9 @@ class MetadataServiceSupervisor:
         self._end(holder.pid)
         self._reap()
         listen, bridge = str(holder.note.get("listen", "")), str(holder.note.get("bridge", ""))
-        if listen and bridge and (listen, bridge) != (self.wanted.listen, self.wanted.bridge):
+        serves_ipv6 = holder.note.get("ipv6", "off") != "off"
+        is_elsewhere = (listen, bridge) != (self.wanted.listen, self.wanted.bridge)
+        if listen and bridge and (is_elsewhere or (serves_ipv6 and self.wanted.ipv6 == "off")):
             self._remove_address(listen, bridge)  # else it is in the way of the new one on another bridge
 
     def _start_and_watch(self, stop_event: threading.Event) -> str:

@@ -67,6 +67,9 @@ class Metrics:
         self._findings = Gauge(
             "ecompute_findings", "Differences that the last audit of this host found, by kind.", ["kind"], registry=registry
         )
+        self._troubles = Gauge(
+            "ecompute_host_troubles", "What is wrong with this host's network, by kind: 1.", ["kind"], registry=registry
+        )
         self._looks = Histogram(
             "ecompute_resync_seconds", "How long the full looks at everything took.", buckets=RESYNC_BUCKETS, registry=registry
         )
@@ -105,6 +108,12 @@ class Metrics:
         self._findings.clear()
         for kind, count in counts.items():
             self._findings.labels(kind).set(count)
+
+    def set_troubles(self, counts: Mapping[str, int]) -> None:
+        """What the last look at the host's network found, as in ``set_findings``."""
+        self._troubles.clear()
+        for kind, count in counts.items():
+            self._troubles.labels(kind).set(count)
 
 
 class _State(Collector):

@@ -18,7 +18,7 @@ from common import groups
 from common.errors import Conflict, GroupTaken, InvalidSpec, NoCapacity, UnsupportedSchema
 from common.keys import Keys
 from common.logs import fields
-from common.model import Alternate, HostAdmin, InstanceSpec, Move, with_fields
+from common.model import Alternate, HostAdmin, InstanceSpec, Move, spec_with_fields, with_fields
 from common.placement import Claim
 from common.store import Compare, Store, Transaction, Versioned
 from ecompute.machine import Allocation, Facts, move_target
@@ -111,7 +111,7 @@ class Mover:
             Compare.unchanged(instance, found[instance].mod_revision), Compare.absent(new),
         ]  # fmt: skip
         puts = {
-            new: with_fields(found[old].value, self._moved(spec, facts, target, cause)),
+            new: spec_with_fields(found[old].value, self._moved(spec, facts, target, cause)),
             instance: with_fields(found[instance].value, {"provider": target.provider}),
         }
         deletes = [old, keys.status(here, spec.uuid)]

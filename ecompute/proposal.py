@@ -1,8 +1,8 @@
 """The spec that a host would write for a guest whose own is lost, or older than the guest. Pure.
 
-What is known comes from the metadata document (names, keys, user data, image), the domain (size, power), the addresses
-(networks), the claim (resources) and our stamp (boots). Restart policy, grace time and group stand nowhere but in the lost
-spec.
+What is known comes from the metadata document (names, keys, user data, who may read it, image, hardware), the domain (size,
+power), the addresses (networks), the rules (who may reach it), its config drive, the claim (resources) and our stamp (boots).
+Restart policy, grace time and group stand nowhere but in the lost spec.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from common.metadata import MetadataDocument
-from common.model import Address, Adoption, Desired, ImageRef, InstanceSpec, Nic
+from common.model import Address, Adoption, ConfigDrive, Desired, ImageRef, InstanceSpec, Nic
+from common.nics import AddressSource, IpAddress
+from ecompute.config_drive import form_of
 from ecompute.domain_xml import domain_name
+from ecompute.firewall import GuestRules
 from ecompute.hypervisor import Domain, Stamp
 
 UNKNOWN_IMAGE = "/unknown"  # where no document tells what the disk was made of; a disk that is there is never made again
@@ -26,6 +29,8 @@ class Remains:
     document: MetadataDocument | None = None
     addresses: tuple[Address, ...] | None = None
     claim: Mapping[str, int] | None = None  # None where there is none, or Placement was not asked
+    rules: GuestRules | None = None
+    drive: ConfigDrive | None = None
 
 
 def proposed(domain: Domain, stamp: Stamp, remains: Remains, known: InstanceSpec | None = None) -> InstanceSpec:
@@ -42,12 +47,19 @@ def proposed(domain: Domain, stamp: Stamp, remains: Remains, known: InstanceSpec
             hostname=document.hostname if base.hostname or document.hostname != base.name else "",
             keys=document.keys,
             user_data_base64=document.user_data_base64,
+            metadata=document.access,
+            metadata_hop_limit=document.hop_limit,
+            hardware=document.hardware,
             image=base.image if base.image.url == document.image else ImageRef(document.image or UNKNOWN_IMAGE),
         )
+    if remains.rules is not None:
+        base = dataclasses.replace(base, allow=remains.rules.allow, forwards=remains.rules.forwards)
+    if known is None:
+        base = dataclasses.replace(base, config_drive=_config_drive(base, remains))
     return dataclasses.replace(
         base,
         resources=_resources(domain, remains, base),
-        nics=base.nics if remains.addresses is None else tuple(Nic(address.network) for address in remains.addresses),
+        nics=base.nics if remains.addresses is None else tuple(map(_nic, remains.addresses)),
         desired=Desired.RUNNING if domain.is_active else Desired.STOPPED,
         boot_request=max(stamp.booted, known.boot_request if known else 1, 1),
         alternates=(),
@@ -61,6 +73,27 @@ def _base(domain: Domain, document: MetadataDocument | None) -> InstanceSpec:
     return InstanceSpec(
         domain.uuid, name, ImageRef(UNKNOWN_IMAGE), resources={}, created_at=created_at, created_by="eschedule adopt"
     )
+
+
+def _config_drive(base: InstanceSpec, remains: Remains) -> ConfigDrive:
+    """What asks for the drive that the guest has, or for none; whatever it would have anyway was hardly asked for."""
+    if remains.addresses is None:
+        return remains.drive or ConfigDrive.AUTO
+    if remains.drive is form_of(base, remains.addresses):
+        return ConfigDrive.AUTO
+    return remains.drive or ConfigDrive.NONE
+
+
+def _nic(address: Address) -> Nic:
+    """The card that would be given *address*; what the host's own network hands out it hands out again."""
+    if not address.bridge:
+        return Nic(address.network)
+    fixed: tuple[IpAddress, ...] = ()
+    if address.source is AddressSource.STATIC:
+        fixed = (IpAddress(address.address, address.prefix_length, address.gateway), *address.more)
+    return Nic(
+        address.network, address.bridge, address.vlan, address.mac, fixed, address.name_servers if fixed else (), address.mtu
+    )  # fmt: skip
 
 
 def _resources(domain: Domain, remains: Remains, base: InstanceSpec) -> dict[str, int]:

@@ -29,9 +29,11 @@ from common.errors import (
 from common.keys import Keys
 from common.logs import fields
 from common.model import Desired, Event, InstanceSpec, InstanceStatus, Phase, Progress, Reason
+from common.reports import ReportStore
 from common.store import Store
 from ecompute.builder import Builder
 from ecompute.facts import FactFinder, Glimpse
+from ecompute.guest_reports import with_report
 from ecompute.machine import Decision, Facts, History, Step, cause_of_going_down, decide, is_gone, is_up, ours
 from ecompute.moving import Cause
 from ecompute.patience import SLOW_RETRY_SECONDS, Patience
@@ -95,17 +97,18 @@ class Reconciler:
         look_again: have an instance looked at after so many seconds.
         now: wall time as ISO 8601 text with milliseconds, for people.
         fetches_at_once: how many passes may wait for an image at one time; fewer than there are workers.
+        reports: what guests say of themselves; shown in their statuses.
     """
 
     def __init__(
         self, *, specs: SpecWatcher, statuses: Statuses, finder: FactFinder, builder: Builder, patience: Patience, store: Store,
         keys: Keys, provider: UUID, max_attempts: int, is_live: Callable[[], bool], look_again: Callable[[UUID, float], None],
-        now: Callable[[], str], stopping: threading.Event, fetches_at_once: int,
+        now: Callable[[], str], stopping: threading.Event, fetches_at_once: int, reports: ReportStore,
     ) -> None:  # fmt: skip
         self._specs, self._statuses, self._finder, self._builder = specs, statuses, finder, builder
         self._patience, self._store, self._keys, self._provider = patience, store, keys, provider
         self._max_attempts, self._is_live, self._look_again = max_attempts, is_live, look_again
-        self._now, self._stopping = now, stopping
+        self._now, self._stopping, self._reports = now, stopping, reports
         self._fetches = Turns(fetches_at_once, lambda uuid: look_again(uuid, 0.0))
         self._open_attempts: dict[
             UUID, int
@@ -169,7 +172,11 @@ class Reconciler:
             self._finder.suspect(uuid)
         if decision.phase is Phase.QUARANTINED:
             logger.warning("a guest of ours has no spec in etcd; it is kept and not touched", extra=fields(instance=uuid))
-        return decision.step is not Step.NONE or (entry is not None and (known is None or known.phase is not decision.phase))
+        if decision.step is not Step.NONE or entry is None:
+            return decision.step is not Step.NONE
+        if known is None or known.phase is not decision.phase or with_report(known, self._reports, uuid) is not known:
+            return True
+        return spec is not None and known.notes != facts.notes
 
     def suspected_orphans(self) -> set[UUID]:
         """Claims that stood alone at the last glance; to be glanced at again, be it to learn that they are gone."""
@@ -214,7 +221,7 @@ class Reconciler:
         """Run one step; False when the pass is over because the step failed for good and must be thought about anew."""
         step, uuid = decision.step, hand.uuid
         self._permit(hand, step)
-        is_attempt = step.is_build and not is_up(hand.facts)
+        is_attempt = step.is_build and not is_up(hand.facts) and decision.phase is not Phase.STOPPED
         # Picking an address harms nobody, and goes before, so that it is told with the attempt that begins.
         if spec is not None and is_attempt and step is not Step.RESERVE_NETWORK:
             self._open_attempt(spec, hand.facts)
@@ -322,7 +329,8 @@ class Reconciler:
         """Count an attempt, in etcd, before it is made: a spec that kills its builder must not be built for ever."""
         if self._open_attempts.get(spec.uuid) == spec.boot_request:
             return
-        status = self._status(spec, facts)
+        # What the guest said before belongs to the boot before, and it is down now.
+        status = with_report(self._status(spec, facts), self._reports, spec.uuid)
         status = dataclasses.replace(
             status,
             phase=Phase.BUILDING,
@@ -435,10 +443,11 @@ class Reconciler:
             progress=None,
             booted=max(status.booted, stamp.booted if stamp else 0),
             addresses=facts.addresses or (),
+            notes=facts.notes,
         )
         if spec.desired is Desired.RUNNING and decision.phase is Phase.RUNNING:
             status = dataclasses.replace(status, failure="", failure_message="")
-        self._statuses.note(spec.uuid, status)
+        self._statuses.note(spec.uuid, with_report(status, self._reports, spec.uuid))
         self._statuses.flush(spec.uuid)
 
     def _report_held(self, hand: _Pass, decision: Decision) -> None:

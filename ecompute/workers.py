@@ -38,6 +38,11 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def are_alive(self) -> bool:
+        """Whether every thread still runs, however long it has had one instance in hand."""
+        return all(thread.is_alive() for thread in self._threads)
+
     def join(self, timeout_seconds: float) -> bool:
         """Wait until the steps in hand are finished; False when some are not after *timeout_seconds* in all."""
         deadline = Deadline(timeout_seconds)

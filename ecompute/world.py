@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.metadata import MetadataStore
+from common.reports import ReportStore
 from ecompute.blueprint import Blueprint
+from ecompute.bridges import HostBridges
+from ecompute.config_drive import ConfigDrives
 from ecompute.disks import Disks
+from ecompute.firewall_keeper import FirewallKeeper
 from ecompute.hypervisor import Hypervisor
 from ecompute.images import ImageCache
 from ecompute.network import AddressPools
@@ -24,5 +28,9 @@ class World:
     disks: Disks
     networks: AddressPools
     metadata: MetadataStore
+    drives: ConfigDrives
+    reports: ReportStore
+    firewall: FirewallKeeper
     blueprint: Blueprint
     patience: Patience
+    bridges: HostBridges = field(default_factory=HostBridges)

@@ -17,7 +17,8 @@ from uuid import UUID
 from common.errors import ConfigError, Conflict, EcomputeError, Permanent, StoreUnavailable, Transient
 from common.findings import Finding, Kind, Letter, Report
 from common.keys import Keys
-from common.model import Desired, GroupMembers, InstanceKey, InstanceSpec, InstanceStatus, Phase, with_fields
+from common.model import Desired, GroupMembers, InstanceKey, InstanceSpec, InstanceStatus, Phase, spec_with_fields
+from common.network_records import address_keys
 from common.retry import Deadline
 from common.store import Compare, ListWatch, Store, Transaction, Versioned
 from common.validate import parse_instance, parse_name, parse_seconds
@@ -174,12 +175,13 @@ class Adopter:
             spec = dataclasses.replace(spec, name=name, hostname=spec.hostname or spec.name)
         spec = self._with_group(spec, provider)
         instance_key, name_key, spec_key = keys.instance(spec.uuid), keys.name(spec.name), keys.spec(provider, spec.uuid)
-        found = self._store.get_many([instance_key, name_key, spec_key])
+        addresses = address_keys(keys, spec.nics)
+        found = self._store.get_many([instance_key, name_key, spec_key, *addresses])
         _check_free(found, keys, spec, provider)
-        compares = [Compare.as_read(key, found) for key in (instance_key, name_key, spec_key)]
+        compares = [Compare.as_read(key, found) for key in (instance_key, name_key, spec_key, *addresses)]
         puts = {
             instance_key: InstanceKey(provider, spec.name, spec.request_digest).to_json(), name_key: str(spec.uuid),
-            spec_key: spec.to_json(),
+            spec_key: spec.to_json(), **dict.fromkeys(addresses, str(spec.uuid)),
         }  # fmt: skip
         deletes = self._former_name(found.get(instance_key), spec)
         return spec, provider, self._store.commit(Transaction(tuple(compares), puts, deletes))
@@ -220,14 +222,29 @@ class Adopter:
             raise ConfigError(_explained(finding.name, spec, proposal))
         mark = {"adopts": proposal.adopts}
         fields = mark if options.spec else _of_domain(proposal)
-        text = with_fields(item.value, fields)
+        text = spec_with_fields(item.value, fields)
         if spec.adopts == proposal.adopts and text == item.value:
             return spec, provider, item.mod_revision  # decided just so before, and not acted on yet
-        revision = self._store.replace(item.key, text, seen=item.mod_revision)
+        revision = self._store.commit(self._decision(item, spec, InstanceSpec.from_json(text), text))
         if revision == stamp.spec_revision:
             # The guest would seem to have seen this very spec: revisions of a restored store are given out a second time.
             revision = self._store.replace(item.key, text, seen=revision)
         return InstanceSpec.from_json(text), provider, revision
+
+    def _decision(self, item: Versioned, former: InstanceSpec, spec: InstanceSpec, text: str) -> Transaction:
+        """What makes *text* the spec, with the addresses that the guest's cards have, and without those it had before.
+
+        Raises:
+            Conflict: an address is somebody else's by now.
+        """
+        wanted, had = (address_keys(self._keys, one.nics) for one in (spec, former))
+        addresses = tuple(dict.fromkeys((*wanted, *had)))
+        found = self._store.get_many(addresses)
+        _check_addresses(found, self._keys, spec)
+        own = str(spec.uuid)
+        deletes = tuple(key for key in had if key not in wanted and key in found and found[key].value == own)
+        compares = (Compare.unchanged(item.key, item.mod_revision), *(Compare.as_read(key, found) for key in addresses))
+        return Transaction(compares, {item.key: text, **dict.fromkeys(wanted, own)}, deletes)
 
 
 def _is_about(finding: Finding, instance: UUID | None, who: UUID | str) -> bool:
@@ -246,14 +263,27 @@ def _check_free(found: dict[str, Versioned], keys: Keys, spec: InstanceSpec, pro
         )
     if known is not None and InstanceKey.from_json(known.value).provider != provider:
         raise Conflict(f"the instance {spec.uuid} lives on another host as etcd says; see: eschedule show {spec.uuid}")
+    _check_addresses(found, keys, spec)
     if keys.spec(provider, spec.uuid) in found:
         raise Conflict(f"the instance {spec.uuid} has a spec again; look again: eschedule audit")
+
+
+def _check_addresses(found: dict[str, Versioned], keys: Keys, spec: InstanceSpec) -> None:
+    """Raises: Conflict: an address of one of its cards is somebody else's."""
+    for key in address_keys(keys, spec.nics):
+        if key in found and found[key].value != str(spec.uuid):
+            network, address = keys.parse_network_address(key)
+            raise Conflict(
+                f"the address {address} of the network {network}, which the guest has, was given to {found[key].value} since; "
+                "destroy that one, or end the guest by virsh"
+            )
 
 
 def _of_domain(proposal: InstanceSpec) -> dict[str, object]:
     """The fields that the host knows better than an old spec; what only specs hold stays as it is there."""
     names = (
         "resources", "nics", "keys", "user_data_base64", "hostname", "image", "desired", "boot_request", "alternates", "adopts",
+        "metadata", "metadata_hop_limit", "allow", "forwards", "hardware",
     )  # fmt: skip
     return {name: getattr(proposal, name) for name in names}
 

@@ -20,7 +20,7 @@ from common.errors import ConfigError, PlacementUnavailable
 from common.findings import Finding, Kind, Letter, Report, settled
 from common.placement_types import OWNER_TRAIT
 from common.retry import Deadline
-from common.text import escaped, quoted
+from common.text import counted, escaped, quoted
 from common.validate import parse_seconds
 from eschedule import audit_checks, post, render
 from eschedule.audit_checks import Cluster
@@ -100,7 +100,8 @@ class Auditor:
         of_cluster = settled(lambda: self._check(told_all, problems), SETTLING_SECONDS, self._pause)
         of_cluster += [audit_checks.silent(cluster, host, self._wait_seconds) for host in sorted(asked - reports.keys())]
         of_hosts = [finding for report in reports.values() for finding in report.findings]
-        findings = audit_checks.merged(of_cluster, of_hosts, told_all)
+        is_whole = audit_checks.providers_of(cluster) <= told_all
+        findings = audit_checks.merged(of_cluster, of_hosts, told_all, is_whole=is_whole)
         if only is not None:
             findings = [finding for finding in findings if finding.provider in only]
         problems += [f"host {report.host}: {problem}" for report in reports.values() for problem in report.problems]
@@ -192,16 +193,12 @@ def _block(finding: Finding) -> str:
 
 
 def _summary(result: Result) -> str:
-    looked = f"{_count(len(result.answered), 'host')} and {_count(len(result.cluster.instances), 'instance')} were looked at"
+    looked = f"{counted(len(result.answered), 'host')} and {counted(len(result.cluster.instances), 'instance')} were looked at"
     if not result.findings:
         return f"{'all agrees' if not result.problems else 'nothing else was found'}; {looked}\n"
     fixable = sum(finding.is_fixable for finding in result.findings)
     more = f", {fixable} of which eschedule audit --fix cures" if fixable else ""
-    return f"{_count(len(result.findings), 'finding')}{more}; {looked}\n"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f"{counted(len(result.findings), 'finding')}{more}; {looked}\n"
 
 
 def as_json(result: Result, fixed: Sequence[str]) -> dict[str, Any]:

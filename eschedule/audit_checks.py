@@ -15,6 +15,7 @@ from uuid import UUID
 from common.claim_findings import Held, failed_keeps_claim, missing_allocation, orphan_claim, wrong_allocation
 from common.errors import EcomputeError
 from common.findings import Finding, Kind
+from common.image_records import ImageRecord
 from common.keys import Keys
 from common.model import (
     Desired,
@@ -25,15 +26,18 @@ from common.model import (
     InstanceKey,
     InstanceSpec,
     InstanceStatus,
+    KeyRecord,
     OwnerRecord,
     Phase,
     Record,
 )
+from common.network_records import NetworkRecord, address_keys
 from common.store import Versioned
 
 Place = tuple[UUID, UUID]  # provider, instance
 Holdings = Mapping[UUID, Mapping[UUID, Mapping[str, int]]]  # consumer → provider → what is claimed there
 _AT_REST = (Phase.RUNNING, Phase.PAUSED, Phase.STOPPED, Phase.REFUSED, Phase.HELD)
+_ONLY_READABLE: Mapping[str, type[Record]] = {"images": ImageRecord, "ssh-keys": KeyRecord}  # what refers to them copied them
 _BY_HAND = "it was changed by hand, or only part of a backup of etcd was restored"
 
 
@@ -49,6 +53,8 @@ class Cluster:
     names: dict[str, UUID] = field(default_factory=dict)
     members: dict[tuple[str, UUID], GroupMembers] = field(default_factory=dict)
     anchors: dict[str, UUID] = field(default_factory=dict)
+    networks: dict[str, NetworkRecord] = field(default_factory=dict)
+    addresses: dict[str, UUID] = field(default_factory=dict)  # of networks, by their keys
     hosts: dict[UUID, str] = field(default_factory=dict)  # alive ones, by name
     owners: dict[UUID, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -101,6 +107,13 @@ def _sort_in(cluster: Cluster, item: Versioned) -> None:
             cluster.anchors[group] = UUID(item.value)
         else:
             cluster.members[group, UUID(where)] = GroupMembers.from_json(item.value)
+    elif kind == "networks":
+        cluster.networks[rest] = NetworkRecord.from_json(item.value)
+    elif kind == "network-addresses":
+        keys.parse_network_address(item.key)
+        cluster.addresses[item.key] = UUID(item.value)
+    elif kind in _ONLY_READABLE:
+        _ONLY_READABLE[kind].from_json(item.value)
     elif kind in ("hosts", "owners", "host-admin"):
         _sort_host_in(cluster, kind, item)
     elif kind not in ("mail", "mail-reply"):
@@ -128,6 +141,7 @@ def check_keys(cluster: Cluster) -> list[Finding]:
     """What is wrong among the keys."""
     return [
         *_unreadable(cluster), *_specs(cluster), *_instances(cluster), *_names(cluster), *_statuses(cluster), *_groups(cluster),
+        *_addresses(cluster),
     ]  # fmt: skip
 
 
@@ -248,6 +262,37 @@ def _unlisted(cluster: Cluster) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def _addresses(cluster: Cluster) -> Iterator[Finding]:
+    """Addresses of networks that nobody has any more, and instances that have one which is not noted as theirs."""
+    wanted = {uuid: set(address_keys(cluster.keys, spec.nics)) for (_, uuid), spec in cluster.specs.items() if spec}
+    unread = {uuid for (_, uuid), spec in cluster.specs.items() if spec is None}
+    for key, uuid in sorted(cluster.addresses.items()):
+        if uuid in unread or (uuid in cluster.instances and key in wanted.get(uuid, {key})):
+            continue
+        why = "which has no such address" if uuid in cluster.instances else "which is not there"
+        yield Finding(
+            Kind.ADDRESS_WITHOUT_INSTANCE, cluster.at_key(key), f"it is kept for {uuid}, {why}", _BY_HAND,
+            f"if a guest has it: eschedule adopt {uuid}; once every host says that none has, eschedule audit --fix deletes it",
+            uuid, subject=key,
+        )  # fmt: skip
+    for (provider, uuid), spec in sorted(cluster.specs.items()):
+        for key in sorted(wanted.get(uuid, ())) if spec else ():
+            if cluster.addresses.get(key) != uuid:
+                yield _unnoted(cluster, key, provider, uuid, spec.name if spec else "")
+
+
+def _unnoted(cluster: Cluster, key: str, provider: UUID, uuid: UUID, name: str) -> Finding:
+    owner, is_free = cluster.addresses.get(key), key not in cluster.items
+    what = "is missing" if is_free else f"says {owner or 'something else'}"
+    cure = "eschedule audit --fix writes it anew"
+    if not is_free:
+        cure = f"two instances have the address; destroy one: eschedule show {uuid}"
+    return Finding(
+        Kind.INSTANCE_WITHOUT_ADDRESS, cluster.at_key(key), f"{name} has this address, and the key {what}", _BY_HAND, cure,
+        uuid, provider, is_free, subject=key, name=name,
+    )  # fmt: skip
+
+
 # -- claims -------------------------------------------------------------------------------------------------------------
 
 
@@ -346,7 +391,7 @@ def _without_provider(cluster: Cluster, provider: UUID) -> Finding:
     return Finding(
         Kind.OWNER_WITHOUT_PROVIDER, cluster.place(provider), f"Placement has no provider {provider} of ours",
         "its ecompute has not come up yet, or Placement's database was lost while it was down",
-        "start ecompute there; of a host that is gone for good: etcdctl del " + cluster.keys.owner(provider), None, provider,
+        f"start ecompute there; of a host that is gone for good: eschedule host remove {provider}", None, provider,
     )  # fmt: skip
 
 
@@ -365,7 +410,8 @@ def _dead(cluster: Cluster, provider: UUID) -> Finding:
     return Finding(
         Kind.HOST_DEAD, cluster.place(provider),
         f"it has no heartbeat; its guests ({guests} as etcd says) could not be looked at",
-        "the host is down or cut off, or its ecompute is", "see to the host; start ecompute there; then audit again",
+        "the host is down or cut off, or its ecompute is",
+        "see to the host; start ecompute there; then audit again; of a host that is gone for good: eschedule host remove",
         None, provider,
     )  # fmt: skip
 
@@ -383,8 +429,14 @@ def silent(cluster: Cluster, provider: UUID, seconds: float) -> Finding:
 _GUEST_KINDS = (Kind.QUARANTINED, Kind.DUPLICATE_GUEST, Kind.FOREIGN_DOMAIN, Kind.FOREIGN_STAMP, Kind.STORE_RESTORED)
 
 
-def merged(of_cluster: Iterable[Finding], of_hosts: Iterable[Finding], answered: Collection[UUID]) -> list[Finding]:
-    """Both in one list: what both name is told once, as the host tells it, which can look at the guest."""
+def merged(
+    of_cluster: Iterable[Finding], of_hosts: Iterable[Finding], answered: Collection[UUID], *, is_whole: bool = False
+) -> list[Finding]:
+    """Both in one list: what both name is told once, as the host tells it, which can look at the guest.
+
+    Args:
+        answered: the hosts that told of all their guests; *is_whole*: there are no others.
+    """
     hosts = list(of_hosts)
     guests = {finding.instance for finding in hosts if finding.kind in _GUEST_KINDS}
     proposing = Counter(finding.instance for finding in hosts if finding.kind in (Kind.QUARANTINED, Kind.DUPLICATE_GUEST))
@@ -393,7 +445,7 @@ def merged(of_cluster: Iterable[Finding], of_hosts: Iterable[Finding], answered:
     for identity, finding in cluster.items():
         if finding.kind == Kind.ORPHAN_CLAIM and finding.instance in guests:
             continue  # the claim of a guest without a spec is the guest's
-        result[identity] = _fixable_if_no_guest(finding, guests, answered)
+        result[identity] = _fixable_if_no_guest(finding, guests, answered, is_whole=is_whole)
     for finding in hosts:
         if finding.kind == Kind.ORPHAN_CLAIM and finding.identity not in cluster:
             continue  # its request has come since
@@ -402,10 +454,16 @@ def merged(of_cluster: Iterable[Finding], of_hosts: Iterable[Finding], answered:
     return list(result.values())
 
 
-def _fixable_if_no_guest(finding: Finding, guests: Collection[UUID | None], answered: Collection[UUID]) -> Finding:
-    if finding.kind != Kind.INSTANCE_WITHOUT_SPEC or finding.provider not in answered or finding.instance in guests:
-        return finding
-    return dataclasses.replace(finding, is_fixable=True)
+def _fixable_if_no_guest(
+    finding: Finding, guests: Collection[UUID | None], answered: Collection[UUID], *, is_whole: bool
+) -> Finding:
+    known: dict[str, bool] = {
+        Kind.INSTANCE_WITHOUT_SPEC: finding.provider in answered,
+        # A guest that etcd has forgotten still uses it, on whichever host it is.
+        Kind.ADDRESS_WITHOUT_INSTANCE: is_whole,
+    }
+    is_clear = known.get(finding.kind, False) and finding.instance not in guests
+    return dataclasses.replace(finding, is_fixable=True) if is_clear else finding
 
 
 def _duplicate(finding: Finding) -> Finding:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from eschedule.audit import Auditor, Result
 
 _BY_HOST = (
-    Kind.LEFTOVER_FILES, Kind.LEFTOVER_PARTIAL, Kind.LEFTOVER_ADDRESS, Kind.LEFTOVER_METADATA, Kind.DHCP_ENTRY_MISSING,
+    Kind.LEFTOVER_FILES, Kind.LEFTOVER_PARTIAL, Kind.LEFTOVER_RULES, Kind.LEFTOVER_ADDRESS, Kind.LEFTOVER_METADATA,
+    Kind.DHCP_ENTRY_MISSING,
 )  # fmt: skip
 _TICK_SECONDS = 0.5
 
@@ -137,6 +138,8 @@ class Fixer:
             Kind.SPEC_WITHOUT_INSTANCE: _write_instance,
             Kind.INSTANCE_WITHOUT_NAME: _write_name,
             Kind.INSTANCE_WITHOUT_SPEC: _delete_instance,
+            Kind.ADDRESS_WITHOUT_INSTANCE: _delete_address,
+            Kind.INSTANCE_WITHOUT_ADDRESS: _write_address,
         }
         maker = makers.get(finding.kind)
         return maker(cluster, finding) if maker else None
@@ -255,5 +258,24 @@ def _delete_instance(cluster: Cluster, finding: Finding) -> _Change:
     deletes = [instance]
     if cluster.names.get(finding.name) == finding.instance:
         deletes.append(keys.name(finding.name))
+    deletes += [key for key, owner in cluster.addresses.items() if owner == finding.instance]
     transaction = Transaction(tuple(_as_seen(cluster, *deletes, spec)), deletes=tuple(deletes))
     return _Change(f"deleted the instance key of {finding.name}, which had neither a spec nor a guest", transaction)
+
+
+def _delete_address(cluster: Cluster, finding: Finding) -> _Change:
+    assert finding.instance  # noqa: S101
+    keys, uuid = cluster.keys, finding.instance
+    known = cluster.instances.get(uuid)
+    seen = [finding.subject, keys.instance(uuid), *([keys.spec(known.provider, uuid)] if known else [])]
+    transaction = Transaction(tuple(_as_seen(cluster, *seen)), deletes=(finding.subject,))
+    network, address = keys.parse_network_address(finding.subject)
+    return _Change(f"gave {address} back to the network {network}: {uuid} does not have it", transaction)
+
+
+def _write_address(cluster: Cluster, finding: Finding) -> _Change:
+    assert finding.instance and finding.provider  # noqa: S101
+    spec = cluster.keys.spec(finding.provider, finding.instance)
+    transaction = Transaction(tuple(_as_seen(cluster, finding.subject, spec)), {finding.subject: str(finding.instance)})
+    network, address = cluster.keys.parse_network_address(finding.subject)
+    return _Change(f"noted that {finding.name} has {address} of the network {network}", transaction)

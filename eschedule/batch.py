@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -36,8 +36,10 @@ from eschedule.grouping import Group
 from eschedule.packing import Option, pack
 from eschedule.planning import GROUP_TRIES, STORE_TRIES, Live, Placed, Planner, Search, left_by_an_earlier_run, taken
 from eschedule.request import ALTERNATES_AT_MOST, Request
+from eschedule.wiring import Wiring, keys_to_read
 
-INSTANCES_PER_TRANSACTION = 25
+OPERATIONS_PER_TRANSACTION = 128  # compares, and puts likewise: etcd's --max-txn-ops
+OPERATIONS_EACH = 5  # instance, name and spec; its host; its group
 BYTES_PER_TRANSACTION = 1024 * 1024
 ROUNDS = 8  # of planning and claiming, while others take the room in between
 
@@ -121,9 +123,9 @@ class BatchScheduler(Planner):
         chosen = self._members(request)
         chosen.may_be_left_behind = not (is_new or (request.request_id is None and request.uuid is None))
         self._on_step("reading etcd")
-        self._look_up(chosen)
-        search = Search()
-        if chosen.missing():
+        search = Search(self._look_up(chosen))
+        if missing := len(chosen.missing()):
+            search.wiring.look(missing)
             try:
                 plan = self._plan(chosen, search)
                 with self._interruption.shield():
@@ -146,12 +148,14 @@ class BatchScheduler(Planner):
 
     # -- what is there already --------------------------------------------------------------------------------------
 
-    def _look_up(self, chosen: _Set) -> None:
-        """Note what an earlier run of this request has recorded; a name that is taken is found here without any claim."""
+    def _look_up(self, chosen: _Set) -> Wiring:
+        """Note what an earlier run of this request has recorded; what the cards need.
+
+        A name that is taken is found here without any claim.
+        """
         keys = self._keys
-        found = self._store.get_many(
-            key for uuid, m in chosen.members.items() for key in (keys.instance(uuid), keys.name(m.instance_name(uuid)))
-        )
+        own = [key for uuid, m in chosen.members.items() for key in (keys.instance(uuid), keys.name(m.instance_name(uuid)))]
+        found = self._store.get_many([*own, *keys_to_read(keys, chosen.request.nics)])
         places = self._note_recorded(chosen, chosen.members, found)
         specs = self._store.get_many(keys.spec(provider, uuid) for uuid, provider in places.items())
         for item in specs.values():
@@ -161,6 +165,7 @@ class BatchScheduler(Planner):
                     f"{spec.name}, which an earlier run of this request made, is being destroyed; repeat the request once it"
                     " is gone, or with another --request-id"
                 )
+        return self._wiring(chosen.request, found)
 
     def _note_recorded(self, chosen: _Set, uuids: Iterable[UUID], found: Mapping[str, Versioned]) -> dict[UUID, UUID]:
         """Note those of *uuids* that are recorded as *found* says; their providers.
@@ -262,7 +267,7 @@ class BatchScheduler(Planner):
     def _ask_all(self, request: Request, limit: int | None, search: Search) -> Live:
         """The answers to all questions for *request* as one."""
         merged = Live(Candidates((), {}), (), {})
-        for query in self._queries(request, search.group):
+        for query in self._queries(request, search):
             live = self._ask(query, limit, search)
             new = [option for option in live.ordered if option[1] not in merged.hosts]
             answer = Candidates(
@@ -309,21 +314,23 @@ class BatchScheduler(Planner):
         """Record all that is claimed, until something is lost and has to be planned anew."""
         while chosen.seats and not chosen.missing():
             self._on_step(f"recording {len(chosen.placed)} of {len(chosen.members)} instances")
-            self._record_some(chosen, next(self._batches(chosen)), search)
+            search.wiring.begin()
+            self._record_some(chosen, self._batch(chosen, search.wiring), search)
 
-    def _batches(self, chosen: _Set) -> Iterator[list[tuple[_Seat, dict[str, str]]]]:
-        """What is claimed and not recorded, as many as one transaction takes, with their keys."""
+    def _batch(self, chosen: _Set, wiring: Wiring) -> list[tuple[_Seat, dict[str, str]]]:
+        """Of what is claimed and not recorded as many as one transaction takes, with their keys."""
         batch: list[tuple[_Seat, dict[str, str]]] = []
-        size = 0
+        size, operations = 0, 1 + len(wiring.compares)  # the anchor of a group, and the networks
         for seat in chosen.seats.values():
-            puts = self._puts(self._spec(seat.request, seat.uuid, seat.claim, seat.alternates), seat.provider)
-            more = sum(len(key) + len(value.encode()) for key, value in puts.items())
-            if batch and (len(batch) == INSTANCES_PER_TRANSACTION or size + more > BYTES_PER_TRANSACTION):
-                yield batch
-                batch, size = [], 0
+            operations += OPERATIONS_EACH + wiring.addresses_each
+            if batch and operations > OPERATIONS_PER_TRANSACTION:
+                break
+            puts = self._puts(self._spec(seat.request, seat.uuid, seat.claim, seat.alternates, wiring.wired()), seat.provider)
+            size += sum(len(key) + len(value.encode()) for key, value in puts.items())
+            if batch and size > BYTES_PER_TRANSACTION:
+                break
             batch.append((seat, puts))
-            size += more
-        yield batch
+        return batch
 
     def _record_some(self, chosen: _Set, batch: list[tuple[_Seat, dict[str, str]]], search: Search) -> None:
         """Record *batch* by one transaction; seats that are lost leave ``chosen.seats``.
@@ -342,17 +349,21 @@ class BatchScheduler(Planner):
             try:
                 joining = self._joining(seats, search, found)
                 live = [seat.provider for seat in seats if seat.claim.made_here]
-                self._store.commit(self._transaction(puts, joining, live))
+                self._store.commit(self._transaction(puts, joining, live, search.wiring))
             except GroupTaken:
                 self._drop_barred(chosen, seats, search, found)
                 return
             except Conflict:
-                found = self._store.get_many(self._keys_in_question(seats, search))
+                found = self._store.get_many([*self._keys_in_question(seats, search), *search.wiring.keys_of(puts)])
                 if self._drop_refused(chosen, seats, found):
                     return
+                if search.wiring.learn(found):
+                    self._sleep(backoff.next())
+                    return
             else:
-                for seat in seats:
+                for seat, own in batch:
                     self._note_written(chosen, seat)
+                    search.wiring.recorded(own, seat.uuid)
                 return
             self._sleep(backoff.next())
         raise Transient(f"{len(seats)} instances could not be recorded: their keys kept changing; try again")

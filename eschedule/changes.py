@@ -6,17 +6,20 @@ fields in question are changed in the JSON that is there, so that fields of a ne
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from common.errors import Conflict, Permanent
+from common.errors import ConfigError, Conflict, Permanent
 from common.keys import Keys
-from common.model import Desired, InstanceKey, InstanceSpec, InstanceStatus, Phase, with_fields
+from common.model import Desired, Forward, InstanceKey, InstanceSpec, InstanceStatus, Phase, spec_with_fields
 from common.retry import Backoff
 from common.store import Store, Versioned
+from common.validate_access import check_forwards
+from eschedule.request import SPEC_BYTES_AT_MOST
 
 NOT_FOUND = "NotFound"
 TRIES = 10  # of a change while others change the same spec
@@ -116,7 +119,8 @@ def change(
         if _is_adoption_over(found):
             fields = {**fields, "adopts": None}
         try:
-            store.replace(found.spec_item.key, with_fields(found.spec_item.value, fields), seen=found.spec_item.mod_revision)
+            text = spec_with_fields(found.spec_item.value, fields)
+            store.replace(found.spec_item.key, text, seen=found.spec_item.mod_revision)
         except Conflict:
             sleep(backoff.next())
         else:
@@ -165,6 +169,52 @@ def rebooted(*, hard: bool) -> Edit:
         return {
             "desired": Desired.RUNNING.value, "boot_request": number, "reboot_request": number, "hard_reboot": hard,
         }  # fmt: skip
+
+    return edit
+
+
+def set_to(wanted: Mapping[str, Any]) -> Edit:
+    """The edit that sets the fields *wanted*, none of which asks for a boot.
+
+    Raises (the edit):
+        ConfigError: with them the spec is larger than etcd is to keep.
+    """
+
+    def edit(spec: InstanceSpec, _status: InstanceStatus | None) -> Mapping[str, Any] | None:
+        _refuse_deleted(spec)
+        fields = {name: value for name, value in wanted.items() if getattr(spec, name) != value}
+        size = len(dataclasses.replace(spec, **fields).to_json().encode())
+        if fields and size > SPEC_BYTES_AT_MOST:
+            raise ConfigError(
+                f"{spec.name} would be {size} bytes, at most {SPEC_BYTES_AT_MOST} fit: fewer keys or less user data"
+            )
+        return fields or None
+
+    return edit
+
+
+def forwarding(add: Iterable[Forward], remove: Iterable[tuple[int, str]]) -> Edit:
+    """The edit that has ports of the host lead to the guest: those of *add*, and those of *remove* (port, protocol) no more.
+
+    Raises (the edit):
+        Permanent: one to remove is not there.
+        Conflict: one to add leads to another port of the guest already.
+        ConfigError: they are too many.
+    """
+
+    def edit(spec: InstanceSpec, _status: InstanceStatus | None) -> Mapping[str, Any] | None:
+        _refuse_deleted(spec)
+        known = {(forward.host_port, forward.protocol): forward for forward in spec.forwards}
+        for port, protocol in remove:
+            if known.pop((port, protocol), None) is None:
+                raise Permanent(f"port {port}/{protocol} does not lead to {spec.name}; see: eschedule port-forward {spec.name}")
+        for forward in add:
+            there = known.setdefault((forward.host_port, forward.protocol), forward)
+            if there != forward:
+                taken = f"{forward.host_port}/{forward.protocol}"
+                raise Conflict(f"port {taken} leads to {there.guest_port} of {spec.name} already; take that away: --rm {taken}")
+        forwards = check_forwards(known.values(), spec.name)
+        return None if forwards == spec.forwards else {"forwards": forwards}
 
     return edit
 

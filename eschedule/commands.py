@@ -9,7 +9,8 @@ from uuid import UUID
 
 from common.errors import EcomputeError
 from common.validate import parse_instance
-from eschedule.changes import Edit, Instance, change, destroyed, find, rebooted, started, stopped
+from eschedule.asking import ask
+from eschedule.changes import Edit, Instance, destroyed, rebooted, started, stopped
 from eschedule.follow import Ending, Goal
 from eschedule.interruption import Interrupted
 from eschedule.session import Session
@@ -43,7 +44,7 @@ def _change_all(session: Session, options: argparse.Namespace, edit: Edit, goal:
     codes: list[int] = []
     asked: dict[UUID, Instance] = {}
     try:
-        codes += [_reporting(session, partial(_ask, session, who, edit, asked)) for who in names]
+        codes.extend(_reporting(session, partial(_ask, session, who, edit, asked)) for who in names)
         if options.no_wait:
             for found in asked.values():
                 session.screen.message(f"{found.name}: to be {done}; look: eschedule show {found.name}")
@@ -53,7 +54,8 @@ def _change_all(session: Session, options: argparse.Namespace, edit: Edit, goal:
                 left = max(0.0, until - session.clock())
                 codes.append(_reporting(session, partial(_await, session, found, goal, wait_seconds=left, done=done)))
     except Interrupted as interrupted:
-        session.screen.message(_going_on((found.name for found in asked.values()), done))
+        is_sure = not (interrupted.was_forced or any(codes))
+        session.screen.message(_going_on((found.name for found in asked.values()), done, is_sure=is_sure))
         return interrupted.exit_code
     return next((code for code in codes if code), 0)
 
@@ -69,12 +71,9 @@ def _reporting(session: Session, action: Callable[[], None]) -> int:
 
 
 def _ask(session: Session, who: UUID | str, edit: Edit, asked: dict[UUID, Instance]) -> None:
-    instance = find(session.store, session.keys, who)
-    session.screen.progress(f"asking for {who}")
-    found, _ = change(session.store, session.keys, instance, edit, who=who)
-    asked[instance] = found
-    if found.host is None:
-        session.screen.warning(f"the host of {found.name} has no heartbeat; what was asked for happens when it is back")
+    found = ask(session, who, edit)
+    asked[found.uuid] = found
+    session.interruption.check()
 
 
 def _await(session: Session, found: Instance, goal: Goal, *, wait_seconds: float, done: str) -> None:
@@ -85,8 +84,7 @@ def _await(session: Session, found: Instance, goal: Goal, *, wait_seconds: float
     session.screen.message(f"{found.name} ({found.uuid}) is {done} after {session.screen.elapsed()}")
 
 
-def _going_on(names: Iterable[str], done: str) -> str:
-    asked = ", ".join(names)
-    if not asked:
-        return "interrupted; nothing was changed"
-    return f"interrupted; it goes on that {asked} be {done}; look: eschedule list"
+def _going_on(names: Iterable[str], done: str, *, is_sure: bool) -> str:
+    if asked := ", ".join(names):
+        return f"interrupted; it goes on that {asked} be {done}; look: eschedule list"
+    return "interrupted; nothing was changed" if is_sure else "interrupted; look at what was changed: eschedule list"

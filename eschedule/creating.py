@@ -19,8 +19,11 @@ from uuid import UUID
 
 from common.errors import ConfigError, Conflict, EcomputeError, Permanent, Transient
 from common.files import write_atomically
+from common.user_data import doubt_about
 from eschedule import render
+from eschedule.cards import unheard, untold
 from eschedule.follow import Ending, Goal, Outcome
+from eschedule.image_registry import registered
 from eschedule.intake import request_from
 from eschedule.interruption import Interrupted
 from eschedule.planning import Planner
@@ -28,7 +31,8 @@ from eschedule.request import Request
 from eschedule.scheduler import Placed, Scheduler
 from eschedule.screen import seconds_text
 from eschedule.session import Session, user_at_host
-from eschedule.waiting import row_of, unreached, wait, wait_seconds_of
+from eschedule.stored_keys import look_up
+from eschedule.waiting import check_can_report, goal_of, row_of, tell_notes, unreached, wait, wait_seconds_of
 
 P = TypeVar("P", bound=Planner)
 T = TypeVar("T")
@@ -36,12 +40,28 @@ T = TypeVar("T")
 
 def create(session: Session, options: argparse.Namespace) -> int:
     """Run ``create``; its exit code."""
-    request = request_from(options, session.config)
+    request = request_from(
+        options, session.config, partial(look_up, session), lambda name: registered(session.store, session.keys, name)
+    )
+    _warn(session, options, request)
+    check_can_report(options, request)
     if request.count > 1:
         from eschedule.creating_set import create_set  # noqa: PLC0415 - imports this module, and most requests are for one
 
         return create_set(session, options, request)
     return create_one(session, options, request)
+
+
+def _warn(session: Session, options: argparse.Namespace, request: Request) -> None:
+    """Tell what will most likely not come to pass as it was meant."""
+    access, drive, has_user_data = request.metadata, request.config_drive, request.user_data is not None
+    if request.user_data is not None and (doubt := doubt_about(request.user_data)):
+        session.screen.warning(f"--user-data {options.user_data}: {doubt}")
+    if lost := untold(access, drive, has_keys=bool(request.keys), has_user_data=has_user_data):
+        session.screen.warning(lost)
+    has_to_report, is_told = goal_of(options) is Goal.READY, bool(request.keys) or has_user_data
+    if doubt := unheard(request.nics, access, drive, has_to_report=has_to_report, is_told=is_told):
+        session.screen.warning(doubt)
 
 
 def create_one(session: Session, options: argparse.Namespace, request: Request) -> int:
@@ -50,7 +70,7 @@ def create_one(session: Session, options: argparse.Namespace, request: Request) 
     Raises:
         EcomputeError: as ``Scheduler.create``; a lost answer comes with the line that repeats the request.
     """
-    wait_seconds = wait_seconds_of(session, options)
+    goal, wait_seconds = goal_of(options), wait_seconds_of(session, options)
     timings_file = timings_file_of(options)
     instance = request.instance_uuid(session.keys.prefix, uuids.uuid4)
     request = dataclasses.replace(request, uuid=instance)
@@ -60,7 +80,7 @@ def create_one(session: Session, options: argparse.Namespace, request: Request) 
         waiting_since = session.clock()
         outcome = None
         if not options.no_wait:
-            outcome = wait(session, instance, Goal.RUNNING, wait_seconds, provider=placed.provider)
+            outcome = wait(session, instance, goal, wait_seconds, provider=placed.provider)
     except Interrupted as interrupted:
         session.screen.message(_left_behind(session, request, instance, interrupted))
         return interrupted.exit_code
@@ -121,19 +141,23 @@ def _report(
         if row:
             session.screen.data(render.as_json(render.instance_json(row, timings_ms)))
     if outcome is None or outcome.ending is Ending.REACHED:
+        tell_notes(session, placed.name, outcome.view.status if outcome and outcome.view else None)
         if not options.json:
             session.screen.data(render.block(_summary(placed, outcome, timings_ms["total"])))
         return 0
-    raise unreached(placed.name, outcome, Goal.RUNNING, timings_ms["wait"] / 1000)
+    raise unreached(placed.name, outcome, goal_of(options), timings_ms["wait"] / 1000)
 
 
 def _summary(placed: Placed, outcome: Outcome | None, total_ms: float) -> list[tuple[str, str]]:
     """What came of it, from what is known already: etcd is not asked again."""
     view = outcome.view if outcome else None
     host = (view.host if view else None) or placed.host
-    addresses = [("address", address.address) for address in view.status.addresses] if view and view.status else []
+    status = view.status if view else None
+    addresses = [("address", ", ".join(card.all_addresses)) for card in status.addresses] if status else []
     phase = "Running" if outcome else "asked for; see: eschedule show " + placed.name
     pairs = [("name", placed.name), ("uuid", str(placed.uuid)), ("host", host), ("phase", phase), *addresses]
+    if status and status.ready:
+        pairs += render.ready_pairs(status.ready)
     return [*pairs, ("elapsed", seconds_text(total_ms / 1000))]
 
 

@@ -14,11 +14,11 @@ from common.errors import EcomputeError, Permanent
 from eschedule import render
 from eschedule.batch import BatchScheduler, PlacedSet
 from eschedule.creating import again_line, milliseconds, place_of, planner_of, repeatable, timings_file_of, write_timings
-from eschedule.follow import Ending, Follower, Goal, Outcome, View
+from eschedule.follow import Ending, Follower, Goal, Outcome, View, judge
 from eschedule.interruption import Interrupted
 from eschedule.request import Request
 from eschedule.session import Session
-from eschedule.waiting import rows_of, unreached, wait_seconds_of
+from eschedule.waiting import goal_of, rows_of, tell_notes, unreached, wait_seconds_of
 
 
 def create_set(session: Session, options: argparse.Namespace, request: Request) -> int:
@@ -27,7 +27,7 @@ def create_set(session: Session, options: argparse.Namespace, request: Request) 
     Raises:
         EcomputeError: as ``BatchScheduler.create_all``; a lost answer comes with the line that repeats the request.
     """
-    wait_seconds = wait_seconds_of(session, options)
+    goal, wait_seconds = goal_of(options), wait_seconds_of(session, options)
     timings_file = timings_file_of(options)
     is_new = request.request_id is None
     if is_new:
@@ -40,7 +40,7 @@ def create_set(session: Session, options: argparse.Namespace, request: Request) 
         placed = _place(session, request, again_line(options, "--request-id", request.request_id), is_new=is_new)
         waiting_since = session.clock()
         if not options.no_wait:
-            outcomes = _wait_for_all(session, placed, wait_seconds)
+            outcomes = _wait_for_all(session, placed, goal, wait_seconds)
     except Interrupted as interrupted:
         session.screen.message(_left_behind(session, request, placed, interrupted))
         return interrupted.exit_code
@@ -50,7 +50,7 @@ def create_set(session: Session, options: argparse.Namespace, request: Request) 
         what = {"instances": [place_of(one) for one in placed.instances]}
         write_timings(session, timings_file, what, {**placed.timings_ms, "wait": waited, "total": total})
     _print(session, options, placed)
-    return _tell_failures(session, placed, outcomes, waited / 1000)
+    return _tell_failures(session, placed, outcomes, goal, waited / 1000)
 
 
 def _place(session: Session, request: Request, again: str, *, is_new: bool) -> PlacedSet:
@@ -64,7 +64,9 @@ def _place(session: Session, request: Request, again: str, *, is_new: bool) -> P
     return placed
 
 
-def _wait_for_all(session: Session, placed: PlacedSet, wait_seconds: float) -> dict[UUID, Outcome | EcomputeError]:
+def _wait_for_all(
+    session: Session, placed: PlacedSet, goal: Goal, wait_seconds: float
+) -> dict[UUID, Outcome | EcomputeError]:  # fmt: skip
     views: dict[UUID, View] = {}
     warned: set[UUID] = set()
 
@@ -73,19 +75,26 @@ def _wait_for_all(session: Session, placed: PlacedSet, wait_seconds: float) -> d
         if view.host is None and view.provider not in warned:
             warned.add(view.provider)
             session.screen.warning(f"{view.where}: what is to be built there goes on when that host is back")
-        session.screen.progress(progress_of_set(views, len(placed.instances)))
+        session.screen.progress(progress_of_set(views, len(placed.instances), goal))
 
     follower = Follower(session.store, session.keys, on_view=on_view, clock=session.clock)
-    return follower.follow_all({one.uuid: one.provider for one in placed.instances}, Goal.RUNNING, wait_seconds)
+    return follower.follow_all({one.uuid: one.provider for one in placed.instances}, goal, wait_seconds)
 
 
-def progress_of_set(views: dict[UUID, View], count: int) -> str:
+def progress_of_set(views: dict[UUID, View], count: int, goal: Goal = Goal.RUNNING) -> str:
     """How far a set of *count* instances has come: ``2 of 4 running, 1 building, 1 waiting for a host``."""
-    phases = Counter(str(view.status.phase).lower() for view in views.values() if view.status and view.is_fresh)
-    running = phases.pop("running", 0)
-    waiting = count - running - sum(phases.values())
-    others = [f"{number} {phase}" for phase, number in sorted(phases.items())]
-    return ", ".join([f"{running} of {count} running", *others, *([f"{waiting} waiting for a host"] if waiting else [])])
+    stages = Counter(_stage(view, goal) for view in views.values() if view.is_fresh)
+    there = stages.pop(goal.value, 0)
+    waiting = count - there - sum(stages.values())
+    others = [f"{number} {stage}" for stage, number in sorted(stages.items())]
+    return ", ".join([f"{there} of {count} {goal}", *others, *([f"{waiting} waiting for a host"] if waiting else [])])
+
+
+def _stage(view: View, goal: Goal) -> str:
+    outcome = judge(goal, view)
+    if outcome is not None and outcome.ending is Ending.REACHED:
+        return goal.value
+    return str(view.status.phase).lower() if view.status else ""
 
 
 def _print(session: Session, options: argparse.Namespace, placed: PlacedSet) -> None:
@@ -94,22 +103,25 @@ def _print(session: Session, options: argparse.Namespace, placed: PlacedSet) -> 
         session.screen.data(render.as_json([render.instance_json(row) for row in rows]))
     else:
         session.screen.data(render.instance_table(rows, datetime.datetime.now(datetime.UTC)))
+    for row in rows:
+        tell_notes(session, row.name, row.status)
 
 
 def _tell_failures(
-    session: Session, placed: PlacedSet, outcomes: dict[UUID, Outcome | EcomputeError], waited_seconds: float
+    session: Session, placed: PlacedSet, outcomes: dict[UUID, Outcome | EcomputeError], goal: Goal, waited_seconds: float
 ) -> int:  # fmt: skip
-    """Say of each instance that does not run why; the exit code."""
+    """Say of each instance that did not reach *goal* why; the exit code."""
     codes = {0}
     for one in placed.instances:
         outcome = outcomes.get(one.uuid)
         if outcome is None or (isinstance(outcome, Outcome) and outcome.ending is Ending.REACHED):
             continue
-        error = unreached(one.name, outcome, Goal.RUNNING, waited_seconds) if isinstance(outcome, Outcome) else outcome
+        error = unreached(one.name, outcome, goal, waited_seconds) if isinstance(outcome, Outcome) else outcome
         session.screen.error(str(error))
         codes.add(1 if isinstance(error, Permanent) else 4)
     if codes == {0} and outcomes:
-        session.screen.message(f"all {len(placed.instances)} run after {session.screen.elapsed()}")
+        done = "run" if goal is Goal.RUNNING else "are ready"
+        session.screen.message(f"all {len(placed.instances)} {done} after {session.screen.elapsed()}")
     return 1 if 1 in codes else max(codes)
 
 

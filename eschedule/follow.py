@@ -30,13 +30,16 @@ class Goal(enum.StrEnum):
     """What is waited for."""
 
     RUNNING = "running"
+    READY = "ready"
     REBOOTED = "rebooted"
     STOPPED = "stopped"
     GONE = "gone"
+    APPLIED = "applied"  # the host has seen the newest spec, whatever state that asks for
 
 
 _WANTED = {
-    Goal.RUNNING: Desired.RUNNING, Goal.REBOOTED: Desired.RUNNING, Goal.STOPPED: Desired.STOPPED, Goal.GONE: Desired.DELETED,
+    Goal.RUNNING: Desired.RUNNING, Goal.READY: Desired.RUNNING, Goal.REBOOTED: Desired.RUNNING,
+    Goal.STOPPED: Desired.STOPPED, Goal.GONE: Desired.DELETED,
 }  # fmt: skip
 
 
@@ -54,6 +57,7 @@ class View:
 
     Args:
         host: the host's name; None while it has no heartbeat.
+        known_host: the name that the same host had while it had one, "" where that was not seen.
         status: what the host said last; ``is_fresh`` tells whether it speaks of this very spec.
     """
 
@@ -64,6 +68,7 @@ class View:
     spec: InstanceSpec
     spec_revision: int
     status: InstanceStatus | None
+    known_host: str = ""
 
     @property
     def is_fresh(self) -> bool:
@@ -72,7 +77,7 @@ class View:
     @property
     def where(self) -> str:
         """The host, for people."""
-        return self.host or f"the host of provider {self.provider}, which has no heartbeat"
+        return self.host or f"{self.known_host or f'the host of provider {self.provider}'}, which has no heartbeat"
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Outcome:
 
 def judge(goal: Goal, view: View) -> Outcome | None:
     """What *view* means for *goal*; None as long as it is under way."""
-    if view.spec.desired is not _WANTED[goal]:
+    if not _is_wanted(goal, view.spec.desired):
         return Outcome(Ending.FAILED, f"somebody asked meanwhile that it be {view.spec.desired}", view)
     status = view.status
     if status is None or not view.is_fresh:
@@ -98,17 +103,28 @@ def judge(goal: Goal, view: View) -> Outcome | None:
     return None
 
 
+def _is_wanted(goal: Goal, desired: Desired) -> bool:
+    """Whether what is *desired* by now still leads to *goal*."""
+    return desired is not Desired.DELETED if goal is Goal.APPLIED else desired is _WANTED[goal]
+
+
 def _is_reached(goal: Goal, spec: InstanceSpec, status: InstanceStatus) -> bool:
+    if goal is Goal.APPLIED:
+        return status.phase not in _STUCK
     if goal is Goal.REBOOTED:  # a guest that has not been shut down yet is running, too
         return status.phase is Phase.RUNNING and status.booted >= spec.boot_request
+    if goal is Goal.READY:  # what it said before its last start says nothing of this one
+        return status.phase is Phase.RUNNING and status.ready is not None and status.ready.boot_request >= spec.boot_request
     return goal.value == status.phase.value.lower()
 
 
 # A phase that does not change by itself any more, so that waiting on would be in vain.
 _ENDS = {
     Goal.RUNNING: (Phase.FAILED, Phase.REFUSED, Phase.STOPPED, Phase.PAUSED),
+    Goal.READY: (Phase.FAILED, Phase.REFUSED, Phase.STOPPED, Phase.PAUSED),
     Goal.REBOOTED: (Phase.FAILED, Phase.REFUSED, Phase.STOPPED, Phase.PAUSED),
     Goal.STOPPED: (Phase.FAILED, Phase.REFUSED),
+    Goal.APPLIED: (),
 }
 
 
@@ -232,9 +248,10 @@ class Follower:
             return True
         wait.puzzling.discard(instance)
         view = View(
-            instance, known.name, provider, host_name(host_item),
+            instance, known.name, provider, host := host_name(host_item),
             InstanceSpec.from_json(spec_item.value), spec_item.mod_revision,
             InstanceStatus.from_json(status_item.value) if status_item else None,
+            host or (last.known_host if last and last.provider == provider else ""),
         )  # fmt: skip
         wait.views[instance] = view
         self._on_view(view)

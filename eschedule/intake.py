@@ -3,41 +3,52 @@
 from __future__ import annotations
 
 import argparse
-import os
-import stat
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common.config import ScheduleConfig
 from common.errors import ConfigError
-from common.model import GroupPolicy
+from common.model import Forward, GroupPolicy, ImageRef, Nic
 from common.validate import (
-    USER_DATA_MOST_BYTES,
-    check_user_data,
+    is_image_name,
+    parse_checksum,
+    parse_config_drive,
     parse_count,
+    parse_forwards,
     parse_group,
     parse_group_policy,
+    parse_hop_limit,
     parse_hostname,
     parse_image,
+    parse_metadata_access,
     parse_name,
-    parse_network,
-    parse_public_keys,
     parse_request_id,
     parse_resources_query,
     parse_restart,
     parse_uuid,
 )
+from eschedule.guest_options import StoredKeys, allow_of, keys_in_files, keys_of, none_stored, user_data_of
+from eschedule.image_choice import RegisteredImage, made_of, none_registered
+from eschedule.nic_options import DEFAULT, parse_nic
 from eschedule.request import GRACE_SECONDS, NUMBER, Request, numbered
 
-KEY_FILE_MOST_BYTES = 65536
 NICS_AT_MOST = 16
 
 
-def request_from(options: argparse.Namespace, config: ScheduleConfig) -> Request:
+def request_from(
+    options: argparse.Namespace, config: ScheduleConfig, stored: StoredKeys = none_stored,
+    registered: RegisteredImage = none_registered,
+) -> Request:  # fmt: skip
     """The request that *options* make, completed by the defaults of *config*.
+
+    Args:
+        stored: the keys that are kept under names, asked only where options name some.
+        registered: the image of a name, asked only where the image is one.
 
     Raises:
         ConfigError: something in it is wrong; one line.
+        EcomputeError: as *stored* and *registered*.
     """
     parsed = parse_resources_query(options.query)
     if options.uuid is not None and options.request_id is not None:
@@ -46,17 +57,22 @@ def request_from(options: argparse.Namespace, config: ScheduleConfig) -> Request
     if options.uuid is not None and count > 1:
         raise ConfigError("--uuid names one instance, --count asks for several; give --request-id instead of --uuid")
     group, group_policy = _group(options)
-    user_data = None if options.user_data is None else _user_data(Path(options.user_data))
-    return Request(
+    image = _image(options, config)
+    defaults = config.defaults
+    request = Request(
         query=parsed.query,
         resources=parsed.resources,
-        image=parse_image(_image(options, config), options.checksum),
+        image=ImageRef("") if is_image_name(image) else parse_image(image, options.checksum),
         name=None if options.name is None else _name(options.name, count),
-        keys=_keys(options.key, config),
-        user_data=user_data,
+        user_data=None if options.user_data is None else user_data_of(Path(options.user_data)),
+        metadata=parse_metadata_access(options.metadata or defaults.metadata),
+        metadata_hop_limit=_hop_limit(options.metadata_hop_limit, defaults.metadata_hop_limit),
+        config_drive=parse_config_drive(options.config_drive or defaults.config_drive),
+        allow=allow_of(options, defaults.allow),
+        forwards=_forwards(options.publish, count, group, group_policy),
         hostname=None if options.hostname is None else parse_hostname(options.hostname),
-        networks=_networks(options.network or [config.defaults.network]),
-        restart=parse_restart(options.restart or config.defaults.restart),
+        nics=_nics(options.nics or [DEFAULT], defaults.network, count),
+        restart=parse_restart(options.restart or defaults.restart),
         grace_seconds=_grace_seconds(options.grace_seconds),
         uuid=None if options.uuid is None else parse_uuid(options.uuid, "--uuid"),
         request_id=None if options.request_id is None else parse_request_id(options.request_id),
@@ -64,6 +80,13 @@ def request_from(options: argparse.Namespace, config: ScheduleConfig) -> Request
         group_policy=group_policy,
         count=count,
     )
+    # Last: nobody is asked where anything else is wrong.
+    checksum = None if options.checksum is None else parse_checksum(options.checksum)
+    if options.key is None:
+        request = replace(request, keys=keys_in_files(defaults.key_files, "defaults.key_files"))
+    else:
+        request = replace(request, keys=keys_of(options.key, stored))
+    return made_of(request, registered(image), checksum) if is_image_name(image) else request
 
 
 def _name(text: str, count: int) -> str:
@@ -98,43 +121,32 @@ def _image(options: argparse.Namespace, config: ScheduleConfig) -> str:
     image = given[0] if given else config.defaults.image
     if image is None:
         raise ConfigError(
-            "no image is given, and schedule.yaml has no defaults.image; name an http(s):// or file:// URL or an absolute path"
+            "no image is given, and schedule.yaml has no defaults.image; give a name (eschedule image list), an http(s):// or "
+            "file:// URL or an absolute path"
         )
     return str(image)
 
 
-def _keys(files: Iterable[str] | None, config: ScheduleConfig) -> tuple[str, ...]:
-    """The keys of all *files*, or of the default ones, each once."""
-    paths = [Path(file) for file in files] if files is not None else list(config.defaults.key_files)
-    option = "--key" if files is not None else "defaults.key_files"
-    keys: dict[str, None] = {}
-    for path in paths:
-        keys.update(dict.fromkeys(parse_public_keys(_content(path, KEY_FILE_MOST_BYTES, option), str(path))))
-    return tuple(keys)
+def _hop_limit(text: str | None, default: int) -> int:
+    return default if text is None else parse_hop_limit(text)
 
 
-def _user_data(path: Path) -> bytes:
-    return check_user_data(_content(path, USER_DATA_MOST_BYTES, "--user-data"), str(path))
+def _forwards(texts: list[str] | None, count: int, group: str | None, policy: GroupPolicy) -> tuple[Forward, ...]:
+    if texts and count > 1 and (group is None or policy is not GroupPolicy.ANTI_AFFINITY):
+        raise ConfigError(
+            "--publish takes a port of each guest's host, which only one guest of a host can have; "
+            "with --count give --group NAME as well, which keeps them on hosts of their own"
+        )
+    return parse_forwards(texts or ())
 
 
-def _networks(names: Iterable[str]) -> tuple[str, ...]:
-    networks = tuple(parse_network(name) for name in names)
-    if len(networks) > NICS_AT_MOST:
-        raise ConfigError(f"--network is given {len(networks)} times, at most {NICS_AT_MOST} NICs are made")
-    return networks
-
-
-def _content(path: Path, most_bytes: int, option: str) -> bytes:
-    """What is in *path*, and one byte more than allowed where there is more, so that the check behind it sees that."""
-    try:
-        # A pipe without a writer would be waited for as it is opened; one with a writer, as the shell's <(…), is read.
-        with open(path.expanduser(), "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            os.set_blocking(file.fileno(), True)
-            data = file.read(most_bytes + 1)
-            is_pipe = stat.S_ISFIFO(os.fstat(file.fileno()).st_mode)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{option} {path} cannot be read: {reason}; give the path of a readable file") from None
-    if is_pipe and not data:
-        raise ConfigError(f"{option} {path} is a pipe that nobody writes to; give the path of a readable file")
-    return data
+def _nics(texts: Sequence[str], default_network: str, count: int) -> tuple[Nic, ...]:
+    if len(texts) > NICS_AT_MOST:
+        raise ConfigError(f"--nic and --network are given {len(texts)} times, at most {NICS_AT_MOST} network cards are made")
+    nics = tuple(parse_nic(text, default_network) for text in texts)
+    own = [text for nic in nics for text in (nic.mac, *(one.address for one in nic.addresses)) if text]
+    if own and count > 1:
+        raise ConfigError(
+            f"{own[0]} is one card's own, and --count {count} asks for {count} instances; leave mac= and address= out"
+        )
+    return nics

@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM without leaks: what was begun is finished or undone, then the program ends.
 
-Between a claim in Placement and its record in etcd a signal only raises a flag, which ``scheduler`` looks at; everywhere
-else it interrupts at once. A second signal always does, since the user has been told by then what is going on.
+Between a claim in Placement and its record in etcd, and until etcd has answered a change, a signal only raises a flag, which
+whoever put up the shield looks at; everywhere else it interrupts at once. A second signal always does, since the user has been
+told by then what is going on.
 """
 
 from __future__ import annotations

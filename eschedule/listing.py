@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from common.placement import Placement
 
 R = TypeVar("R", bound=Record)
-NOT_LISTED = ("alternates", "keys", "user_data_base64", "moves", "events")  # of specs and statuses
+NOT_LISTED = ("alternates", "keys", "user_data_base64", "moves", "events", "ready")  # of specs and statuses
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,12 @@ class InstanceRow:
     reason: str
     spec: InstanceSpec | None
     status: InstanceStatus | None
+    spec_revision: int = 0
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether *status* speaks of this very *spec*."""
+        return self.status is not None and self.status.spec_revision >= self.spec_revision
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def instance_row(
         return InstanceRow(uuid, _name_in(spec_item.value), host, Phase.HELD, reason, None, None)
     assert spec is not None  # noqa: S101 - from_json answers one or raises
     phase, reason = (status.phase, status.failure or status.reason) if status else (Phase.PENDING, "")
-    return InstanceRow(uuid, spec.name, host, phase, reason, spec, status)
+    return InstanceRow(uuid, spec.name, host, phase, reason, spec, status, spec_item.mod_revision)
 
 
 def list_hosts(store: Store, keys: Keys, placement: Placement | None) -> list[HostRow]:

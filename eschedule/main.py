@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from common.errors import EcomputeError
+from common.errors import ConfigError, EcomputeError
 from eschedule.arguments import parse
 from eschedule.interruption import Interrupted, Interruption
 from eschedule.screen import PROGRAM, Screen
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_streams()
     screen = Screen()
     interruption = Interruption(
-        lambda: screen.message("finishing the claim in hand first; once more to leave at once, and perhaps leave a claim")
+        lambda: screen.message("finishing what is in hand first; once more to leave at once, whatever that leaves behind")
     )
     try:
         interruption.listen()
@@ -104,7 +104,14 @@ def _run(arguments: list[str], screen: Screen, interruption: Interruption) -> in
     from common import logs  # noqa: PLC0415
     from common.config import describe, load_schedule  # noqa: PLC0415 - imports yaml
 
-    config = load_schedule(None if options.config is None else Path(options.config))
+    try:
+        config = load_schedule(None if options.config is None else Path(options.config))
+    except ConfigError as error:
+        if options.command != "doctor":
+            raise
+        from eschedule.doctor import report_configuration  # noqa: PLC0415
+
+        return report_configuration(screen, error, as_json=options.json)
     if options.check_config:
         screen.data("".join(f"{line}\n" for line in describe(config)))
         return 0

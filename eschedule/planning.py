@@ -10,7 +10,7 @@ import logging
 import random
 import time
 import uuid as uuids
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,23 +19,24 @@ from uuid import UUID
 from common.errors import ConfigError, EcomputeError
 from common.groups import GroupChange
 from common.keys import Keys
-from common.model import Alternate, HostRecord, InstanceKey, InstanceSpec
+from common.model import Alternate, HostRecord, InstanceKey, InstanceSpec, Nic
 from common.retry import seconds_since_boot
 from common.store import Compare, Store, Transaction, Versioned
+from common.text import utc_text
 from eschedule import whynot
 from eschedule.claims import Claims, Holding, describe
 from eschedule.grouping import Group
 from eschedule.interruption import Interruption
 from eschedule.ordering import in_order
 from eschedule.query import Query
-from eschedule.request import Request
+from eschedule.request import SPEC_BYTES_AT_MOST, Request
+from eschedule.wiring import Wiring, puts_of
 
 if TYPE_CHECKING:
     from common.placement import Candidate, Candidates, Placement
 
 log = logging.getLogger(__name__)
 
-SPEC_BYTES_AT_MOST = 256 * 1024
 STORE_TRIES = 3  # while what refused the transaction is gone again when it is looked at
 GROUP_TRIES = 30  # while others join the same group on the same host: each time one of all has got through
 
@@ -83,8 +84,9 @@ class Live:
 
 @dataclass
 class Search:
-    """What one search for hosts has come across so far."""
+    """What one search for hosts has come across so far; *wiring* is what the request's cards need."""
 
+    wiring: Wiring
     group: Group | None = None
     lost: set[UUID] = field(default_factory=set)
     was_contended: bool = False
@@ -141,9 +143,9 @@ class Planner:
 
     # -- candidates -------------------------------------------------------------------------------------------------
 
-    def _queries(self, request: Request, group: Group | None) -> list[Query]:
+    def _queries(self, request: Request, search: Search) -> list[Query]:
         """What to ask Placement, one after the other: at first for the host that the group would have."""
-        query = Query.parse(request.query).on_hosts()
+        query, group = Query.parse(request.query).on_hosts(search.wiring.bridges), search.group
         if group is None or group.favourite is None:
             return [query]
         near = query.on_host(group.favourite)
@@ -181,9 +183,17 @@ class Planner:
 
     # -- what is written --------------------------------------------------------------------------------------------
 
-    def _spec(self, request: Request, instance: UUID, claim: Holding, alternates: tuple[Alternate, ...]) -> InstanceSpec:
-        created_at = self._now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return request.spec(instance, claim.resources, alternates, created_at=created_at, created_by=self._created_by)
+    def _wiring(self, request: Request, found: Mapping[str, Versioned]) -> Wiring:
+        """What the cards of *request* are, as what was *found* of ``wiring.keys_to_read`` says."""
+        return Wiring(self._store, self._keys, request.nics, found, self._dice)
+
+    def _spec(
+        self, request: Request, instance: UUID, claim: Holding, alternates: tuple[Alternate, ...], nics: tuple[Nic, ...]
+    ) -> InstanceSpec:
+        created_at = utc_text(self._now())
+        return request.spec(
+            instance, claim.resources, alternates, created_at=created_at, created_by=self._created_by, nics=nics
+        )
 
     def _puts(self, spec: InstanceSpec, provider: UUID) -> dict[str, str]:
         """The keys of one instance, all of which must be absent."""
@@ -191,13 +201,14 @@ class Planner:
             self._keys.instance(spec.uuid): InstanceKey(provider, spec.name, spec.request_digest).to_json(),
             self._keys.spec(provider, spec.uuid): spec.to_json(),
             self._keys.name(spec.name): str(spec.uuid),
+            **puts_of(self._keys, spec.nics, spec.uuid),
         }
 
-    def _transaction(self, puts: dict[str, str], joining: GroupChange, live: Iterable[UUID]) -> Transaction:
+    def _transaction(self, puts: dict[str, str], joining: GroupChange, live: Iterable[UUID], wiring: Wiring) -> Transaction:
         """*puts* where they are absent, as members of their group, on hosts that must be *live*."""
         compares = [Compare.absent(key) for key in puts]
         compares += [Compare.present(self._keys.host(provider)) for provider in dict.fromkeys(live)]
-        return Transaction((*compares, *joining.compares), {**puts, **joining.puts})
+        return Transaction((*compares, *wiring.compares, *joining.compares), {**puts, **joining.puts})
 
     def _give_back(self, claim: Holding) -> None:
         if claim.made_here and not self._claims.release(claim):
@@ -216,6 +227,7 @@ class Planner:
         try:
             return whynot.explain(
                 request, placement=self._placement, host_names=self._hosts, lost=frozenset(search.lost), group=search.group,
+                bridges=search.wiring.bridges,
             )  # fmt: skip
         except EcomputeError as error:
             return f"no host can take {describe(request.resources)}; why could not be found out: {error}"

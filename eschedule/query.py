@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote
 from uuid import UUID
 
+from common.nics import bridge_trait
 from common.placement_types import DISABLED_TRAIT, OWNER_TRAIT
 
 # What Placement writes bare in its own documentation; quoting less keeps the messages readable.
@@ -30,10 +31,13 @@ class Query:
     def __str__(self) -> str:
         return "&".join(f"{quote(key, safe='')}={quote(value, safe=_BARE)}" for key, value in self.pairs)
 
-    def on_hosts(self) -> Query:
-        """The same on hosts of ours that are not disabled; Placement takes ``root_required`` once, so it is merged."""
+    def on_hosts(self, bridges: Iterable[str] = ()) -> Query:
+        """The same on hosts of ours that are not disabled and have *bridges*.
+
+        Placement takes ``root_required`` once, so it is merged.
+        """
         own = [trait for key, value in self.pairs if key == "root_required" for trait in _parts(value)]
-        traits = dict.fromkeys([*own, OWNER_TRAIT, f"!{DISABLED_TRAIT}"])
+        traits = dict.fromkeys([*own, OWNER_TRAIT, f"!{DISABLED_TRAIT}", *map(bridge_trait, bridges)])
         return Query((*self.without("root_required").pairs, ("root_required", ",".join(traits))))
 
     def on_host(self, provider: UUID) -> Query:

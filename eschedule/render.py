@@ -11,8 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from common.model import InstanceSpec, InstanceStatus, Move
+from common.model import Address, InstanceSpec, InstanceStatus, Move, Ready
 from common.text import escaped, shortened
+from eschedule import cards
 from eschedule.listing import HostName, HostRow, InstanceRow
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ def instance_table(rows: Sequence[InstanceRow], now: datetime.datetime) -> str:
                 str(row.uuid),
                 row.host.name,
                 phase_text(row),
-                ",".join(a.address for a in row.status.addresses) if row.status else "",
+                ",".join(a.address for a in row.status.addresses if a.address) if row.status else "",
                 age(row.spec.created_at, now) if row.spec else "",
-                shortened(row.spec.image.url.rpartition("/")[2], 40) if row.spec else "",
+                shortened(row.spec.image.name or row.spec.image.url.rpartition("/")[2], 40) if row.spec else "",
             )
             for row in rows
         ],
@@ -83,20 +84,26 @@ def instance_block(row: InstanceRow, now: datetime.datetime) -> str:
         ("host", f"{row.host.name} (provider {row.host.provider})"),
     ]
     if spec:
-        pairs += _spec_pairs(spec, now)
+        pairs += _spec_pairs(spec, status.addresses if status else (), now)
+        pairs += [("forward", f"{cards.reached_at(f, row.host.name)} to port {f.guest_port}") for f in spec.forwards]
     if status:
-        pairs += [("address", f"{a.address} ({a.mac} on {a.network})") for a in status.addresses]
+        pairs += [("address", cards.card_text(card)) for card in status.addresses]
+        pairs += [("note", note) for note in status.notes]
+        pairs += ready_pairs(status.ready, is_former=_is_former(spec, status.ready), now=now) if status.ready else []
         pairs += [("attempts", str(status.attempts) if status.attempts > 1 else ""), ("updated", status.updated_at)]
     return block(pairs) + (_events(status) if status and status.events else "")
 
 
-def _spec_pairs(spec: InstanceSpec, now: datetime.datetime) -> list[tuple[str, str]]:
+def _spec_pairs(spec: InstanceSpec, addresses: tuple[Address, ...], now: datetime.datetime) -> list[tuple[str, str]]:
     user_data = spec.user_data
     return [
-        ("image", spec.image.url),
+        ("image", f"{spec.image.name} ({spec.image.url})" if spec.image.name else spec.image.url),
         ("checksum", spec.image.checksum or ""),
         ("resources", ", ".join(f"{c} {amount}" for c, amount in sorted(spec.resources.items()))),
-        ("networks", ", ".join(nic.network for nic in spec.nics)),
+        ("networks", "; ".join(cards.nic_text(nic) for nic in spec.nics)),
+        ("hardware", cards.hardware_text(spec)),
+        ("metadata", cards.metadata_text(spec, addresses)),
+        ("allow", cards.allow_text(spec)),
         ("hostname", spec.hostname if spec.hostname != spec.name else ""),
         ("keys", ", ".join(_key_text(key) for key in spec.keys)),
         ("user data", f"{len(user_data)} bytes" if user_data else ""),
@@ -107,6 +114,18 @@ def _spec_pairs(spec: InstanceSpec, now: datetime.datetime) -> list[tuple[str, s
         *(("moved", _move(move)) for move in spec.moves),
         ("created", f"{spec.created_at} ({age(spec.created_at, now)} ago) by {spec.created_by}" if spec.created_at else ""),
     ]
+
+
+def ready_pairs(ready: Ready, *, is_former: bool = False, now: datetime.datetime | None = None) -> list[tuple[str, str]]:
+    """What a guest said of itself, line by line; *now* adds how long ago, *is_former* that it has been started since."""
+    ago = f" ({age(ready.at, now)} ago)" if now and age(ready.at, now) else ""
+    said = f": {ready.message}" if ready.message else ""
+    since = "; not yet since its last start" if is_former else ""
+    return [("ready", f"{ready.at}{ago}{said}{since}"), *(("host key", key) for key in ready.host_keys)]
+
+
+def _is_former(spec: InstanceSpec | None, ready: Ready) -> bool:
+    return spec is not None and ready.boot_request < spec.boot_request
 
 
 def _alternates(spec: InstanceSpec) -> str:
@@ -159,8 +178,9 @@ def instance_list_json(rows: Sequence[InstanceRow]) -> list[dict[str, Any]]:
             "phase": row.phase,
             "reason": row.reason,
             "desired": str(row.spec.desired) if row.spec else None,
-            "addresses": [a.address for a in row.status.addresses] if row.status else [],
+            "addresses": [a.address for a in row.status.addresses if a.address] if row.status else [],
             "image": row.spec.image.url if row.spec else None,
+            "image_name": (row.spec.image.name or None) if row.spec else None,
             "created_at": row.spec.created_at if row.spec else None,
         }
         for row in rows

@@ -7,6 +7,7 @@ request when their digests are equal: that is how a repeat after a lost answer i
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -14,11 +15,32 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from common.model import Alternate, GroupPolicy, ImageRef, InstanceSpec, Nic, Restart
+from common.hardware import USUAL
+from common.model import (
+    Alternate,
+    ConfigDrive,
+    Forward,
+    GroupPolicy,
+    Hardware,
+    ImageRef,
+    InstanceSpec,
+    MetadataAccess,
+    Nic,
+    Restart,
+)
 
 ALTERNATES_AT_MOST = 3
+SPEC_BYTES_AT_MOST = 256 * 1024
 GRACE_SECONDS = 30  # where nobody says otherwise
 NUMBER = "{n}"  # in a name: which instance of its set this is
+_SAID_SINCE = (
+    "metadata",
+    "metadata_hop_limit",
+    "config_drive",
+    "allow",
+    "forwards",
+    "hardware",
+)  # fields that the first version had not
 
 
 @dataclass(frozen=True)
@@ -32,7 +54,11 @@ class Request:
         hostname: what the guest calls itself; None takes the name.
         group: instances of one group are kept apart or together, as *group_policy* says.
         uuid: None derives it from *request_id*, else a new one is made.
+        nics: its network cards. One on a network of the cluster needs no more than the network's name, see ``wiring``.
         grace_seconds: how long the guest has to power off when it is asked to, before its plug is pulled.
+        allow: rules of who may reach it; None for everybody.
+        forwards: ports of its host that lead to it.
+        hardware: what its image has drivers for.
         count: how many instances; above 1 the request is one for a set, and ``members`` are those for its instances.
     """
 
@@ -43,7 +69,7 @@ class Request:
     keys: tuple[str, ...] = ()
     user_data: bytes | None = None
     hostname: str | None = None
-    networks: tuple[str, ...] = ("default",)
+    nics: tuple[Nic, ...] = (Nic(),)
     restart: Restart = Restart.NEVER
     grace_seconds: int = GRACE_SECONDS
     group: str | None = None
@@ -51,6 +77,12 @@ class Request:
     uuid: UUID | None = None
     request_id: str | None = None
     count: int = 1
+    metadata: MetadataAccess = MetadataAccess.OPTIONAL
+    metadata_hop_limit: int = 1
+    config_drive: ConfigDrive = ConfigDrive.AUTO
+    allow: tuple[str, ...] | None = None
+    forwards: tuple[Forward, ...] = ()
+    hardware: Hardware = USUAL
 
     def digest(self) -> str:
         """A fingerprint of what is asked for; who asks, when, and under which uuid are no part of it."""
@@ -61,7 +93,7 @@ class Request:
             "keys": list(self.keys),
             "user_data": _base64(self.user_data),
             "hostname": self.hostname,
-            "networks": list(self.networks),
+            "networks": [nic.network for nic in self.nics],
             "restart": self.restart.value,
             "group": self.group,
         }
@@ -72,7 +104,10 @@ class Request:
             parts["count"] = self.count
         if self.grace_seconds != GRACE_SECONDS:
             parts["grace_seconds"] = self.grace_seconds
-        text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        if any(nic != Nic(nic.network) for nic in self.nics):
+            parts["nics"] = [_said(nic) for nic in self.nics]
+        parts |= {name: value for name in _SAID_SINCE if (value := getattr(self, name)) != getattr(Request, name)}
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=dataclasses.asdict)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
     def instance_uuid(self, prefix: str, new_uuid: Callable[[], UUID]) -> UUID:
@@ -101,15 +136,20 @@ class Request:
         *,
         created_at: str,
         created_by: str,
+        nics: tuple[Nic, ...] | None = None,
     ) -> InstanceSpec:
-        """The spec of *instance*, holding *resources* as they were claimed and *alternates* cut to what a spec carries."""
+        """The spec of *instance*, holding *resources* as they were claimed and *alternates* cut to what a spec carries.
+
+        Args:
+            nics: its cards with the addresses that were chosen for it; None for those that are asked for.
+        """
         name = self.instance_name(instance)
         return InstanceSpec(
             uuid=instance,
             name=name,
             image=self.image,
             resources=dict(resources),
-            nics=tuple(Nic(network) for network in self.networks),
+            nics=self.nics if nics is None else nics,
             keys=self.keys,
             user_data_base64=_base64(self.user_data),
             hostname=self.hostname or name,
@@ -118,6 +158,12 @@ class Request:
             group_policy=self.group_policy,
             restart=self.restart,
             grace_seconds=self.grace_seconds,
+            metadata=self.metadata,
+            metadata_hop_limit=self.metadata_hop_limit,
+            config_drive=self.config_drive,
+            allow=self.allow,
+            forwards=self.forwards,
+            hardware=self.hardware,
             request_digest=self.digest(),
             created_at=created_at,
             created_by=created_by,
@@ -129,6 +175,15 @@ def numbered(name: str, number: int, count: int) -> str:
     if NUMBER in name:
         return name.replace(NUMBER, str(number))
     return f"{name}-{number}" if count > 1 else name
+
+
+def _said(nic: Nic) -> dict[str, Any]:
+    """What *nic* says beyond the defaults, so that a field that is added later changes no digest."""
+    values = ((field, getattr(nic, field.name)) for field in dataclasses.fields(nic))
+    said = {field.name: value for field, value in values if value != field.default}
+    if nic.addresses:
+        said["addresses"] = [[one.address, one.prefix_length, one.gateway] for one in nic.addresses]
+    return said
 
 
 def _base64(data: bytes | None) -> str | None:

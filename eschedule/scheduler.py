@@ -10,14 +10,15 @@ from under a guest. ``follow`` waits for what comes of it, ``batch`` does the sa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
 from common.errors import Conflict, EcomputeError, GroupTaken, NoCapacity, StoreUnavailable, Transient
 from common.groups import GroupChange
-from common.model import Alternate, InstanceKey, InstanceSpec
+from common.model import Alternate, InstanceKey, InstanceSpec, Nic
 from common.placement_types import Candidate
 from common.retry import Backoff
 from common.store import Versioned
@@ -25,6 +26,7 @@ from eschedule import grouping
 from eschedule.claims import Holding, Refusal, describe
 from eschedule.planning import GROUP_TRIES, STORE_TRIES, Live, Placed, Planner, Search, left_by_an_earlier_run, taken
 from eschedule.request import Request
+from eschedule.wiring import Wiring, keys_to_read
 
 __all__ = ["Placed", "Scheduler"]
 
@@ -60,9 +62,19 @@ class Scheduler(Planner):
         assert instance is not None  # noqa: S101 - set above
         self._refuse_oversized(request, instance)
         self._on_step("reading etcd")
-        if repeat := self._look_up(instance, request.instance_name(instance), request):
-            return repeat
-        search = Search(grouping.read(self._store, self._keys, request.group, request.group_policy))
+        found = self._look_up(instance, request.instance_name(instance), request)
+        if isinstance(found, Placed):
+            return found
+        search = Search(found, grouping.read(self._store, self._keys, request.group, request.group_policy))
+        try:
+            search.wiring.look(1)
+        except (Conflict, NoCapacity):
+            # Another run of this very request may have recorded it since etcd was first asked: then it is that one's address.
+            if (known := self._store.get(self._keys.instance(instance))) is None:
+                raise
+            return self._repeat(instance, known, request)
+        for doubt in search.wiring.doubts():
+            self._on_warning(doubt)
         for option in self._options(request, search):
             with self._interruption.shield():
                 if placed := self._try(request, instance, option, search):
@@ -75,15 +87,18 @@ class Scheduler(Planner):
             raise Transient(f"no host for {describe(request.resources)}: other requests kept changing the same ones; try again")
         raise NoCapacity(self._why_not(request, search))
 
-    def _look_up(self, instance: UUID, name: str, request: Request) -> Placed | None:
-        """The instance, if this very request made it before; a name that is taken is found here without any claim."""
+    def _look_up(self, instance: UUID, name: str, request: Request) -> Placed | Wiring:
+        """The instance, if this very request made it before, else what its cards need.
+
+        A name that is taken is found here without any claim.
+        """
         instance_key, name_key = self._keys.instance(instance), self._keys.name(name)
-        found = self._store.get_many([instance_key, name_key])
+        found = self._store.get_many([instance_key, name_key, *keys_to_read(self._keys, request.nics)])
         if instance_key in found:
             return self._repeat(instance, found[instance_key], request)
         if name_key in found:
             raise Conflict(taken(name, found[name_key].value))
-        return None
+        return self._wiring(request, found)
 
     def _repeat(self, instance: UUID, item: Versioned, request: Request) -> Placed:
         known = InstanceKey.from_json(item.value)
@@ -104,7 +119,7 @@ class Scheduler(Planner):
         """
         for attempt in range(QUESTIONS_AT_MOST):
             group, has_any = search.group, False
-            for query in self._queries(request, group):
+            for query in self._queries(request, search):
                 live = self._ask(query, None if attempt else self._wide(self._limit, group), search)
                 has_any |= bool(live.answer.candidates)
                 yield from self._options_of(live, search)
@@ -157,26 +172,30 @@ class Scheduler(Planner):
             self._interruption.check()
 
     def _record(self, request: Request, instance: UUID, claim: Holding, option: _Option, search: Search) -> Placed | None:
-        spec = self._spec(request, instance, claim, option.alternates)
-        puts, live = self._puts(spec, option.provider), [option.provider] if claim.made_here else []
+        live = [option.provider] if claim.made_here else []
         found: Mapping[str, Versioned] = search.group.items if search.group else {}
         backoff = Backoff(0.01, 0.3, random=self._dice.random)
-        for _ in range(GROUP_TRIES if search.group else STORE_TRIES):
+        tries = GROUP_TRIES if search.group else STORE_TRIES
+        while tries:
             if (fresh := self._fresh(claim)) is None:
                 search.lost.add(option.provider)
                 return None
             claim = fresh
+            spec = self._spec(request, instance, claim, option.alternates, self._wired(claim, search))
+            puts = self._puts(spec, option.provider)
             try:
                 joining = self._joining(spec, option, search, found)
-                self._store.commit(self._transaction(puts, joining, live))
+                self._store.commit(self._transaction(puts, joining, live, search.wiring))
             except GroupTaken:
                 self._lose_to_group(spec, claim, option, search)
                 return None
             except Conflict:
-                found = self._store.get_many(self._keys_in_question(spec, option, search))
+                found = self._store.get_many(self._keys_in_question(spec, option, search, puts))
                 refused = self._refused(request, spec, claim, option, found)
                 if refused != "again":
                     return refused
+                if not self._learned(claim, search, found):
+                    tries -= 1
             except EcomputeError as error:
                 if not isinstance(error, StoreUnavailable) or not error.may_have_happened:
                     self._give_back(claim)
@@ -186,7 +205,28 @@ class Scheduler(Planner):
             self._end_if_interrupted(claim)
             self._sleep(backoff.next())
         self._give_back(claim)
-        raise Transient(f"the instance {spec.name} could not be recorded: its keys kept changing; try again")
+        name = request.instance_name(instance)
+        raise Transient(f"the instance {name} could not be recorded: its keys kept changing; try again")
+
+    def _wired(self, claim: Holding, search: Search) -> tuple[Nic, ...]:
+        """The instance's cards with addresses that seem to be free; where there are none, the claim is given back."""
+        search.wiring.begin()
+        with self._giving_back(claim):
+            return search.wiring.wired()
+
+    def _learned(self, claim: Holding, search: Search, found: Mapping[str, Versioned]) -> bool:
+        """Whether somebody else has taken an address that was chosen; where no other one will do, the claim is given back."""
+        with self._giving_back(claim):
+            return search.wiring.learn(found)
+
+    @contextmanager
+    def _giving_back(self, claim: Holding) -> Iterator[None]:
+        """Give *claim* back where what is done inside says that nothing comes of it."""
+        try:
+            yield
+        except EcomputeError:
+            self._give_back(claim)
+            raise
 
     def _fresh(self, claim: Holding) -> Holding | None:
         """*claim*, asked after where this program slept over it: others may have taken it for left behind; None if so."""
@@ -206,10 +246,10 @@ class Scheduler(Planner):
             raise Transient(left_by_an_earlier_run(spec.name, option.host))
         search.group = grouping.read(self._store, self._keys, spec.group, spec.group_policy)
 
-    def _keys_in_question(self, spec: InstanceSpec, option: _Option, search: Search) -> list[str]:
+    def _keys_in_question(self, spec: InstanceSpec, option: _Option, search: Search, puts: Iterable[str]) -> list[str]:
         """What may have refused the transaction."""
         keys = self._keys
-        own = [keys.instance(spec.uuid), keys.name(spec.name), keys.host(option.provider)]
+        own = [keys.instance(spec.uuid), keys.name(spec.name), keys.host(option.provider), *search.wiring.keys_of(puts)]
         return own + grouping.keys_to_read(keys, search.group, [option.provider])
 
     def _refused(

@@ -25,9 +25,16 @@ PLACES = {
     "stop": "commands.stop",
     "start": "commands.start",
     "reboot": "commands.reboot",
+    "set": "setting.set_",
+    "port-forward": "forwarding.port_forward",
+    "key": "keeping_keys.key",
     "hosts": "looking.hosts",
     "audit": "audit.audit",
+    "doctor": "doctor.doctor",
     "adopt": "adopt.adopt",
+    "network": "networks.network",
+    "image": "images.image",
+    "host": "hosting.host",
 }
 
 

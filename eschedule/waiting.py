@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from common.errors import ConfigError, EcomputeError, Permanent, Transient
-from common.model import InstanceKey
+from common.model import InstanceKey, InstanceStatus, MetadataAccess, Phase
+from common.text import escaped, quoted
 from common.validate import parse_seconds
 from eschedule import render
 from eschedule.changes import read
 from eschedule.follow import Ending, Follower, Goal, Outcome, View
 from eschedule.listing import InstanceRow, host_names, instance_row
+from eschedule.request import Request
 from eschedule.screen import seconds_text
 from eschedule.session import Session
 
@@ -32,10 +34,41 @@ def wait(session: Session, instance: UUID, goal: Goal, wait_seconds: float, *, p
         if view.host is None and view.provider not in warned:
             warned.add(view.provider)
             session.screen.warning(f"{view.where}: {view.name} goes on when that host is back")
-        session.screen.progress(render.progress_line(view))
+        session.screen.progress(doing(view, goal))
 
     follower = Follower(session.store, session.keys, on_view=on_view, clock=session.clock)
     return follower.follow(instance, goal, wait_seconds, provider=provider)
+
+
+def doing(view: View, goal: Goal) -> str:
+    """What *view* is doing on its way to *goal*, in one line."""
+    is_up = view.status is not None and view.is_fresh and view.status.phase is Phase.RUNNING
+    return render.progress_line(view) + (", has not said yet that it is ready" if goal is Goal.READY and is_up else "")
+
+
+def goal_of(options: argparse.Namespace) -> Goal:
+    """What ``create`` waits for.
+
+    Raises:
+        ConfigError: the option is none of its words, or contradicts another.
+    """
+    if options.wait is None:
+        return Goal.RUNNING
+    if options.no_wait:
+        raise ConfigError("--no-wait and --wait exclude each other; give one of them")
+    if options.wait not in (Goal.RUNNING, Goal.READY):
+        raise ConfigError(f"--wait {quoted(options.wait)}: needs to be running or ready")
+    return Goal(options.wait)
+
+
+def check_can_report(options: argparse.Namespace, request: Request) -> None:
+    """Refuse to wait for what cannot come.
+
+    Raises:
+        ConfigError: the guest is to be waited for until it reports, and nobody would listen to it.
+    """
+    if goal_of(options) is Goal.READY and request.metadata is MetadataAccess.OFF:
+        raise ConfigError("--wait ready: a guest with --metadata off cannot report; leave one of them out")
 
 
 def wait_seconds_of(session: Session, options: argparse.Namespace) -> float:
@@ -80,11 +113,17 @@ def rows_of(session: Session, instances: Sequence[UUID]) -> list[InstanceRow]:
     ]
 
 
+def tell_notes(session: Session, name: str, status: InstanceStatus | None) -> None:
+    """Warn of what is not as asked for although the instance runs, as its host notes it."""
+    for note in status.notes if status else ():
+        session.screen.warning(escaped(f"{name}: {note}"))
+
+
 def unreached(name: str, outcome: Outcome, goal: Goal, seconds: float) -> EcomputeError:
     """The error for a wait that did not end well; its text says what goes on and how to look at it."""
     view = outcome.view
     where = f" on {view.where}" if view else ""
     if outcome.ending is Ending.TIMED_OUT:
-        doing = render.progress_line(view) if view else name
-        return Transient(f"not {goal} after {seconds_text(seconds)}: {doing}; it goes on; look: eschedule show {name}")
+        last = doing(view, goal) if view else name
+        return Transient(f"not {goal} after {seconds_text(seconds)}: {last}; it goes on; look: eschedule show {name}")
     return Permanent(f"{name}{where}: {outcome.message}; details: eschedule show {name}; remove it: eschedule destroy {name}")

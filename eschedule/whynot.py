@@ -8,12 +8,13 @@ groups) are left out of the question one at a time, to see whom they exclude.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from common.errors import EcomputeError
+from common.nics import bridge_trait
 from common.placement_types import DISABLED_TRAIT, OWNER_TRAIT, Candidates
 from eschedule.claims import describe
 from eschedule.grouping import Group
@@ -38,6 +39,7 @@ class Host:
 
 def explain(
     request: Request, *, placement: Placement, host_names: HostNames, lost: frozenset[UUID], group: Group | None,
+    bridges: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """One line that says why nothing took *request*.
 
@@ -45,16 +47,18 @@ def explain(
         host_names: the names of those of some hosts that are alive.
         lost: hosts whose room was taken while this request tried them.
         group: the request's group as it is now.
+        bridges: what its network cards need of a host.
     """
     query = Query.parse(request.query)
     hosts = _hosts(placement.candidates(str(any_free(c)), None) for c in sorted(request.resources))
     names = host_names({*hosts, *([group.anchor] if group and group.anchor else [])})
     reasons = {
-        p: _reason(h, request, query, is_alive=p in names, is_lost=p in lost, is_barred=group is not None and group.bars(p))
+        p: _basic_reason(h, bridges, is_alive=p in names)
+        or _reason(h, request, query, is_lost=p in lost, is_barred=group is not None and group.bars(p))
         for p, h in hosts.items()
     }
     puzzling = {p for p, reason in reasons.items() if reason is None}
-    reasons |= _excluded(query, placement, puzzling)
+    reasons |= _excluded(query, bridges, placement, puzzling)
     reasons |= _too_large_for_one(request, placement, [p for p in puzzling if reasons[p] is None])
     if group and group.anchor:
         return f"no host can take {describe(request.resources)}: {_of_anchor(request, group.anchor, hosts, names, reasons)}"
@@ -105,12 +109,18 @@ def _hosts(answers: Iterable[Candidates]) -> dict[UUID, Host]:
     return hosts
 
 
-def _reason(host: Host, request: Request, query: Query, *, is_alive: bool, is_lost: bool, is_barred: bool) -> str | None:
-    """The first thing that *host* fails, None where nothing that we can judge speaks against it."""
+def _basic_reason(host: Host, bridges: Iterable[str], *, is_alive: bool) -> str | None:
+    """What keeps *host* from taking any such request, whatever its size."""
     if not is_alive:
         return "without a heartbeat"
     if DISABLED_TRAIT in host.traits:
         return "disabled"
+    missing = next((bridge for bridge in bridges if bridge_trait(bridge) not in host.traits), None)
+    return f"without the bridge {missing} (or it is one of libvirt's own networks)" if missing else None
+
+
+def _reason(host: Host, request: Request, query: Query, *, is_lost: bool, is_barred: bool) -> str | None:
+    """The first thing that *host* fails, None where nothing that we can judge speaks against it."""
     if complaints := unmet(query.required_traits(), frozenset(host.traits)):
         return complaints[0]
     if short := [c for c, amount in sorted(request.resources.items()) if host.free[c] < amount]:
@@ -130,12 +140,12 @@ def _nearest(reason: str, request: Request, hosts: list[Host], names: Mapping[UU
     return f" ({'at best ' if len(hosts) > 1 else ''}{misses} on {names.get(best.provider, best.provider)})"
 
 
-def _excluded(query: Query, placement: Placement, puzzling: set[UUID]) -> dict[UUID, str | None]:
+def _excluded(query: Query, bridges: Sequence[str], placement: Placement, puzzling: set[UUID]) -> dict[UUID, str | None]:
     """For each of the *puzzling* hosts the one constraint without which it would be a candidate."""
     reasons: dict[UUID, str | None] = {}
     for key in query.opaque_keys() if puzzling else ():
         try:
-            answer = placement.candidates(str(query.without(key).on_hosts()), None)
+            answer = placement.candidates(str(query.without(key).on_hosts(bridges)), None)
         except EcomputeError:
             continue  # the rest makes no sense to Placement without it
         for provider in {candidate.host(answer.summaries) for candidate in answer.candidates} & puzzling:

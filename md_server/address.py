@@ -1,4 +1,4 @@
-"""Keeps the metadata address on the guests' bridge, and touches no other address and no other interface.
+"""Keeps the metadata addresses on the guests' bridge, and touches no other address and no other interface.
 
 Asks the kernel when it tells that a link or an address changed, so that the address is back at once when the bridge was made
 anew; needs no libvirt, etcd or Placement. ``main`` calls it; knows nothing of HTTP.
@@ -13,6 +13,8 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Callable
+from pathlib import Path
 
 from common.errors import Conflict, EcomputeError
 from common.logs import fields
@@ -32,6 +34,7 @@ class Presence(enum.StrEnum):
     PRESENT = "present"
     ADDED = "added"
     NO_BRIDGE = "no bridge"  # it does not exist, or is down: it will be looked at again when that changes
+    NO_IPV6 = "no IPv6"  # the kernel has none, or not on this bridge: likewise
 
 
 class BridgeAddress:
@@ -50,19 +53,22 @@ class BridgeAddress:
             Conflict: another interface has the address.
             EcomputeError: the kernel refused.
         """
-        index = _index(self.bridge)
+        index = interface_index(self.bridge)
         try:
             found = [a.index for a in netlink.addresses() if a.address == self.address]
             elsewhere = [i for i in found if i != index]
-            if elsewhere:
+            is_of_one_link = self.address.version == 6 and self.address.is_link_local  # one of IPv4 is not to us
+            if elsewhere and not is_of_one_link:
                 raise Conflict(
                     f"{self.address} is on interface {_name(elsewhere[0])} already, not on {self.bridge}: take it away there "
                     f"(ip address del), or name that interface as metadata.bridge"
                 )
-            if found:
+            if index in found:
                 return Presence.PRESENT
             if index is None or not _is_up(self.bridge):
                 return Presence.NO_BRIDGE
+            if self.address.version == 6 and not has_ipv6(self.bridge):
+                return Presence.NO_IPV6
             netlink.add_address(index, self.address, self.address.max_prefixlen)
         except OSError as error:
             raise self._refused("put on", error) from error
@@ -74,7 +80,7 @@ class BridgeAddress:
         Raises:
             EcomputeError: the kernel refused.
         """
-        index = _index(self.bridge)
+        index = interface_index(self.bridge)
         try:
             found = [a for a in netlink.addresses() if a.address == self.address and a.index == index]
             for entry in found:
@@ -91,10 +97,16 @@ class BridgeAddress:
 
 
 class AddressKeeper:
-    """Calls ``ensure`` whenever links or addresses change, until ``stop``."""
+    """Calls ``ensure`` whenever links or addresses change, until ``stop``.
 
-    def __init__(self, wanted: BridgeAddress, *, backoff: Backoff | None = None) -> None:
-        self._wanted = wanted
+    Args:
+        also: called after it; whether it is satisfied, else both are called again after a while. It must not raise.
+    """
+
+    def __init__(
+        self, wanted: BridgeAddress, *, also: Callable[[], bool] = lambda: True, backoff: Backoff | None = None
+    ) -> None:  # fmt: skip
+        self._wanted, self._also = wanted, also
         self._backoff = backoff or Backoff(1, 60)
         # Opened here, not in run(): what changes from now on is noticed, however late the thread starts.
         self._changes = netlink.change_socket()
@@ -124,18 +136,24 @@ class AddressKeeper:
 
     def _look(self) -> float | None:
         """Seconds to the next look if nothing changes before; None: only then."""
+        is_well = self._look_at_address()
+        if self._also() and is_well:
+            self._backoff.reset()
+            return None
+        return self._backoff.next()
+
+    def _look_at_address(self) -> bool:
         try:
             presence = self._wanted.ensure()
         except EcomputeError as error:
             self._say(logging.WARNING, f"guests are not served: {error}")
-            return self._backoff.next()
-        self._backoff.reset()
+            return False
         if presence is Presence.NO_BRIDGE:
             self._say(logging.INFO, "bridge is not up; waiting for it")
         elif presence is Presence.ADDED:
             self._said = ""
             self._say(logging.INFO, "address put on bridge")
-        return None
+        return True
 
     def _say(self, level: int, message: str) -> None:
         if message != self._said:
@@ -143,7 +161,8 @@ class AddressKeeper:
             log.log(level, message, extra=fields(address=self._wanted.address, bridge=self._wanted.bridge))
 
 
-def _index(interface: str) -> int | None:
+def interface_index(interface: str) -> int | None:
+    """The kernel's number of *interface*, None while there is none of that name."""
     try:
         return socket.if_nametoindex(interface)
     except OSError:
@@ -155,6 +174,14 @@ def _name(index: int) -> str:
         return socket.if_indextoname(index)
     except OSError:
         return f"number {index}"
+
+
+def has_ipv6(interface: str) -> bool:
+    """Whether *interface* takes addresses of IPv6; libvirt switches it off on bridges of networks that have none."""
+    try:
+        return Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").read_text().strip() == "0"
+    except OSError:  # no such interface, or a kernel without IPv6
+        return False
 
 
 def _is_up(interface: str) -> bool:

@@ -1,4 +1,4 @@
-"""How often something may be said that guests can bring about: a log that they can fill is one more thing to defend. Pure."""
+"""How often something may be said or done that guests can bring about: what they can fill is one more thing to defend. Pure."""
 
 from __future__ import annotations
 
@@ -22,3 +22,21 @@ class Limiter:
                 return False
             self._passed[key] = now
             return True
+
+
+class Pace:
+    """Lets each key pass once in *every_seconds* on the average, and *burst* times at once. For one thread."""
+
+    def __init__(self, every_seconds: float, burst: int, clock: Callable[[], float]) -> None:
+        self._every_seconds, self._ahead_seconds, self._clock = every_seconds, (burst - 1) * every_seconds, clock
+        self._due: dict[object, float] = {}  # when a key that passes no more would have been through at that pace
+
+    def wait_seconds(self, key: object) -> float:
+        """0 where *key* passes now; else how long until it may, and this time does not count."""
+        now = self._clock()
+        self._due = {k: due for k, due in self._due.items() if due > now}
+        due = self._due.get(key, now)
+        if due - now > self._ahead_seconds:
+            return due - now - self._ahead_seconds
+        self._due[key] = due + self._every_seconds
+        return 0.0

@@ -1,4 +1,4 @@
-"""The socket that the server listens on, and the descriptors for those it accepts. ``main`` calls it."""
+"""The sockets that the server listens on, and the descriptors for those it accepts. ``main`` and ``ipv6`` call it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import resource
 import socket
+from typing import Any, NamedTuple
 
 from common.errors import Conflict, EcomputeError
 from md_server.netlink import IpAddress
@@ -13,8 +14,27 @@ from md_server.netlink import IpAddress
 IP_FREEBIND, IPV6_FREEBIND = 15, 78  # linux/in.h, linux/in6.h: bind to an address that is not there yet
 
 
-def listen(address: IpAddress, port: int) -> socket.socket:
+class Listener(NamedTuple):
+    """A listening socket, and the interface that it is bound to (the kernel's number; 0 for none)."""
+
+    socket: socket.socket
+    interface: int = 0
+
+
+def source_of(peer: tuple[Any, ...], interface: int) -> str:
+    """The address of *peer*, who came over *interface*. One that means something on one link only is known without its scope
+    where that link is the interface, and as nobody's elsewhere.
+    """
+    address: str = peer[0]
+    scope = peer[3] if len(peer) > 3 else 0
+    return f"{address}%{scope}" if scope and scope != interface else address
+
+
+def listen(address: IpAddress, port: int, device: str = "") -> socket.socket:
     """A listening socket on *address*, which need not be on any interface yet.
+
+    Args:
+        device: the interface over which alone it is reached; needed for an address of one link.
 
     Raises:
         Conflict: another server has the port.
@@ -28,6 +48,10 @@ def listen(address: IpAddress, port: int) -> socket.socket:
         listening.setsockopt(*((socket.IPPROTO_IP, IP_FREEBIND) if is_v4 else (socket.IPPROTO_IPV6, IPV6_FREEBIND)), 1)
         # Accepted connections inherit it: the end of a long answer is not held back.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not is_v4:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if device:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")
         listening.bind((str(address), port))
         listening.listen(1024)
         listening.setblocking(False)

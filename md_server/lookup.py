@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from common.errors import InvalidSpec
 from common.metadata import MetadataStore, Stamp, normal_address
-from md_server.guest import Guest, Host
+from common.renderings.guest import Guest, Host
 
 MOST_KEPT_BYTES = 16 << 20
 _normal = functools.lru_cache(maxsize=1024)(normal_address)
@@ -26,10 +26,12 @@ class _Known:
 
     @property
     def bytes(self) -> int:
-        """At most about what it takes in memory: the document, what is decoded from it, and the trees, where each of the ten
-        versions of OpenStack's names the keys twice.
+        """At most about what it takes in memory: the document, what is decoded of it, and the trees. These share the user data;
+        each of the ten versions of OpenStack's names the keys twice and the cards once, and eight repeat the vendor data.
         """
-        return 22 * self.stamp.bytes + 20_000
+        document = self.guest.document
+        repeated = 22 * sum(map(len, document.keys)) + 8 * len(document.vendor_data_base64 or "")
+        return 3 * self.stamp.bytes + repeated + 45_000 + 8_000 * len(document.addresses)
 
 
 class Lookup:

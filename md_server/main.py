@@ -27,18 +27,25 @@ from common.errors import ConfigError, Conflict, EcomputeError
 from common.lockfile import LockFile
 from common.logs import fields
 from common.metadata import LOCK_NAME, MetadataStore, ServiceNote
+from common.renderings.guest import Host
+from common.reports import DIRECTORY_NAME, ReportStore
 from common.retry import Backoff, Deadline, retry
+from common.service_notify import ServiceNotifier
+from md_server import ipv6
 from md_server.address import AddressKeeper, BridgeAddress
 from md_server.app import Application
-from md_server.guest import Host
+from md_server.ipv6 import Ipv6Service
 from md_server.listening import allow_descriptors, listen
 from md_server.lookup import Lookup
 from md_server.netlink import IpAddress
+from md_server.reporting import Reporter
 from md_server.server import CONNECTIONS, GuestServer
+from md_server.tokens import Tokens, secret_in
 
 log = logging.getLogger("md_server.main")  # also when run as __main__
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_CONFLICT = 0, 1, 2, 5
+STOP_SECONDS = 5.0  # for the answers under way, and the threads
 LOCK_SECONDS = 2.0  # a predecessor that is just ending, or somebody who looks who holds it
 
 
@@ -49,6 +56,7 @@ class Settings:
     address: IpAddress
     port: int
     bridge: str  # "" where no interface is touched
+    ipv6: str  # "auto": on that bridge too, where it has it; "off"
     directory: Path
     run_dir: Path
     zone: str
@@ -57,13 +65,15 @@ class Settings:
     @property
     def note(self) -> ServiceNote:
         version = importlib.metadata.version("etcd-compute")
-        return ServiceNote(version, f"{self.address}:{self.port}", self.bridge, str(self.directory))
+        return ServiceNote(version, f"{self.address}:{self.port}", self.bridge, str(self.directory), self.ipv6)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0 done, 1 failed, 2 usage or configuration, 5 somebody else is in the way."""
     options = _parser().parse_args(arguments)
     try:
+        if options.check_external:
+            return _is_external(options)
         settings = settings_of(options)
         if options.check_config:
             print("configuration is valid")
@@ -72,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return remove_address(settings)
         logs.setup(settings.log.level, settings.log.format)
         try:
-            serve(settings)
+            serve(settings, ServiceNotifier.from_environment())
         finally:
             logs.shutdown()
     except EcomputeError as error:
@@ -88,7 +98,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     Raises:
         ConfigError: the configuration or an option is wrong.
     """
-    config = load_compute(options.config)
+    config = load_compute(options.config, reads_files=False)
     metadata, paths = config.metadata, config.paths
     if metadata.mode == "off":
         raise ConfigError(f"{config.source}: metadata.mode is off: there is nothing to serve; set it to managed or external")
@@ -98,10 +108,12 @@ def settings_of(options: argparse.Namespace) -> Settings:
         listened, port = _parse_listen(options.listen)
         bridge = bridge if listened == address else ""
         address = listened
+    bridge = options.bridge if options.bridge is not None else bridge
     return Settings(
         address=address,
         port=port,
-        bridge=options.bridge if options.bridge is not None else bridge,
+        bridge=bridge,
+        ipv6=metadata.ipv6 if bridge else "off",
         directory=(options.state_dir or paths.state_dir).absolute() / "metadata",
         run_dir=(options.run_dir or paths.run_dir).absolute(),
         zone=config.name or socket.gethostname(),
@@ -109,22 +121,43 @@ def settings_of(options: argparse.Namespace) -> Settings:
     )
 
 
-def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT.
+def _is_external(options: argparse.Namespace) -> int:
+    """Whether a service of its own is wanted: with two the second one would be in the way of the first."""
+    mode = load_compute(options.config, reads_files=False).metadata.mode
+    print(f"metadata.mode is {mode}" + ("" if mode == "external" else ": no md-server of its own is wanted"))
+    return EXIT_DONE if mode == "external" else EXIT_FAILED
+
+
+def serve(settings: Settings, service: ServiceNotifier | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; *service* started us, and is told.
 
     Raises:
         Conflict: another md-server runs, another server has the port, or another interface has the address.
         EcomputeError: the kernel refused.
     """
+    service = service or ServiceNotifier()
     lock = _locked(settings)
     lookup = Lookup(MetadataStore(settings.directory), Host(settings.zone, os.uname().machine))
     allow_descriptors(CONNECTIONS + 64)
-    server = GuestServer(Application(lookup, own_address=str(settings.address)), listen(settings.address, settings.port))
+    application = Application(
+        lookup,
+        tokens=Tokens(secret_in(settings.run_dir)),
+        on_report=Reporter(ReportStore(settings.directory / DIRECTORY_NAME), settings.run_dir),
+        own_address=str(settings.address),
+    )
+    server = GuestServer(
+        application,
+        listen(settings.address, settings.port),
+        alive=service.alive,
+        alive_every_seconds=service.alive_every_seconds,
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     watch = AddressWatch(settings, server) if settings.bridge else None
     log.info("serving", extra=fields(**dataclasses.asdict(settings.note)))
+    service.ready(f"serving guests at {settings.note.listen}" + (f" on {settings.bridge}" if settings.bridge else ""))
     server.run()
+    service.stopping(STOP_SECONDS)
     if watch:
         watch.end()
     log.info("stopped")
@@ -137,7 +170,8 @@ class AddressWatch:
     def __init__(self, settings: Settings, server: GuestServer) -> None:
         self._server, self._failed = server, False
         wanted = BridgeAddress(settings.bridge, settings.address)
-        self._keeper = AddressKeeper(wanted)
+        service = Ipv6Service(settings.bridge, settings.port, server.serve_also) if settings.ipv6 != "off" else None
+        self._keeper = AddressKeeper(wanted, also=service.look if service else lambda: True)
         presence = wanted.ensure()
         log.info("metadata address", extra=fields(address=settings.address, bridge=settings.bridge, presence=presence))
         self._thread = threading.Thread(target=self._run, name="address", daemon=True)
@@ -164,7 +198,7 @@ class AddressWatch:
 
 
 def remove_address(settings: Settings) -> int:
-    """Take the metadata address from the bridge, for good: for when this host serves guests no longer.
+    """Take the metadata addresses from the bridge, for good: for when this host serves guests no longer.
 
     Raises:
         Conflict: an md-server runs, and would put it back at once.
@@ -174,7 +208,9 @@ def remove_address(settings: Settings) -> int:
         raise ConfigError("--remove-address needs the bridge: name it with --bridge, or leave --listen out")
     lock = _locked(settings)
     was_there = BridgeAddress(settings.bridge, settings.address).remove()
-    print(f"{settings.address} {'removed from' if was_there else 'was not on'} {settings.bridge}")
+    removed = ([str(settings.address)] if was_there else []) + ipv6.remove(settings.bridge)
+    what = f"{', '.join(removed)} removed from" if removed else f"{settings.address} was not on"
+    print(f"{what} {settings.bridge}")
     lock.release()
     return EXIT_DONE
 
@@ -214,6 +250,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--listen", metavar="ADDRESS:PORT", help="in place of metadata.address and .port; touches no interface")
     add("--bridge", metavar="NAME", help="put the address on this bridge, in place of metadata.bridge; '' for none")
     add("--check-config", action="store_true", help="say whether the configuration is valid, and end")
+    add(
+        "--check-external",
+        action="store_true",
+        help="end with 0 where metadata.mode is external, else with 1: for service units",
+    )
     add("--remove-address", action="store_true", help="take the address from the bridge, and end")
     return parser
 

@@ -9,16 +9,20 @@ until there is one. ``main`` calls it; knows no documents.
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
+import queue
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from md_server.http import CONTINUE, Request, RequestReader, answer_head, whole_request
+from md_server import hops
+from md_server.http import CONTINUE, HOP_LIMIT, Request, RequestReader, answer_head, whole_request
 from md_server.limiter import Limiter
+from md_server.listening import Listener, source_of
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +36,13 @@ _RECEIVE_BYTES = 8192
 _WARN_EVERY_SECONDS = 60.0
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-WsgiApplication = Callable[[Mapping[str, Any], Callable[..., object]], Iterable[bytes]]
+WsgiApplication = Callable[[dict[str, Any], Callable[..., object]], Iterable[bytes]]
 
 
 class Connection:
     """One connection of one guest."""
 
-    __slots__ = ("closes_after", "descriptor", "reader", "since", "socket", "source", "unsent")
+    __slots__ = ("closes_after", "descriptor", "is_limited", "reader", "since", "socket", "source", "unsent")
 
     def __init__(self, accepted: socket.socket, source: str, now: float) -> None:
         self.socket, self.source, self.descriptor = accepted, source, accepted.fileno()
@@ -46,19 +50,27 @@ class Connection:
         self.reader: RequestReader | None = None  # of a request that is not whole yet
         self.unsent: memoryview | None = None  # of the answer; while there is some, nothing is read
         self.closes_after = False  # when all is sent
+        self.is_limited = False  # in its hops
 
 
 class GuestServer:
-    """Serves *application* on the listening socket until ``stop``.
+    """Serves *application* on the listening socket, and on those of ``serve_also``, until ``stop``.
 
-    *application* is called as WSGI has it, with as much of it as a metadata service needs: no header of the request is in the
-    environment and no body, and its answers name their length.
+    *application* is called as WSGI has it, with as much of it as a metadata service needs: the few headers that mean something
+    to it, and a body where there is one. Its answers name their length, and it may set ``HOP_LIMIT`` in the environment.
+
+    *alive* is called at every turn, and that is taken every *alive_every_seconds* though nothing happens; None: it sleeps then.
     """
 
     def __init__(
-        self, application: WsgiApplication, listening: socket.socket, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._application, self._listening, self._clock = application, listening, clock
+        self, application: WsgiApplication, listening: socket.socket, clock: Callable[[], float] = time.monotonic, *,
+        alive: Callable[[], None] = lambda: None, alive_every_seconds: float | None = None,
+    ) -> None:  # fmt: skip
+        self._application, self._clock = application, clock
+        self._alive, self._alive_every = alive, alive_every_seconds
+        self._listening = {listening.fileno(): Listener(listening)}  # by descriptor
+        self._first = listening.fileno()
+        self._to_serve_also: queue.SimpleQueue[Sequence[Listener]] = queue.SimpleQueue()
         self._connections: dict[int, Connection] = {}  # by descriptor; who completed a request longest ago comes first
         self._open_of: dict[str, set[Connection]] = {}  # by source
         self._is_accepting, self._is_stopping = False, False
@@ -72,9 +84,11 @@ class GuestServer:
     def run(self) -> None:
         """Serve until ``stop``; then finish the answers under way, for at most ``FINISH_SECONDS``, and close."""
         while not self._is_stopping:
-            self._turn(LOOK_SECONDS if self._connections or not self._is_accepting else None)
+            self._alive()
+            self._turn(LOOK_SECONDS if self._connections or not self._is_accepting else self._alive_every)
         self._accept_no_more()
-        self._listening.close()
+        for listener in self._listening.values():
+            listener.socket.close()
         until = self._clock() + FINISH_SECONDS
         while self._clock() < until and any(c.unsent is not None for c in self._connections.values()):
             self._turn(0.05)
@@ -82,6 +96,13 @@ class GuestServer:
             self._close(connection)
         self._poll.close()
         # _wake stays open: a signal may still come, and must not write into a descriptor that is somebody else's by then.
+
+    def serve_also(self, listeners: Sequence[Listener]) -> None:
+        """Serve on *listeners* as well, in place of those that this was called with before; from any thread, at once or soon.
+        They are closed when they are replaced, and with the server.
+        """
+        self._to_serve_also.put(listeners)
+        os.eventfd_write(self._wake, 1)
 
     def stop(self) -> None:
         """End ``run``, from any thread or a signal handler."""
@@ -95,8 +116,9 @@ class GuestServer:
                 self._go_on(self._connections[descriptor])
             elif descriptor == self._wake:
                 os.eventfd_read(self._wake)
-            elif self._is_accepting and descriptor == self._listening.fileno():
-                self._accept()
+                self._replace_listeners()
+            elif self._is_accepting and descriptor in self._listening:
+                self._accept(self._listening[descriptor])
         self._cut_overdue()
         if not (self._is_accepting or self._is_stopping) and self._has_room():
             self._accept_more()
@@ -106,10 +128,22 @@ class GuestServer:
     def _has_room(self) -> bool:
         return len(self._connections) < CONNECTIONS and self._clock() >= self._accept_again_at
 
-    def _accept(self) -> None:
+    def _replace_listeners(self) -> None:
+        """Take over what ``serve_also`` was called with."""
+        while not self._to_serve_also.empty():
+            also = {listener.socket.fileno(): listener for listener in self._to_serve_also.get()}
+            was_accepting = self._is_accepting
+            self._accept_no_more()
+            for descriptor in self._listening.keys() - {self._first}:
+                self._listening.pop(descriptor).socket.close()
+            self._listening |= also
+            if was_accepting:
+                self._accept_more()
+
+    def _accept(self, listener: Listener) -> None:
         for _ in range(_ACCEPTS):
             try:
-                accepted, source = self._listening.accept()
+                accepted, peer = listener.socket.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -118,11 +152,12 @@ class GuestServer:
                     self._pause("no descriptor is left for another connection")
                     return
                 continue
-            if self._has_all_its_connections(source[0]):
+            source = source_of(peer, listener.interface)
+            if self._has_all_its_connections(source):
                 accepted.close()
                 continue
             try:
-                self._open(Connection(accepted, source[0], self._clock()))
+                self._open(Connection(accepted, source, self._clock()))
             except OSError as error:  # the kernel watches no more descriptors for us
                 accepted.close()
                 self._accept_again_at = self._clock() + LOOK_SECONDS
@@ -152,12 +187,14 @@ class GuestServer:
             log.warning("new guests wait: %s", why)
 
     def _accept_more(self) -> None:
-        self._poll.register(self._listening, select.EPOLLIN)
+        for descriptor in self._listening:
+            self._poll.register(descriptor, select.EPOLLIN)
         self._is_accepting = True
 
     def _accept_no_more(self) -> None:
         if self._is_accepting:
-            self._poll.unregister(self._listening)
+            for descriptor in self._listening:
+                self._poll.unregister(descriptor)
             self._is_accepting = False
 
     # Open connections
@@ -206,7 +243,9 @@ class GuestServer:
             self._send(connection, memoryview(CONTINUE))
 
     def _answer(self, connection: Connection, request: Request, *, has_more_behind: bool) -> None:
-        status, headers, body = self._asked(request, connection.source)
+        environment = _environment(request, connection.source)
+        status, headers, body = self._asked(request, environment)
+        self._limit_hops(connection, environment.get(HOP_LIMIT))
         keeps_open = request.keeps_open and not has_more_behind and not self._is_stopping
         head = answer_head(status, headers, is_1_0=request.is_1_0, keeps_open=keeps_open)
         connection.closes_after = not keeps_open
@@ -214,13 +253,21 @@ class GuestServer:
         self._connections[connection.descriptor] = self._connections.pop(connection.descriptor)  # the last one now
         self._send(connection, memoryview(head if request.method == "HEAD" else head + body))
 
-    def _asked(self, request: Request, source: str) -> tuple[str, list[tuple[str, str]], bytes]:
+    def _limit_hops(self, connection: Connection, hop_limit: int | None) -> None:
+        """Before the answer is sent. A limit outlives its answer until that is confirmed: no copy of it must travel further."""
+        if hop_limit is not None:
+            hops.limit(connection.socket, hop_limit)
+            connection.is_limited = True
+        elif connection.is_limited:
+            connection.is_limited = not hops.lift(connection.socket)
+
+    def _asked(self, request: Request, environment: dict[str, Any]) -> tuple[str, list[tuple[str, str]], bytes]:
         """Status, headers and body of the answer."""
         if request.refusal is not None:
             return _plain(*request.refusal)
         answered: list[tuple[str, list[tuple[str, str]]]] = []
         try:
-            parts = self._application(_environment(request, source), lambda *answer: answered.append(answer))
+            parts = self._application(environment, lambda *answer: answered.append(answer))
             return *answered[0], b"".join(parts)
         except Exception:
             if self._bugs.may_pass("answer"):
@@ -267,11 +314,16 @@ def _plain(status: str, body: bytes) -> tuple[str, list[tuple[str, str]], bytes]
     return status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))], body
 
 
-def _environment(request: Request, source: str) -> dict[str, str]:
-    return {
+def _environment(request: Request, source: str) -> dict[str, Any]:
+    environment: dict[str, Any] = {
         "REQUEST_METHOD": request.method,
         "PATH_INFO": request.path,
         "QUERY_STRING": request.query,
         "REQUEST_URI": request.target,
         "REMOTE_ADDR": source,
     }
+    if request.headers:
+        environment.update(request.headers)
+    if request.body:
+        environment |= {"CONTENT_LENGTH": str(len(request.body)), "wsgi.input": io.BytesIO(request.body)}
+    return environment

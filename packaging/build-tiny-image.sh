@@ -5,13 +5,11 @@
 # of the Debian packages that it is made of; needs no loop device, no mount, and installs nothing (section [unpacked] of
 # debian-packages). Several at once are fine: one builds, the others wait for it.
 set -euo pipefail
-# shellcheck source=packaging/debian-lib.sh
-. "$(dirname "$0")/debian-lib.sh"
+# shellcheck source=packaging/image-lib.sh
+. "$(dirname "$0")/image-lib.sh"
 
 sources=$project/packaging/tiny-image
-images=$cache/tiny-image
 size_mib=${TINY_IMAGE_MIB:-48} # of its disk; the guest grows to what it is given
-building= # set while a failure is one of the build itself
 ingredients=(linux-image-cloud-amd64 busybox-static dropbear-bin grub-common grub-pc-bin)
 
 # The kernel itself and dropbear's own libraries have versions in their names: those packages depend on them.
@@ -21,7 +19,7 @@ versioned_ingredients() {
 
 # What the image is made of, one line each
 scripts() {
-  sha256sum "$0" "$sources"/* "${BASH_SOURCE[0]%/*}/debian-lib.sh" | cut -c1-64
+  sha256sum "$0" "$sources"/* "${0%/*}"/{debian,image}-lib.sh | cut -c1-64
   echo "$size_mib MiB"
 }
 
@@ -29,15 +27,6 @@ recipe() {
   scripts
   mapfile -t versioned < <(versioned_ingredients)
   [ ${#versioned[@]} -ge 2 ] && package_versions "${ingredients[@]}" "${versioned[@]}"
-}
-
-# Asking apt takes a second: the answer holds until its lists or our scripts change.
-question() { { scripts; stat -c %Y /var/lib/apt/lists; } | sha256sum | cut -c1-64; }
-
-known_answer() {
-  local asked answer
-  read -r asked answer 2>/dev/null <"$images/current" || return
-  [ "$asked" = "$(question)" ] && [ -f "$answer" ] && echo "$answer"
 }
 
 copy_program() { # copy_program PATH...: from the unpacked packages or the host, with the libraries that it is linked to
@@ -85,7 +74,7 @@ make_root() {
   done
   ln -s ../bin/busybox "$root/sbin/init"
   copy_program "$parts/usr/sbin/dropbear" "$parts/usr/bin/dropbearkey" /sbin/resize2fs
-  copy_modules "$root" evdev button virtio_scsi sd_mod virtio_console virtio_balloon
+  copy_modules "$root" evdev button isofs virtio_scsi sd_mod virtio_console virtio_balloon
   cp "$sources/inittab" "$root/etc/inittab"
   install -m 0755 "$sources/rc" "$root/etc/rc"
   install -m 0755 "$sources/udhcpc-script" "$root/usr/share/udhcpc/default.script"
@@ -104,21 +93,8 @@ make_root() {
   cp "$sources/grub.cfg" "$root/boot/grub/grub.cfg"
 }
 
-# A disk with one partition at 1 MiB; grub's first sector and its core go before that, as grub-install would put them.
-make_disk() {
-  local raw=$work/disk.raw
-  truncate -s "${size_mib}M" "$raw"
-  printf 'label: dos\n2048,,83,*\n' | sfdisk -q "$raw"
-  mke2fs -q -t ext4 -b 4096 -m 0 -J size=4 -E offset=1048576,root_owner=0:0 -d "$root" "$raw" $(((size_mib - 1) * 256))
-  LD_LIBRARY_PATH=$parts/usr/lib/x86_64-linux-gnu "$parts/usr/bin/grub-mkimage" -d "$parts/usr/lib/grub/i386-pc" -O i386-pc \
-    -p '(hd0,msdos1)/boot/grub' -o "$work/core.img" biosdisk part_msdos ext2 linux normal configfile boot
-  dd if="$parts/usr/lib/grub/i386-pc/boot.img" of="$raw" bs=440 count=1 conv=notrunc status=none
-  dd if="$work/core.img" of="$raw" bs=512 seek=1 conv=notrunc status=none
-  qemu-img convert -f raw -O qcow2 -c "$raw" "$work/tiny.qcow2"
-}
-
 build() { # build KEPT: make the image in $work and keep it under that name, in place of older ones
-  local kept=$1 busybox kernel parts=$work/parts root=$work/root log=$logs/tiny-image.log versioned
+  local kept=$1 busybox kernel parts=$work/parts root=$work/root versioned
   mapfile -t versioned < <(versioned_ingredients)
   unpack_packages "$parts" "${ingredients[@]}" "${versioned[@]}"
   building=1
@@ -129,46 +105,23 @@ build() { # build KEPT: make the image in $work and keep it under that name, in 
     depmod -b "$parts" "$kernel"
     make_root
     make_initrd
-    make_disk
-  } >"$log" 2>&1
+    copy_modules "$work/modules" bridge dummy # for tests, as the kernel is
+    make_disk "$work/disk.raw" "$size_mib" "$root" "$parts" -m 0 -J size=4
+    qemu-img convert -f raw -O qcow2 -c "$work/disk.raw" "$work/tiny.qcow2"
+  } >"$build_log" 2>&1
   cp "$parts/boot/vmlinuz-$kernel" "$work/vmlinuz"
   sync "$work/tiny.qcow2"
   mv "$work/vmlinuz" "$images/vmlinuz" # beside the image, for tests that boot a kernel alone
+  rm -rf "$images/modules"
+  mv "$work/modules" "$images/modules"
   rm -f "$images"/*.qcow2
   mv "$work/tiny.qcow2" "$kept"
   building=
 }
 
-clean_up() {
-  rm -rf "$work"
-  [ -z "$building" ] || die "building the image failed: $(tail -n 1 "$logs/tiny-image.log"); log: $logs/tiny-image.log"
-}
-
-find_or_build() { # sets name
-  local lines
-  if ! lines=$(recipe); then
-    fresh_package_lists
-    lines=$(recipe) || die "apt knows no $(printf '%s ' "${ingredients[@]}"): check /etc/apt/sources.list*"
-  fi
-  name=$images/tiny-$(sha256sum <<<"$lines" | cut -c1-16).qcow2
-  if [ ! -f "$name" ]; then
-    rm -rf "$images"/work.* # of builds that were killed: the lock is ours
-    work=$(mktemp -d "$images/work.XXXXXX")
-    trap 'clean_up' EXIT
-    build "$name"
-  fi
-  echo "$(question) $name" >"$images/current.partial"
-  mv "$images/current.partial" "$images/current"
-}
-
 main() {
   local out=${1:-} name
-  [ "$(dpkg --print-architecture 2>/dev/null)" = amd64 ] || die "the tiny image is made of Debian's amd64 packages; this is no amd64 Debian"
-  mkdir -p "$images" "$logs"
-  exec 9>"$images/lock"
-  flock -w 300 9 || die "another build of the image in $images has not ended in 5 minutes"
-  name=$(known_answer) || name=
-  [ -n "$name" ] || find_or_build # and not "known_answer || find_or_build": bash would go on after an error inside
+  kept_image tiny-image tiny .qcow2
   [ -n "$out" ] || { echo "$name"; return; }
   cp --sparse=always "$name" "$out.partial"
   mv "$out.partial" "$out"

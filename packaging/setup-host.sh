@@ -2,7 +2,8 @@
 # setup-host.sh [--extra placement|benchmarks|test] [--tools] SECTION...   make this host ready: Debian packages, .venv, etcd
 # setup-host.sh --list SECTION...                                          only print the packages of these sections of debian-packages
 #
-# With --tools, what the section [benchmarks] names is there as well, below .cache/tools where it is not installed.
+# With --tools, what the section [benchmarks] names is there as well, below .cache/tools where it is not installed; so is,
+# with --extra test, what [parsers], [servers] and [sshd] name, below .cache/cloud-init, .cache/servers and .cache/sshd.
 # Installs what is missing and nothing else, so that a second run takes no time. Where a run was killed in the middle the
 # next one goes on. Logs are in .cache/logs. Called by demo.sh and test.sh; needs root only where a package is missing.
 set -euo pipefail
@@ -15,6 +16,9 @@ python=/usr/bin/python3 # not the first on PATH: Debian's bindings fit Debian's 
 bindings=/usr/lib/python3/dist-packages
 etcd_home=$cache/etcd
 tools_home=$cache/tools
+cloud_init_home=$cache/cloud-init
+servers_home=$cache/servers
+sshd_home=$cache/sshd
 extras=(placement benchmarks test) # each has all of those before it
 extra=placement
 wants_tools=
@@ -108,17 +112,24 @@ not_installed() {
   awk '$1 == "Inst" && $3 !~ /^\[/ { print $2 }' <<<"$plan" # [version]: there already, only older
 }
 
-get_tools() {
-  local packages
-  if ! packages=$(not_installed benchmarks); then
+has_cloud_init() { [ "$extra" != test ] || [ -d "$cloud_init_home" ]; }
+
+has_servers() { [ "$extra" != test ] || [ -d "$servers_home" ]; }
+
+has_sshd() { [ "$extra" != test ] || [ -d "$sshd_home" ]; }
+
+# get_unpacked HOME SECTION: what not_installed names, unpacked in HOME
+get_unpacked() {
+  local home=$1 section=$2 packages
+  if ! packages=$(not_installed "$section"); then
     fresh_package_lists
-    packages=$(not_installed benchmarks) || die "apt-get knows no way to have $(packages_of benchmarks | tr '\n' ' ')on this host"
+    packages=$(not_installed "$section") || die "apt-get knows no way to have $(packages_of "$section" | tr '\n' ' ')on this host"
   fi
-  rm -rf "$tools_home.partial"
-  mkdir -p "$tools_home.partial"
+  rm -rf "$home.partial"
+  mkdir -p "$home.partial"
   # shellcheck disable=SC2086 # a list of names
-  [ -z "$packages" ] || unpack_packages "$tools_home.partial" $packages
-  mv "$tools_home.partial" "$tools_home"
+  [ -z "$packages" ] || unpack_packages "$home.partial" $packages
+  mv "$home.partial" "$home"
 }
 
 # timed WHAT COMMAND...: run it, say how long it took
@@ -138,7 +149,7 @@ setup() {
   local first rest
   first=$(missing_packages python)
   rest=$(missing_packages "$@")
-  [ -z "$first$rest" ] && venv_is_current && has_etcd && has_tools && return
+  [ -z "$first$rest" ] && venv_is_current && has_etcd && has_tools && has_cloud_init && has_servers && has_sshd && return
   echo "== Installing what is missing" >&2
   mkdir -p "$logs"
   exec 9>"$cache/setup.lock"
@@ -161,7 +172,10 @@ setup() {
   # shellcheck disable=SC2046,SC2086 # lists of names
   [ -z "$rest" ] || timed "packages" install_packages run $rest $(libvirt_flavour)
   has_etcd || timed "etcd, unpacked into .cache" get_etcd
-  has_tools || timed "tools for benchmarks, unpacked into .cache" get_tools
+  has_tools || timed "tools for benchmarks, unpacked into .cache" get_unpacked "$tools_home" benchmarks
+  has_cloud_init || timed "cloud-init for tests, unpacked into .cache" get_unpacked "$cloud_init_home" parsers
+  has_servers || timed "servers for tests, unpacked into .cache" get_unpacked "$servers_home" servers
+  has_sshd || timed "sshd for tests, unpacked into .cache" get_unpacked "$sshd_home" sshd
   [ -z "$venv_job" ] || wait "$venv_job"
 }
 

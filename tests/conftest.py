@@ -7,6 +7,7 @@ settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
 pytest_plugins = [
+    "tests.support.databases",
     "tests.support.etcd",
     "tests.support.hosts",
     "tests.support.no_skips",

@@ -34,8 +34,8 @@ from benchmarks.guest_storm import Plan, Seen
 from benchmarks.measure import Bench, Figure, Outcome, Plot, ratio
 from common.metadata import SETTLE_NS, MetadataDocument, MetadataStore
 from common.model import Address
+from common.renderings.guest import Guest, Host
 from md_server.app import resource
-from md_server.guest import Guest, Host
 from md_server.server import CONNECTIONS_PER_SOURCE
 from tests.support.processes import ROOT, free_port, spawn, stop, wait_until
 

@@ -19,7 +19,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from uuid import UUID
 
-from benchmarks.farm import WATCHES_PER_HOST, Farm, Rates, Sample, a_farm, rates_over_time
+from benchmarks.farm import PER_PROCESS, WATCHES_PER_HOST, Farm, Rates, Sample, a_farm, rates_over_time
 from benchmarks.measure import Bench, Figure, Outcome, Plot, ratio, seconds_of, turn_about
 from benchmarks.stand_ins import host_record, write_in_batches
 from common.etcd_rules import key_range
@@ -34,7 +34,7 @@ from tests.support.processes import VENV_BIN
 RESOURCES = {"VCPU": 1, "MEMORY_MB": 256}
 IMAGE = ImageRef("http://images/debian-12-generic-amd64.qcow2", "sha256:" + "0" * 64)
 STEPS = ("FetchImage", "BuildDisk", "ReserveNetwork", "WriteMetadata", "Define", "Start", "MarkBooted")
-HEAL_SECONDS_AT_MOST = 120.0  # then it is given up and said
+HEAL_SECONDS_AT_MOST = 180.0  # then it is given up and said
 KEYS_PER_INSTANCE = 3  # spec, instance, name
 GIVEN_AT_ONCE = 1000  # instances; how fast hosts take up new ones is what other scenarios measure
 LISTED = 2000  # instances, where only the ratio is asked for
@@ -65,6 +65,8 @@ def run(bench: Bench) -> Outcome:
         if not bench.is_check:
             healed, plot = _restarts(farm, bench, plan, _steady(farm, bench, plan))
         figures += _give_instances(farm, bench, plan)
+        if not bench.is_check:
+            time.sleep(plan.resync_seconds * 1.2)  # looks that the burst asked for are in step for one period
         steady = _steady(farm, bench, plan)
         figures += _steady_figures(farm, steady, plan, is_check=bench.is_check)
         if bench.is_check:
@@ -90,11 +92,11 @@ def _enrol(farm: Farm, bench: Bench, plan: _Plan) -> list[Figure]:
         figures.append(Figure(f"scale.enrol-{size}", f"{more} more hosts enrol, {size} in all", took, "s", note=note))
     if bench.is_check:
         return []
-    total = time.monotonic() - began
+    total, of_host = time.monotonic() - began, (farm.memory_mib() - empty) / farm.count
     return [
         *figures,
         Figure("scale.enrol", f"all {farm.count} hosts enrol and are Ready, step by step", total, "s", at_most=120),
-        Figure("scale.memory-host", "memory of one host, 125 in a process", (farm.memory_mib() - empty) / farm.count, "MiB"),
+        Figure("scale.memory-host", f"memory of one host, {PER_PROCESS} in a process", of_host, "MiB"),
         Figure("scale.memory-etcd", f"memory of etcd with {farm.count} hosts", farm.etcd_memory_mib(), "MiB"),
     ]
 

@@ -81,7 +81,7 @@ def _take_guests(settings: Settings, processes: Processes) -> None:
 
 def _destroy_guests(settings: Settings, processes: Processes) -> str:
     listed = services.services(settings)
-    if not all(listed[name].answers() for name in ("etcd", "placement")):
+    if not services.etcd_answers(settings) or not services.placement_answers(settings):
         return "etcd or Placement is down; taken away without them"
     names = services.instance_names(settings)
     if not names:

@@ -26,6 +26,12 @@ def libvirt_answers() -> bool:
     return virsh("version", timeout_seconds=10).returncode == 0
 
 
+def libvirt_host_uuid() -> str:
+    """By which libvirt, and so ecompute, tells this machine from all others; empty where libvirt does not answer."""
+    text = virsh("capabilities", timeout_seconds=20).stdout
+    return (ElementTree.fromstring(text).findtext("./host/uuid") or "") if text.strip() else ""  # noqa: S314 - libvirt's own
+
+
 def has_systemd() -> bool:
     return Path("/run/systemd/system").is_dir()
 

@@ -80,7 +80,7 @@ class Service:
 
 
 def services(settings: Settings) -> dict[str, Service]:
-    """By name, in the order in which they are started."""
+    """The demo's own by name, in the order in which they are started."""
     packaging = ROOT / "packaging"
     etcd = (packaging / "run-etcd", settings.state_dir / "etcd", str(settings.etcd_port), str(settings.etcd_peer_port))
     placement = (packaging / "run-placement", settings.state_dir / "placement", str(settings.placement_port))
@@ -92,7 +92,19 @@ def services(settings: Settings) -> dict[str, Service]:
         Service("ecompute", ecompute, _fingerprint((*ecompute, configuration, sources())), lambda: host_is_ready(settings),
                 start_seconds=ECOMPUTE_SECONDS),
     )  # fmt: skip
-    return {service.name: service for service in listed}
+    return {service.name: service for service in listed if not settings.services_urls or service.name == "ecompute"}
+
+
+def refuse_silent_services(settings: Settings) -> None:
+    """
+    Raises:
+        DemoError: an etcd or a Placement that the demo is to use does not answer.
+    """
+    for name, url, answers in (
+        ("etcd", settings.etcd_url, etcd_answers), ("Placement", settings.placement_url, placement_answers),
+    ):  # fmt: skip
+        if not answers(settings):
+            raise DemoError(f"{name} does not answer at {url}: start it (./docker.sh), or let the demo start its own")
 
 
 def _fingerprint(parts: Sequence[object]) -> str:
@@ -111,7 +123,7 @@ def refuse_taken_ports(settings: Settings, processes: Processes) -> None:
         DemoError: a port that is needed is held by a process that is not the demo's.
     """
     ours = {record.pid for record in processes.marked()}
-    for field, variable in PORTS.items():
+    for field, variable in () if settings.services_urls else PORTS.items():
         port = getattr(settings, field)
         listener = listener_on(port)
         if listener and listener.pid not in ours:
@@ -184,6 +196,15 @@ def etcd_keys(settings: Settings, prefix: str) -> list[str]:
     return [base64.b64decode(item["key"]).decode() for item in answer.get("kvs", [])]
 
 
+def etcd_values(settings: Settings, prefix: str) -> dict[str, dict[str, Any]]:
+    """The records under *prefix* by their keys; empty where etcd does not answer."""
+    body = {"key": _base64(prefix), "range_end": _base64(prefix[:-1] + chr(ord(prefix[-1]) + 1))}
+    answer = _ask(f"{settings.etcd_url}/v3/kv/range", body) or {}
+    pairs = ((base64.b64decode(item["key"]).decode(), base64.b64decode(item["value"])) for item in answer.get("kvs", []))
+    found = {key: json.loads(value) for key, value in pairs}
+    return {key: record for key, record in found.items() if isinstance(record, dict)}
+
+
 def _base64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
@@ -198,12 +219,19 @@ def _placement(settings: Settings, path: str) -> Any:
 
 
 def host_is_ready(settings: Settings) -> bool:
-    """Whether a live host of the demo has told Placement what it has."""
-    providers = [key.rpartition("/")[2] for key in etcd_keys(settings, f"{PREFIX}hosts/")]
+    """Whether this host is alive and has told Placement what it has; of other hosts the demo knows nothing."""
+    this = host.libvirt_host_uuid()
+    hosts = etcd_values(settings, f"{PREFIX}hosts/")
+    providers = [key.rpartition("/")[2] for key, record in hosts.items() if record.get("libvirt_host_uuid") == this]
     answers = (_placement(settings, f"/resource_providers/{provider}/inventories") for provider in providers)
     return any(isinstance(answer, dict) and "VCPU" in answer.get("inventories", {}) for answer in answers)
 
 
 def instance_names(settings: Settings) -> list[str]:
-    """The names of all instances; empty where etcd does not answer."""
-    return [key.rpartition("/")[2] for key in etcd_keys(settings, f"{PREFIX}names/")]
+    """The names of the demo's instances; empty where etcd does not answer."""
+    if not settings.services_urls:
+        return [key.rpartition("/")[2] for key in etcd_keys(settings, f"{PREFIX}names/")]
+    # Of those in an etcd that others use, too, the ones that were built in our folder.
+    specs = etcd_values(settings, f"{PREFIX}spec/")
+    built = settings.state_dir / "instances"
+    return [str(spec["name"]) for key, spec in specs.items() if (built / key.rpartition("/")[2]).exists() and "name" in spec]

@@ -30,21 +30,26 @@ class DemoError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """The demo's places and ports."""
+    """The demo's places and ports.
+
+    Args:
+        services_urls: of an etcd and a Placement that are there already and are not the demo's; empty: it starts its own.
+    """
 
     etcd_port: int = 2379
     etcd_peer_port: int = 2380
     placement_port: int = 8778
     state_dir: Path = STATE_DIR
     run_dir: Path = RUN_DIR
+    services_urls: tuple[str, str] | tuple[()] = ()
 
     @property
     def etcd_url(self) -> str:
-        return f"http://127.0.0.1:{self.etcd_port}"
+        return self.services_urls[0] if self.services_urls else f"http://127.0.0.1:{self.etcd_port}"
 
     @property
     def placement_url(self) -> str:
-        return f"http://127.0.0.1:{self.placement_port}"
+        return self.services_urls[1] if self.services_urls else f"http://127.0.0.1:{self.placement_port}"
 
     @property
     def compute_yaml(self) -> Path:
@@ -83,6 +88,8 @@ class Settings:
 
 PORTS = {"etcd_port": "DEMO_ETCD_PORT", "etcd_peer_port": "DEMO_ETCD_PEER_PORT", "placement_port": "DEMO_PLACEMENT_PORT"}
 
+URLS = ("DEMO_ETCD_URL", "DEMO_PLACEMENT_URL")
+
 
 def from_environment(environment: Mapping[str, str] = os.environ, settings: Settings | None = None) -> Settings:
     """The settings that the user asks for; what is not asked for is as in the demo that is up, else the default.
@@ -95,11 +102,26 @@ def from_environment(environment: Mapping[str, str] = os.environ, settings: Sett
     chosen = {field: _port(variable, environment[variable]) for field, variable in PORTS.items() if environment.get(variable)}
     if "etcd_port" in chosen and "etcd_peer_port" not in chosen:
         chosen["etcd_peer_port"] = chosen["etcd_port"] + 1
-    settings = replace(settings, **chosen)  # type: ignore[arg-type]
+    settings = replace(settings, services_urls=_urls(environment, settings), **chosen)  # type: ignore[arg-type]
     ports = [settings.etcd_port, settings.etcd_peer_port, settings.placement_port]
     if len(set(ports)) < len(ports):
         raise DemoError(f"the ports of etcd, its peers and Placement must differ, not {ports}: see {', '.join(PORTS.values())}")
     return settings
+
+
+def _urls(environment: Mapping[str, str], settings: Settings) -> tuple[str, str] | tuple[()]:
+    """Where etcd and Placement are that are not the demo's, as the demo that is up was told, else as the user says."""
+    chosen = tuple(environment.get(variable, "").rstrip("/") for variable in URLS)
+    if any(chosen) and not all(url.startswith("http://") for url in chosen):
+        raise DemoError(f"{' and '.join(URLS)} go together, and are addresses such as http://10.0.0.1:2379, not {chosen}")
+    facts = read_facts(settings)
+    remembered = tuple(urls) if isinstance(urls := facts.get("services_urls"), list) else ()
+    if not facts or not any(chosen):
+        return chosen if all(chosen) else remembered  # type: ignore[return-value]
+    if chosen != remembered:
+        used = " and ".join(map(str, remembered)) or "an etcd and a Placement of its own"
+        raise DemoError(f"the demo that is up uses {used}: ./demo.sh down first, then choose others")
+    return chosen  # type: ignore[return-value]
 
 
 def _state_dir(environment: Mapping[str, str], settings: Settings) -> Path:
@@ -140,10 +162,8 @@ def read_facts(settings: Settings) -> dict[str, object]:
 def remember(settings: Settings, **facts: object) -> None:
     """Keep *facts*, beside those remembered before, until down."""
     ports = {field: asdict(settings)[field] for field in PORTS}
-    write_file(
-        settings.facts,
-        json.dumps({**read_facts(settings), "ports": ports, "state_dir": str(settings.state_dir), **facts}, indent=1) + "\n",
-    )
+    own = {"ports": ports, "state_dir": str(settings.state_dir), "services_urls": list(settings.services_urls)}
+    write_file(settings.facts, json.dumps({**read_facts(settings), **own, **facts}, indent=1) + "\n")
 
 
 def write_file(path: Path, text: str, mode: int = 0o644) -> None:

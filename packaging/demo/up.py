@@ -22,6 +22,8 @@ def up(settings: Settings) -> None:
     """
     processes = Processes(settings)
     services.refuse_taken_ports(settings, processes)
+    if settings.services_urls:
+        services.refuse_silent_services(settings)
     prepare_folders(settings)
     remember(settings)
     say.title("Services")
@@ -61,7 +63,7 @@ def prepare_folders(settings: Settings) -> None:
 
 def _start_services(settings: Settings, processes: Processes) -> None:
     listed = services.services(settings)
-    both = [listed["etcd"], listed["placement"]]
+    both = [service for name, service in listed.items() if name != "ecompute"]
     done = {services.start(service, processes) for service in both}
     with say.stage("libvirt") as notes:  # while those start
         notes.append(host.start_libvirt(settings, processes))
@@ -70,7 +72,7 @@ def _start_services(settings: Settings, processes: Processes) -> None:
     with say.stage("etcd and Placement") as notes:
         for service in both:
             services.await_answer(service, processes)
-        notes.append(f"{' and '.join(sorted(done))}, on ports {settings.etcd_port} and {settings.placement_port}")
+        notes.append(f"{' and '.join(sorted(done)) or 'there already'}, at {settings.etcd_url} and {settings.placement_url}")
     guest.make_ssh_key(settings)
     services.write_configuration(settings)
 
@@ -119,7 +121,7 @@ def next_steps(settings: Settings, name: str, address: str) -> list[tuple[str, s
         ("$E list", ""),
         (f"$E show {name}", "phase, address, what was done when"),
         ("$E hosts", "what each host has, and how much of it is used"),
-        (f"$E '{REQUEST}'", "another guest"),
+        (f"$E '{REQUEST}' --wait ready", "another guest; this one says itself when it is up"),
         (f"$E stop {name}; $E start {name}", "power button, then boot again"),
         (" ".join(guest.ssh_command(settings, address)), "into the guest"),
         (f"$E destroy {name}", ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import subprocess
@@ -340,6 +341,31 @@ def test_a_server_that_another_ca_vouches_for_is_not_trusted(tls_config, tmp_pat
     config = replace(tls_config, ca_file=Certificates(tmp_path / "another").ca)
     with closing(EtcdStore(config)) as store, pytest.raises(StoreUnavailable, match=r"not of the CA in etcd\.ca_file"):
         store.get("a")
+
+
+def test_a_last_try_that_was_cut_short_does_not_hide_what_the_others_were_told(etcd_config):
+    """Whoever connects first is hung up on; the others are held, and hear nothing until no time is left."""
+    held = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            server.accept()[0].close()
+            while True:
+                held.append(server.accept()[0])
+
+    with socket.create_server(("127.0.0.1", free_port())) as server:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        config = replace(etcd_config, endpoints=(f"http://127.0.0.1:{server.getsockname()[1]}",), deadline_seconds=1.5)
+        try:
+            with closing(EtcdStore(config)) as store, pytest.raises(StoreUnavailable, match="UNAVAILABLE"):
+                store.get("a")
+        finally:
+            server.shutdown(socket.SHUT_RDWR)  # close alone ends no accept
+    thread.join(10)
+    assert held, "there was a second try"
+    for connection in held:
+        connection.close()
 
 
 def test_plaintext_to_a_tls_port_says_that_the_address_may_be_wrong(tls_config, tls_etcd):

@@ -207,6 +207,9 @@ def test_the_default_network_and_none_of_another_name(hypervisor: Hypervisor) ->
     assert network.bridge == "virbr0"
     assert hypervisor.network("no-such-network") is None
     assert hypervisor.leases("no-such-network") == ()
+    hypervisor.start_network("default")  # which is up already
+    with pytest.raises(HypervisorRejected, match="no-such-network"):
+        hypervisor.start_network("no-such-network")
     assert hypervisor.leases("default") == ()
 
 

@@ -14,8 +14,10 @@ import pytest
 import requests
 
 from common.errors import ConfigError, Conflict, EcomputeError, InvalidSpec, NoCapacity, PlacementUnavailable
+from common.nics import bridge_trait
 from common.placement import MICROVERSION, OWNER_TRAIT, Claim, Inventory, Placement
 from common.placement_types import claim_body
+from tests.support.databases import DatabaseServer
 from tests.support.placement import PlacementServer, client_for, make_provider
 from tests.support.processes import VENV_BIN, free_port, spawn, stop
 
@@ -30,6 +32,17 @@ del microversion.VERSIONS[microversion.VERSIONS.index("1.36") + 1 :]
 from placement.wsgi.api import application
 waitress.serve(application, listen=f"127.0.0.1:{sys.argv[1]}", threads=1)
 """
+
+
+@pytest.fixture(scope="module")
+def placement_server(database: DatabaseServer | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlacementServer]:
+    """On each database that it may be run on; but for SQLite, by two processes."""
+    server = PlacementServer(tmp_path_factory.mktemp("placement"), database=database)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture
@@ -293,6 +306,11 @@ class TestCandidates:
         host = make_provider(client, traits=(OWNER_TRAIT,))
         assert [c.host({}) for c in client.candidates(query, limit=3).candidates] == [host]
         assert [p.uuid for p in client.providers(OWNER_TRAIT)] == [host]
+        # Nor has any host a bridge that no ecompute has ever found.
+        on_bridge = f"{QUERY}&root_required={OWNER_TRAIT},!COMPUTE_STATUS_DISABLED,{bridge_trait('br0')},{bridge_trait('br1')}"
+        assert client.candidates(on_bridge, limit=3).candidates == ()
+        with pytest.raises(ConfigError, match="No such trait"):
+            client.candidates(f"{query},CUSTOM_OTHER")
 
 
 class TestClaims:

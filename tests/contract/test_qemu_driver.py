@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import libvirt
 import pytest
 
 from common.errors import Conflict, HypervisorRejected, HypervisorUnavailable
+from common.hardware import USUAL, CardModel, DiskBus, Hardware
 from common.model import Address, InstanceSpec
 from ecompute import libvirt_driver
+from ecompute.anti_spoofing import DUAL_FILTER_NAME, FILTER_NAME
+from ecompute.config_drive import Drive, image
 from ecompute.domain_xml import domain_xml
 from ecompute.hypervisor import DhcpHost, Domain, Lease, PowerState
 from ecompute.libvirt_driver import LibvirtDriver
-from ecompute.libvirt_xml import FILTER_NAME
 from ecompute.probe_initramfs import probe_initramfs
 from tests.support.domains import a_context, a_kernel, a_spec, a_stamp
 from tests.support.hosts import NamespacedHost, children_of
@@ -48,8 +49,10 @@ class Guests:
         self._host, self._driver = host, driver
         self._made: list[UUID] = []
 
-    def define(self, name: str = "guest", *, edit: Callable[[ET.Element], None] | None = None, **context: Any) -> InstanceSpec:
-        spec = a_spec(name)
+    def define(
+        self, name: str = "guest", *, edit: Callable[[ET.Element], None] | None = None, hardware: Hardware = USUAL, **context: Any
+    ) -> InstanceSpec:  # fmt: skip
+        spec = dataclasses.replace(a_spec(name), hardware=hardware)
         self._made.append(spec.uuid)
         directory = Path(INSTANCES) / str(spec.uuid)
         outside = self._host.path(str(directory))
@@ -95,6 +98,39 @@ def qemu_pid(host: NamespacedHost, spec: InstanceSpec) -> int:
         if command[0].endswith(b"qemu-system-x86_64") and str(spec.uuid).encode() in command:
             return int(folder.name)
     raise AssertionError(f"no QEMU of {spec.uuid}\n{host.logs()}")
+
+
+@pytest.mark.parametrize("machine_type", ["pc", "q35"])
+def test_a_config_drive_is_a_disk_that_qemu_only_reads_on_every_machine_type(
+    machine_type: str, libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    spec = guests.define(machine_type=machine_type, has_drive=True)
+    drive = libvirt_host.path(f"{INSTANCES}/{spec.uuid}/config-drive.iso")
+    drive.write_bytes(image(Drive("config-2", lambda _: {"openstack/latest/user_data": b"x"}), os.urandom))
+    drive.chmod(0o600)
+    driver.start(spec.uuid)
+    assert seen(driver, spec).power_state is PowerState.RUNNING
+    process = Path(f"/proc/{qemu_pid(libvirt_host, spec)}")
+    assert "product=etcd-compute VM" in (process / "cmdline").read_text()
+    opened = [link for link in (process / "fd").iterdir() if link.readlink().name == "config-drive.iso"]
+    flags = [int((process / "fdinfo" / link.name).read_text().split("flags:")[1].split()[0], 8) for link in opened]
+    assert [flag & os.O_ACCMODE for flag in flags] == [os.O_RDONLY]
+
+
+@pytest.mark.parametrize("machine_type", ["pc", "q35"])
+def test_a_guest_without_virtio_drivers_has_disks_and_cards_that_it_can_drive(
+    machine_type: str, libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    hardware = Hardware(DiskBus.SATA, CardModel.E1000)
+    spec = guests.define(machine_type=machine_type, has_drive=True, hardware=hardware, addresses=(ADDRESS,))
+    libvirt_host.path(f"{INSTANCES}/{spec.uuid}/config-drive.iso").write_bytes(
+        image(Drive("config-2", lambda _: {"openstack/latest/user_data": b"x"}), os.urandom)
+    )
+    driver.start(spec.uuid)
+    assert seen(driver, spec).power_state is PowerState.RUNNING
+    command = Path(f"/proc/{qemu_pid(libvirt_host, spec)}/cmdline").read_text()
+    assert all(f'"driver":"{device}"' in command for device in ("ide-hd", "ide-cd", "e1000"))
+    assert "virtio-blk" not in command and "virtio-net" not in command
 
 
 # -- host ------------------------------------------------------------------------------------------------------------------
@@ -291,67 +327,6 @@ def test_our_filter_is_defined_once(libvirt_host: NamespacedHost, driver: Libvir
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == before
 
 
-# Asks the gateway's DNS server over TCP; prints whether it answered.
-ASK_DNS = "import socket; s = socket.socket(); s.settimeout(0.7); print(s.connect_ex(('192.168.122.1', 53)))"
-# Sends what a DHCP client sends that has no address yet.
-ASK_DHCP = """
-import socket
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"card")
-s.bind(("0.0.0.0", 68))
-s.sendto(bytes(300), ("255.255.255.255", 67))
-"""
-
-
-def test_our_filter_lets_a_guest_speak_as_itself_only(libvirt_host: NamespacedHost, driver: LibvirtDriver) -> None:
-    assert driver.ensure_filter(FILTER_NAME)
-
-    def inside(*command: str) -> str:
-        return libvirt_host.run(["ip", "netns", "exec", "sender", *command]).stdout.strip()
-
-    def gets_through() -> bool:
-        inside("ip", "neigh", "flush", "dev", "card")
-        return inside("python3", "-c", ASK_DNS) == "0"
-
-    def use_address(address: str | None) -> None:
-        inside("ip", "addr", "flush", "dev", "card")
-        if address:
-            inside("ip", "addr", "add", f"{address}/24", "dev", "card")
-
-    connection = libvirt.open(libvirt_host.uri)
-    for command in (
-        "ip netns add sender",
-        "ip link add port type veth peer name card netns sender",
-        "ip link set port master virbr0 up",
-        f"ip -n sender link set card address {ADDRESS.mac} up",
-        f"ip -n sender addr add {ADDRESS.address}/24 dev card",
-    ):
-        libvirt_host.run(command.split())
-    binding = connection.nwfilterBindingCreateXML(
-        f"<filterbinding><owner><name>sender</name><uuid>{a_spec().uuid}</uuid></owner><portdev name='port'/>"
-        f"<mac address='{ADDRESS.mac}'/><filterref filter='{FILTER_NAME}'><parameter name='IP' value='{ADDRESS.address}'/>"
-        "</filterref></filterbinding>"
-    )
-    try:
-        wait_until(gets_through, timeout_seconds=20, what="its own address gets through")  # the bridge learns its new port
-        use_address("192.168.122.77")
-        assert not gets_through(), "another address got through"
-        use_address(None)
-        inside("python3", "-c", ASK_DHCP)
-        counted = libvirt_host.run(["ebtables", "--concurrent", "-t", "nat", "-L", "libvirt-I-port", "--Lc"]).stdout
-        assert re.search(r"--ip-dport 67 -j ACCEPT , pcnt = 1 ", counted), counted
-        use_address(ADDRESS.address)
-        assert gets_through()
-        inside("ip", "link", "set", "card", "address", "52:54:00:00:00:99")
-        assert not gets_through(), "another MAC got through"
-    finally:
-        binding.delete()
-        connection.close()
-        libvirt_host.run(["ip", "link", "del", "port"])
-        libvirt_host.run(["ip", "netns", "del", "sender"])
-
-
 # -- the connection --------------------------------------------------------------------------------------------------------
 
 
@@ -446,12 +421,19 @@ def test_nothing_of_a_guest_is_left_but_its_files(libvirt_host: NamespacedHost, 
     assert children_of(pid) == []
 
 
+def test_a_guest_without_an_agent_is_asked_for_its_addresses_in_vain(driver: LibvirtDriver, guests: Guests) -> None:
+    spec = guests.start(addresses=(ADDRESS,))
+    assert not any(driver.guest_addresses(spec.uuid).values())
+    assert driver.guest_addresses(UUID(int=1)) == {}
+
+
 def test_our_filter_goes_when_nobody_uses_it(libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests) -> None:
     assert driver.ensure_filter(FILTER_NAME)
     guests.start(addresses=(ADDRESS,), filter_name=FILTER_NAME)
-    file = libvirt_host.path(f"/etc/libvirt/nwfilter/{FILTER_NAME}.xml")
+    file, other = (libvirt_host.path(f"/etc/libvirt/nwfilter/{name}.xml") for name in (FILTER_NAME, DUAL_FILTER_NAME))
     driver.drop_filter()
     assert file.exists(), "a guest still uses it"
+    assert not other.exists(), "nobody uses the other one"
     guests.remove_all()
     driver.drop_filter()
     driver.drop_filter()

@@ -190,6 +190,21 @@ def test_commit_changes_nothing_where_one_compare_fails(bench, broken):
     assert [(item.key, item.value) for item in bench.store.list(bench.prefix).items] == [(bench.key("there"), "2")]
 
 
+def test_a_compare_of_a_prefix_holds_for_all_of_its_keys_and_for_no_others(bench):
+    first = bench.store.create(bench.key("lan/1"), "x")
+    none = bench.store.commit(Transaction((Compare.none_newer(bench.key("wan/"), 0),), {bench.key("lan2/1"): "x"}))
+    bench.store.commit(Transaction((Compare.none_newer(bench.key("lan/"), first),), {bench.key("a"): "1"}))
+    assert none > first
+    for revision in (0, first - 1):
+        with pytest.raises(Conflict):
+            bench.store.commit(Transaction((Compare.none_newer(bench.key("lan/"), revision),), {bench.key("b"): "1"}))
+    bench.store.replace(bench.key("lan/1"), "y", seen=first)
+    with pytest.raises(Conflict):
+        bench.store.commit(Transaction((Compare.none_newer(bench.key("lan/"), first),), {bench.key("b"): "1"}))
+    bench.store.commit(Transaction((Compare.none_newer(bench.key("wan/"), 0),), deletes=(bench.key("lan/1"),)))
+    bench.store.commit(Transaction((Compare.none_newer(bench.key("lan/"), 0),), {bench.key("b"): "1"}))
+
+
 def test_a_fence_on_the_create_revision_survives_changes_but_not_a_new_life(bench):
     created = bench.store.create(bench.key("host"), "1")
     replaced = bench.store.replace(bench.key("host"), "2", seen=created)

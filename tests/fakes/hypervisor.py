@@ -6,17 +6,20 @@ Decides as ``libvirt_driver`` does (both use ``ecompute.changes``) and passes th
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import queue
 import threading
 import xml.etree.ElementTree as ET
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from uuid import UUID
 
 from common.errors import Conflict, EcomputeError, HypervisorRejected
+from common.nics import IpAddress
 from ecompute import changes
-from ecompute.hypervisor import DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
-from ecompute.libvirt_xml import FILTER_NAME, STAMP_NAMESPACE, stamp_of
+from ecompute.anti_spoofing import FILTER_NAME
+from ecompute.hypervisor import Card, DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
+from ecompute.libvirt_xml import STAMP_NAMESPACE, cards_of, stamp_of
 
 DEFAULT_NETWORK = Network("default", True, "virbr0", "192.168.122.1", 24, "192.168.122.2", "192.168.122.254", ())
 HOST = HostInfo(
@@ -37,6 +40,8 @@ class _Guest:
     power_state: PowerState = PowerState.SHUTOFF
     reason: str = "unknown"
     live_stamp: Stamp | None = None
+    defined_cards: tuple[Card, ...] = ()
+    live_cards: tuple[Card, ...] = ()
 
     def seen(self) -> Domain:
         is_active = self.power_state in changes.ACTIVE
@@ -74,9 +79,14 @@ class FakeHypervisor:
     def __init__(self, *, host: HostInfo = HOST, answers_shutdown: bool = True, in_thread: bool = False) -> None:
         self.answers_shutdown = answers_shutdown
         self.filters = {"clean-traffic", FILTER_NAME}
+        self.ports: dict[str, str] = {}  # interfaces to guests with a filter, and its name
+        self.on_settle: Callable[[], None] = lambda: None
+        self.on_rebuild: Callable[[set[str]], None] = lambda _: None
         self.networks = {DEFAULT_NETWORK.name: DEFAULT_NETWORK}
         self.live_leases: dict[str, tuple[Lease, ...]] = {}
         self.calls: list[tuple[str, UUID | None]] = []  # every call so far, with its domain
+        self.addresses_said: dict[UUID, dict[str, tuple[IpAddress, ...]]] = {}  # by guest and MAC
+        self._devices = itertools.count()
         self._host = host
         self._guests: dict[UUID, _Guest] = {}
         self._failures: dict[str, deque[EcomputeError]] = defaultdict(deque)
@@ -133,10 +143,8 @@ class FakeHypervisor:
             for other in self._guests.values():
                 if (other.domain.uuid == domain.uuid) != (other.domain.name == domain.name):
                     raise HypervisorRejected(f"define a domain: {other.domain.name} is there with uuid {other.domain.uuid}")
-            if domain.uuid in self._guests:
-                self._guests[domain.uuid].domain = domain
-            else:
-                self._guests[domain.uuid] = _Guest(domain)
+            guest = self._guests.setdefault(domain.uuid, _Guest(domain))
+            guest.domain, guest.defined_cards = domain, cards_of(xml)
             self._tell(domain.uuid)
 
     def start(self, uuid: UUID) -> None:
@@ -182,6 +190,12 @@ class FakeHypervisor:
         with self._called("network"):
             return self.networks.get(name)
 
+    def start_network(self, name: str) -> None:
+        with self._called("start_network"):
+            if name not in self.networks:
+                raise HypervisorRejected(f"start network {name}: there is none of that name")
+            self.networks[name] = dataclasses.replace(self.networks[name], is_active=True)
+
     def leases(self, network: str) -> tuple[Lease, ...]:
         with self._called("leases"):
             return self.live_leases.get(network, ())
@@ -204,9 +218,42 @@ class FakeHypervisor:
         with self._called("ensure_filter"):
             return name in self.filters
 
+    def filtered_ports(self) -> dict[str, str]:
+        with self._called("filtered_ports"):
+            return dict(self.ports)
+
+    def settle_filters(self, names: Collection[str]) -> None:
+        with self._called("settle_filters"):
+            self.on_settle()
+
+    def rebuild_filters(self, names: Collection[str]) -> None:
+        with self._called("rebuild_filters"):
+            self.on_rebuild(set(names))
+
     def drop_filter(self) -> None:
         with self._called("drop_filter"):
             self.filters.discard(FILTER_NAME)
+
+    def own_bridges(self) -> frozenset[str]:
+        with self._called("own_bridges"):
+            return frozenset(network.bridge for network in self.networks.values())
+
+    def cards(self, uuid: UUID) -> tuple[Card, ...]:
+        with self._called("cards", uuid):
+            return self._guests[uuid].live_cards if self._power(uuid) in changes.ACTIVE else ()
+
+    def raise_link(self, uuid: UUID, mac: str) -> None:
+        with self._called("raise_link", uuid):
+            if not any(card.mac == mac for card in self.cards(uuid)):
+                raise Conflict(f"domain {uuid} has no running card {mac}")
+            guest = self._guests[uuid]
+            guest.live_cards = tuple(
+                dataclasses.replace(card, link_is_up=card.link_is_up or card.mac == mac) for card in guest.live_cards
+            )
+
+    def guest_addresses(self, uuid: UUID) -> dict[str, tuple[IpAddress, ...]]:
+        with self._called("guest_addresses", uuid):
+            return self.addresses_said.get(uuid, {}) if self._power(uuid) in changes.ACTIVE else {}
 
     # -- events ------------------------------------------------------------------------------------------------------------
 
@@ -246,6 +293,9 @@ class FakeHypervisor:
             guest = self._guests[uuid]
             if guest.power_state not in changes.ACTIVE:
                 guest.live_stamp = guest.domain.stamp
+                guest.live_cards = tuple(
+                    dataclasses.replace(card, device=f"vnet{next(self._devices)}") for card in guest.defined_cards
+                )
             guest.power_state, guest.reason = power_state, reason
             self._tell(uuid)
 

@@ -141,7 +141,7 @@ class FakePlacement:
     def close(self) -> None:
         """It has no connections."""
 
-    def use_of(self, provider: UUID) -> Use:
+    def use_of(self, provider: UUID, *, more_seconds: float = 0.0) -> Use:
         return Use(0, self.provider_allocations(provider))
 
     def provider_allocations(self, provider: UUID) -> dict[UUID, dict[str, int]]:

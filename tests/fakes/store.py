@@ -6,6 +6,7 @@ It passes the same contract tests as the store on etcd. Threads may share it.
 from __future__ import annotations
 
 import itertools
+import operator
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -212,8 +213,12 @@ class FakeStore:
 
     def _compare(self, compare: Compare) -> bool:
         item = self._items.get(compare.key)
-        actual = getattr(item, compare.field) if item else 0
-        return actual == compare.value if compare.operator == "==" else actual > compare.value
+        items = [item] if item else []
+        if compare.is_prefix:
+            items = [item for key, item in self._items.items() if key.startswith(compare.key)]
+        actual = [getattr(item, compare.field) for item in items] or [0]
+        holds = {"==": operator.eq, ">": operator.gt, "<": operator.lt}[compare.operator]
+        return all(holds(value, compare.value) for value in actual)
 
     def _execute(self, transaction: Transaction) -> int:
         revision = self._apply(transaction.puts, transaction.deletes, transaction.lease_id)

@@ -31,6 +31,7 @@ STEPS_OF: dict[str, tuple[Step, ...]] = {
     "build": (
         Step.RESERVE_NETWORK, Step.FETCH_IMAGE, Step.BUILD_DISK, Step.WRITE_METADATA, Step.DEFINE, Step.START, Step.MARK_BOOTED,
     ),
+    "build with rules": (Step.WRITE_RULES,),
     "stop": (Step.SHUTDOWN,),
     "stop a deaf guest": (Step.SHUTDOWN, Step.DESTROY),
     "start": (Step.START,),
@@ -94,11 +95,22 @@ class Bench:
         return self.clients.create(self.node, **{"image": str(image), **more})
 
     def guest(self) -> UUID:
-        """One that runs on the first host."""
+        """One that runs on the first host, and is up."""
         if not self.running:
             self.running.append(self.create())
             self.settle()
-        return self.running.pop()
+        uuid = self.running.pop()
+        self.wait_up(uuid, after=0)
+        return uuid
+
+    def boots(self, uuid: UUID) -> int:
+        return look(self.cluster).host(self.node.provider).boots[uuid]
+
+    def wait_up(self, uuid: UUID, *, after: int) -> None:
+        """Wait until it has booted once more than *after* times; no later than that it is counted again, or told to go down."""
+        wait_until(
+            lambda: self.boots(uuid) > after, timeout_seconds=30, what="the guest has booted", evidence=self.cluster.evidence
+        )
 
     def settle(self) -> World:
         assert not self.is_spoilt, "an earlier case left the cluster in disorder; see there"
@@ -139,7 +151,8 @@ def cases() -> list[tuple[str, str]]:
 
 
 def test_every_step_is_in_a_flow() -> None:
-    assert {step for steps in STEPS_OF.values() for step in steps} == set(Step) - {Step.NONE}
+    # Connect is for cards in VLANs, and kernels without VLANs on bridges can have none: tests/unit/test_reconciler.py has it fail.
+    assert {step for steps in STEPS_OF.values() for step in steps} == set(Step) - {Step.NONE, Step.CONNECT}
 
 
 @pytest.mark.parametrize(("flow", "failpoint"), cases(), ids=lambda part: part.replace(" ", "-"))
@@ -149,6 +162,11 @@ def test_killed_once_it_finishes_what_was_begun(bench: Bench, flow: str, failpoi
 
 def build(bench: Bench, failpoint: str) -> None:
     bench.strike(failpoint, lambda: bench.running.append(bench.create()))
+    bench.settle()
+
+
+def build_with_rules(bench: Bench, failpoint: str) -> None:
+    bench.strike(failpoint, lambda: bench.running.append(bench.create(allow=("tcp:22",))))
     bench.settle()
 
 
@@ -181,20 +199,20 @@ def start(bench: Bench, failpoint: str) -> None:
     uuid = bench.guest()
     bench.clients.stop(uuid)
     bench.settle()
+    booted = bench.boots(uuid)
     bench.strike(failpoint, lambda: bench.clients.start(uuid))
     bench.settle()
+    bench.wait_up(uuid, after=booted)
     bench.running.append(uuid)
 
 
 def reboot(bench: Bench, failpoint: str, *, hard: bool = False) -> None:
     uuid = bench.guest()
-    booted = look(bench.cluster).host(bench.node.provider).boots[uuid]
+    booted = bench.boots(uuid)
     bench.strike(failpoint, lambda: bench.clients.reboot(uuid, hard=hard))
     bench.settle()
-    wait_until(
-        lambda: look(bench.cluster).host(bench.node.provider).boots[uuid] == booted + 1,
-        timeout_seconds=10, what="the guest has booted once more", evidence=bench.cluster.evidence,
-    )  # fmt: skip
+    bench.wait_up(uuid, after=booted)
+    assert bench.boots(uuid) == booted + 1
     bench.running.append(uuid)
 
 
@@ -271,7 +289,7 @@ def stamp_as_of_another_cluster(node: Node, uuid: UUID) -> Stamp:
 
 
 FLOWS: dict[str, Callable[[Bench, str], None]] = {
-    "build": build, "build of a known image": build_of_a_known_image, "stop": stop, "stop a deaf guest": stop_a_deaf_guest, "start": start, "reboot": reboot,
+    "build": build, "build with rules": build_with_rules, "build of a known image": build_of_a_known_image, "stop": stop, "stop a deaf guest": stop_a_deaf_guest, "start": start, "reboot": reboot,
     "reboot hard": reboot_hard, "destroy": destroy, "reschedule": reschedule, "give up": give_up,
     "regain a lost claim": regain_a_lost_claim, "adopt": adopt,
 }  # fmt: skip

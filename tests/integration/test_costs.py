@@ -18,6 +18,7 @@ from tests.support.counters import Costs, Counted, CountedDeployment, cycles, di
 from tests.support.deployment import make_raw_image
 from tests.support.processes import wait_until
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKHEChAAkDuLyCVCWMOe7SwQ7Zk1AtMpHHUkV0SxBYTp me@here"
 REQUEST = "resources=VCPU:1,DISK_GB:1,MEMORY_MB:256"
 SELDOM = {
     "etcd": {"lease_ttl_seconds": 3600, "heartbeat_every_seconds": 3000},
@@ -175,6 +176,14 @@ def test_a_guest_that_is_waited_for(quiet: CountedDeployment) -> None:
     assert_network_is_looked_at(quiet, counted)
 
 
+def test_a_guest_with_a_config_drive(quiet: CountedDeployment) -> None:
+    """Costs two syncs, of the drive and of the folder that names it, and nobody is asked for anything more."""
+    counted = Counted(quiet)
+    create(quiet, "driven", "--config-drive", "nocloud")
+    assert_work(quiet, counted, "virDomainCreate", {**BUILT, "sync fsync": BUILT["sync fsync"] + 2})
+    assert_costs(quiet, counted, waited(ASKED_FOR, WAITED_FOR))
+
+
 def test_a_guest_that_is_only_asked_for(quiet: CountedDeployment) -> None:
     counted = Counted(quiet)
     create(quiet, "asked", "--no-wait")
@@ -184,6 +193,29 @@ def test_a_guest_that_is_only_asked_for(quiet: CountedDeployment) -> None:
     )  # fmt: skip
     assert_work(quiet, counted, "virDomainCreate", BUILT)
     assert_costs(quiet, counted, ASKED_FOR)
+
+
+def test_a_key_that_is_kept_costs_one_question_more(quiet: CountedDeployment) -> None:
+    (quiet.directory / "key.pub").write_text(KEY)
+    quiet.eschedule("key", "add", "alice", quiet.directory / "key.pub")
+    quiet.eschedule("key", "add", "bob", quiet.directory / "key.pub")
+    counted = Counted(quiet)
+    create(quiet, "keyed", "--key", "alice", "--key", "bob", "--key", str(quiet.directory / "key.pub"))
+    asked = {**ASKED_FOR["eschedule etcd"], "Txn reads ssh-keys": 1}
+    assert_costs(quiet, counted, waited({**ASKED_FOR, "eschedule etcd": asked}, WAITED_FOR))
+
+
+def test_what_is_changed_while_it_runs(quiet: CountedDeployment) -> None:
+    create(quiet, "changing")
+    counted = Counted(quiet)
+    quiet.eschedule("set", "changing", "--metadata-hop-limit", "2")
+    expected: Costs = {
+        "eschedule etcd": {
+            "Range: names": 1, "Range: instances": 1, "Txn reads hosts+spec+status": 1, "Txn writes spec": 1, **WAITED_FOR,
+        },
+        "ecompute etcd": {"Txn writes status": 1},
+    }  # fmt: skip
+    assert_costs(quiet, counted, expected)
 
 
 def test_the_end_of_a_guest_that_is_waited_for(quiet: CountedDeployment) -> None:

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import urllib.request
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+import yaml
 
 from common.config import EtcdConfig
 from common.etcd_store import EtcdStore
+from common.metadata import MetadataStore
 from tests.support.deployment import Deployment, make_raw_image
 from tests.support.processes import VENV_BIN, wait_until
 
@@ -44,6 +47,40 @@ def test_an_instance_lives_from_create_to_destroy_and_leaves_nothing(local_deplo
     deployment.eschedule("start", "web")
     assert deployment.phase("web") == "Running"
 
+    deployment.eschedule("destroy", "web")
+    deployment.assert_nothing_is_left()
+
+
+def test_what_a_host_gives_its_guests_is_in_their_documents_and_on_their_drives(
+    local_deployment: Deployment, image: Path, tmp_path: Path
+) -> None:
+    deployment, vendor_data = local_deployment, tmp_path / "vendor-data"
+
+    def restart_with(text: str) -> None:
+        vendor_data.write_text(text)
+        deployment.stop_ecompute()
+        config = yaml.safe_load(deployment.compute_file.read_text())
+        config["metadata"]["vendor_data_file"] = str(vendor_data)
+        deployment.compute_file.write_text(yaml.safe_dump(config))
+        deployment.start_ecompute()
+        deployment.wait_ready()
+
+    restart_with("#cloud-config\n# one\n")
+    deployment.eschedule(REQUEST, image, "--name", "web", "--config-drive", "nocloud")
+    uuid = deployment.show("web")["uuid"]
+    drive = tmp_path / "state/instances" / uuid / "config-drive.iso"
+
+    def drives_vendor_data() -> str:
+        return subprocess.run(
+            ["bsdtar", "-xOf", drive, "vendor-data"], check=True, capture_output=True, text=True, timeout=10
+        ).stdout
+
+    assert drives_vendor_data() == "#cloud-config\n# one\n"
+    restart_with("#cloud-config\n# two\n")  # the test driver's guests end with it
+    deployment.eschedule("start", "web")
+    document = MetadataStore(tmp_path / "state/metadata").read(UUID(uuid))
+    assert document is not None and document.vendor_data == b"#cloud-config\n# two\n"
+    assert drives_vendor_data() == "#cloud-config\n# two\n"
     deployment.eschedule("destroy", "web")
     deployment.assert_nothing_is_left()
 

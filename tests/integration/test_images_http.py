@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import gzip
 import hashlib
 import http.server
+import json
+import os
+import random
 import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,93 +24,8 @@ from common.model import ImageRef
 from ecompute.image_sources import shown_url
 from ecompute.images import CachedImage, ImageCache
 from tests.support.disk_images import MIB, make_qcow2, make_raw, sha256
+from tests.support.image_server import ImageServer, Resumable, body, chunked, status
 from tests.support.processes import free_port, wait_until
-
-Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
-
-
-class ImageServer:
-    """Answers each path as the test scripted it, and remembers what it was asked."""
-
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        self.answers: dict[str, Answer] = {}
-        self.asked: list[str] = []
-        self.headers: list[dict[str, str]] = []
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                server.asked.append(self.path)
-                server.headers.append(dict(self.headers))
-                with contextlib.suppress(OSError):
-                    server.answers.get(self.path, status(404))(self)
-
-            def end_headers(self) -> None:
-                self.send_header("Connection", "close")
-                super().end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.port = free_port()
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self._http.daemon_threads = True
-        if tls:
-            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)
-        self.base = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-
-def status(code: int, **headers: str) -> Answer:
-    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
-        handler.send_response(code)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
-
-    return answer
-
-
-def body(
-    content: bytes, *, length: int | None = None, says_length: bool = True, pause: Callable[[int], object] = lambda _: None,
-    **headers: str,
-) -> Answer:  # fmt: skip
-    """*content* in pieces of 256 KiB, *pause* called with what was sent before each; *length* is what the header claims."""
-
-    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        if says_length:
-            handler.send_header("Content-Length", str(len(content) if length is None else length))
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        for start in range(0, len(content), 256 * 1024):
-            pause(start)
-            handler.wfile.write(content[start : start + 256 * 1024])
-
-    return answer
-
-
-def chunked(content: bytes, *, is_whole: bool = True) -> Answer:
-    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.send_header("Transfer-Encoding", "chunked")
-        handler.end_headers()
-        for start in range(0, len(content), 100_000):
-            piece = content[start : start + 100_000]
-            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-        if is_whole:
-            handler.wfile.write(b"0\r\n\r\n")
-
-    return answer
 
 
 @pytest.fixture(autouse=True)
@@ -368,3 +286,200 @@ def test_secrets_in_an_address_stay_out_of_messages(server: ImageServer, cache: 
 @pytest.mark.parametrize("url", ["http://", "http://[broken/a", "http:///a", "http://127.0.0.1:99999/a", "http://a..b/a"])
 def test_an_address_that_cannot_be_asked_is_said(url: str, cache: ImageCache, tmp_path: Path) -> None:
     assert isinstance(failure(cache, tmp_path, url), (ImageNotFound, ImageUnavailable))
+
+
+DATED = "Mon, 30 Jun 2025 00:00:00 GMT"
+
+
+@pytest.mark.parametrize("validators", [{"ETag": '"v1"'}, {"Last_Modified": DATED}])
+def test_a_download_that_broke_off_goes_on_where_it_ended(
+    validators: dict[str, str], server: ImageServer, cache: ImageCache, content: bytes
+) -> None:
+    answer = server.answers["/a"] = Resumable(content, breaks=2, **validators)
+    found = fetch(cache, f"{server.base}/a")
+    assert found.digest == hashlib.sha256(content).hexdigest() == sha256(found.path)
+    assert len(answer.ranges) == 2
+    begins = [int(text.removeprefix("bytes=").rstrip("-")) for text in answer.ranges]
+    assert 0 < begins[0] < begins[1] < 2_000_001
+    assert all(headers["If-Range"] == next(iter(validators.values())) for headers in server.headers[1:])
+
+
+def test_a_packed_download_that_broke_off_is_unpacked_as_if_nothing_were(
+    server: ImageServer, cache: ImageCache, content: bytes
+) -> None:
+    packed = gzip.compress(random.Random(3).randbytes(510) + content[510:MIB] + random.Random(4).randbytes(2 * MIB))
+    answer = server.answers["/a.gz"] = Resumable(packed, breaks=2, piece=700_000, ETag='"v1"')
+    found = fetch(cache, f"{server.base}/a.gz", f"sha256:{hashlib.sha256(packed).hexdigest()}")
+    assert found.path.read_bytes() == gzip.decompress(packed)
+    assert len(answer.ranges) == 2
+
+
+@pytest.mark.parametrize("validators", [{}, {"ETag": 'W/"v1"'}, {"Last_Modified": "Tue, 01 Jul 2025 11:59:30 GMT"}])
+def test_without_what_tells_versions_apart_a_download_begins_anew(
+    validators: dict[str, str], server: ImageServer, cache: ImageCache, content: bytes, tmp_path: Path
+) -> None:
+    answer = server.answers["/a"] = Resumable(content, **validators)
+    error = failure(cache, tmp_path, f"{server.base}/a")
+    assert isinstance(error, ImageUnavailable)
+    assert answer.ranges == []
+    assert fetch(cache, f"{server.base}/a").format == "raw"
+
+
+def test_a_connection_that_is_reset_loses_only_what_was_not_read(
+    server: ImageServer, cache: ImageCache, content: bytes
+) -> None:
+    answer = server.answers["/a"] = Resumable(content, breaks=2, is_reset=True, ETag='"v1"')
+    assert fetch(cache, f"{server.base}/a").digest == hashlib.sha256(content).hexdigest()
+    assert len(answer.ranges) == 2
+
+
+@pytest.mark.parametrize(
+    "content_range",
+    ["bytes 0-{last}/{total}", "bytes {first}-{last}/*", "bytes {first}-{last}/9", "bytes {first}-{first}/{total}", "nonsense"],
+)
+def test_a_part_that_is_another_than_was_asked_for_is_not_taken(
+    content_range: str, server: ImageServer, cache: ImageCache, content: bytes, tmp_path: Path
+) -> None:
+    answer = server.answers["/a"] = Resumable(content, ETag='"v1"')
+    answer.content_range = content_range
+    error = failure(cache, tmp_path, f"{server.base}/a")
+    assert isinstance(error, ImageUnavailable)
+    assert "of 4194304 bytes" in str(error) or "Connection reset" in str(error)
+    assert fetch(cache, f"{server.base}/a").digest == hashlib.sha256(content).hexdigest()
+
+
+def test_a_server_without_ranges_or_with_a_new_version_is_asked_from_the_beginning(
+    server: ImageServer, cache: ImageCache, content: bytes, tmp_path: Path
+) -> None:
+    answer = server.answers["/a"] = Resumable(content, ETag='"v1"')
+    answer.ignores_ranges = True
+    assert isinstance(failure(cache, tmp_path, f"{server.base}/a"), ImageUnavailable)
+    changing = server.answers["/b"] = Resumable(content, ETag='"v1"')
+
+    def answers_anew(handler: http.server.BaseHTTPRequestHandler) -> None:
+        changing(handler)
+        changing.headers["ETag"] = '"v2"'
+
+    server.answers["/b"] = answers_anew
+    assert isinstance(failure(cache, tmp_path, f"{server.base}/b"), ImageUnavailable)
+    assert fetch(cache, f"{server.base}/b") == fetch(cache, f"{server.base}/a")
+
+
+def test_a_server_that_is_busy_in_between_is_asked_again(server: ImageServer, tmp_path: Path, content: bytes) -> None:
+    cache = ImageCache(tmp_path / "images", ImagesConfig(fetch_timeout_seconds=5))
+    answer = server.answers["/a"] = Resumable(content, ETag='"v1"')
+    answer.status_between = [503, 502]
+    assert fetch(cache, f"{server.base}/a").format == "raw"
+    assert len(answer.ranges) == 3
+
+
+def test_a_server_that_breaks_off_again_and_again_is_given_up(
+    server: ImageServer, cache: ImageCache, content: bytes, tmp_path: Path
+) -> None:
+    stuck = server.answers["/stuck"] = Resumable(content, breaks=1000, piece=0, ETag='"v1"')
+    assert isinstance(failure(cache, tmp_path, f"{server.base}/stuck"), ImageUnavailable)
+    assert len(stuck.ranges) == 3
+    crumbs = server.answers["/crumbs"] = Resumable(content + bytes(40 * MIB), breaks=1000, piece=300_000, ETag='"v1"')
+    assert isinstance(failure(cache, tmp_path, f"{server.base}/crumbs"), ImageUnavailable)
+    assert len(crumbs.ranges) == 50
+
+
+def revalidating(tmp_path: Path, hours: float | None = 0) -> ImageCache:
+    return ImageCache(tmp_path / "images", ImagesConfig(fetch_timeout_seconds=0.5, revalidate_after_hours=hours))
+
+
+def age(tmp_path: Path, hours: float) -> None:
+    """Make every note of the cache as old as if it had been written *hours* ago."""
+    for entry in (tmp_path / "images" / "index").iterdir():
+        os.utime(entry, (time.time() - hours * 3600,) * 2)
+
+
+def test_an_old_address_is_asked_whether_it_has_something_newer(server: ImageServer, content: bytes, tmp_path: Path) -> None:
+    cache, image = revalidating(tmp_path, 24), ImageRef(f"{server.base}/a")
+    server.answers["/a"] = body(content, ETag='W/"v1"', Last_Modified=DATED)
+    old = fetch(cache, image.url)
+    age(tmp_path, 23)
+    assert cache.is_ready(image)
+    age(tmp_path, 25)
+    assert not cache.is_ready(image)
+    assert cache.is_cached(image) == old
+    server.answers["/a"] = status(304)
+    assert fetch(cache, image.url) == old
+    assert server.headers[-1]["If-None-Match"] == 'W/"v1"'
+    assert server.headers[-1]["If-Modified-Since"] == DATED
+    assert cache.is_ready(image)
+    age(tmp_path, -1)  # the clock was set back since
+    newer = content[:-512] + b"n" * 512
+    server.answers["/a"] = body(newer, ETag='W/"v2"')
+    new = fetch(cache, image.url)
+    assert new.digest == hashlib.sha256(newer).hexdigest()
+    assert kept(tmp_path) == sorted([old.path.name, new.path.name])
+    assert len(server.asked) == 3
+    assert cache.is_ready(image)
+
+
+def test_it_is_asked_for_each_guest_or_never_where_that_is_configured(
+    server: ImageServer, content: bytes, tmp_path: Path
+) -> None:
+    image = ImageRef(f"{server.base}/a")
+    server.answers["/a"] = body(content, ETag='"v1"')
+    always, never = revalidating(tmp_path, 0), revalidating(tmp_path, None)
+    found = fetch(always, image.url)
+    server.answers["/a"] = status(304)
+    assert fetch(always, image.url) == fetch(always, image.url) == found
+    assert len(server.asked) == 3
+    age(tmp_path, 100_000)
+    assert fetch(never, image.url) == found
+    with_checksum = ImageRef(image.url, f"sha256:{found.digest}")
+    assert always.is_ready(with_checksum)
+    assert fetch(always, image.url, with_checksum.checksum) == found
+    assert len(server.asked) == 3
+
+
+def test_a_server_that_gives_nothing_newer_keeps_no_guest_from_its_image(
+    server: ImageServer, content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.answers["/a"] = body(content, ETag='"v1"')
+    image = ImageRef(f"{server.base}/a")
+    found = fetch(revalidating(tmp_path), image.url)
+    silent = threading.Event()
+    worse = {
+        "404": status(404), "503": status(503), "sent nothing": lambda handler: silent.wait(20) and None,
+        "broke off": body(content, length=len(content) + 1), "HTML page": body(b"<!doctype html>" + bytes(MIB)),
+    }  # fmt: skip
+    for words, answer in worse.items():
+        server.answers["/a"] = answer
+        cache, asked = revalidating(tmp_path), len(server.asked)
+        caplog.clear()
+        assert fetch(cache, image.url) == found
+        assert cache.is_ready(image)  # for a while: the next guests of a burst do not wait for it again
+        assert fetch(cache, image.url) == found
+        assert len(server.asked) == asked + 1
+        (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert words in warning
+    silent.set()
+    server.close()
+    assert fetch(revalidating(tmp_path), image.url) == found
+    assert kept(tmp_path) == [found.path.name]
+
+
+def test_an_image_that_is_unchanged_and_no_longer_here_is_downloaded(
+    server: ImageServer, content: bytes, tmp_path: Path
+) -> None:
+    server.answers["/a"] = body(content, ETag='"v1"')
+    found = fetch(revalidating(tmp_path), f"{server.base}/a")
+    found.path.unlink()
+    assert fetch(revalidating(tmp_path), f"{server.base}/a") == found
+    assert "If-None-Match" not in server.headers[-1]
+
+
+def test_a_note_with_nonsense_in_it_makes_no_nonsense_of_the_request(
+    server: ImageServer, content: bytes, tmp_path: Path
+) -> None:
+    server.answers["/a"] = body(content, ETag='"v1"')
+    found = fetch(revalidating(tmp_path), f"{server.base}/a")
+    (entry,) = (tmp_path / "images" / "index").iterdir()
+    for value in (1, None, ["x"], "a\r\nX: y", "ü", ""):
+        entry.write_text(json.dumps({**json.loads(entry.read_text()), "etag": value}))
+        assert fetch(revalidating(tmp_path), f"{server.base}/a") == found
+        assert "If-None-Match" not in server.headers[-1]

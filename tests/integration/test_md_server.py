@@ -205,8 +205,9 @@ def test_a_connection_serves_one_request_after_the_other(service):
         (b" ", b"400"),
         (b"GET", b"400"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"400"),
-        (b"PUT /latest/api/token HTTP/1.1", b"405"),
-        (b"OPTIONS * HTTP/1.1", b"405"),
+        (b"PUT /latest/api/token HTTP/1.1", b"400"),
+        (b"PUT /latest HTTP/1.1", b"405"),
+        (b"OPTIONS * HTTP/1.1", b"400"),
         (b"TRACE / HTTP/1.1", b"405"),
         (b"GET http://10.0.0.1/latest/meta-data/instance-id HTTP/1.1", b"200"),
         (b"GET /latest/meta-data/instance-id HTTP/1.0", b"200"),
@@ -223,6 +224,7 @@ def test_requests_that_no_client_library_sends(service, request_line, status):
     ("headers", "status"),
     [
         (b"Content-Length: 99999999\r\n", b"413"),
+        (b"Content-Length: 4097\r\n", b"413"),
         (b"Content-Length: -1\r\n", b"400"),
         (b"Content-Length: x\r\n", b"400"),
         (b"Transfer-Encoding: x\r\n", b"501"),
@@ -492,15 +494,18 @@ def test_a_bug_under_a_request_is_told_and_costs_that_answer_only(caplog):
 
 def test_a_connection_that_completes_no_request_is_cut_however_busy_it_looks(slow_server):
     port, clock = slow_server
-    idle, trickling, working = (connect(port, GUEST_1) for _ in range(3))
+    idle, trickling, saying, working = (connect(port, GUEST_1) for _ in range(4))
+    saying.sendall(b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\n")
     for _ in range(2):
         trickling.sendall(b"G")  # a byte now and then
+        saying.sendall(b"x")
         assert serves_ok(working)
         clock.now += md_server.STEP_SECONDS * 0.6
     assert everything(idle) == b""
     assert everything(trickling) == b""
+    assert everything(saying) == b""
     assert serves_ok(working)
-    for connection in (idle, trickling, working):
+    for connection in (idle, trickling, saying, working):
         connection.close()
 
 

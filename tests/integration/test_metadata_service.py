@@ -164,6 +164,24 @@ def test_one_with_other_settings_is_replaced(machine):
     assert [line.split()[1] for line in shown.splitlines() if METADATA in line] == ["virbr7"]
 
 
+def ipv6_addresses(machine):
+    shown = machine.namespace.run("ip", "-6", "-o", "addr", "show", "dev", "virbr0").stdout
+    return {line.split()[3] for line in shown.splitlines()} & {"fd00:ec2::254/128", "fe80::a9fe:a9fe/128"}
+
+
+def test_switching_ipv6_off_takes_its_addresses_away(machine):
+    supervisor = machine.supervise()
+    first = machine.wait_for_service()
+    wait_until(lambda: len(ipv6_addresses(machine)) == 2, timeout_seconds=10, what="IPv6", evidence=machine.evidence)
+    machine.kill(supervisor, "TERM")
+    machine.wait_for_end(supervisor)
+    machine.configure("metadata: {ipv6: off}\n")
+    machine.supervise()
+    machine.wait_for_service(other_than=first)
+    assert ipv6_addresses(machine) == set()
+    assert json.loads((machine.run_dir / LOCK_NAME).read_text())["ipv6"] == "off"
+
+
 def test_leaving_ends_it_and_takes_the_address_away(machine):
     supervisor = machine.supervise()
     served_by = machine.wait_for_service()
@@ -173,6 +191,7 @@ def test_leaving_ends_it_and_takes_the_address_away(machine):
     assert machine.md_server() == 0
     shown = machine.namespace.run("ip", "-4", "-o", "addr", "show", "dev", "virbr0").stdout
     assert METADATA not in shown
+    assert ipv6_addresses(machine) == set()
     assert "192.168.122.1/24" in shown
 
 

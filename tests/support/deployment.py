@@ -6,6 +6,7 @@ them inside a ``NamespacedHost`` over real QEMU, with its own network and metada
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ import yaml
 
 from tests.support.etcd import unique_prefix
 from tests.support.hosts import HostNetwork, NamespacedHost
+from tests.support.placement import give_empty_database
 from tests.support.processes import ROOT, VENV_BIN, free_port, spawn, stop, wait_until
 from tests.support.simulated_host import TEST_HOST
 
@@ -69,13 +71,20 @@ class Deployment:
         directory: configuration and logs, as this machine sees them; the same path inside.
         state_dir: ecompute's, as seen inside.
         compute: sections that are merged over the default compute.yaml of tests.
+        etcd_endpoints: of an etcd that somebody else runs; empty: it runs one of its own.
+        connection_file: of Placement's database (packaging/run-placement); None: SQLite.
     """
 
-    def __init__(self, machine: Machine, directory: Path, *, state_dir: str, run_dir: str, compute: Mapping[str, Any]) -> None:
+    def __init__(
+        self, machine: Machine, directory: Path, *, state_dir: str, run_dir: str, compute: Mapping[str, Any],
+        etcd_endpoints: Sequence[str] = (), connection_file: Path | None = None,
+    ) -> None:  # fmt: skip
         self.machine, self.directory = machine, directory
         self.prefix = unique_prefix()
         self.etcd_port, self.etcd_peer_port, self.placement_port = free_port(), free_port(), free_port()
         self.metrics_port = free_port()
+        self.has_own_etcd, self.connection_file = not etcd_endpoints, connection_file
+        self.etcd_endpoints = list(etcd_endpoints) or [f"http://127.0.0.1:{self.etcd_port}"]
         self.state_dir, self.run_dir = state_dir, run_dir
         self.compute_file, self.schedule_file = directory / "compute.yaml", directory / "schedule.yaml"
         self._etcd: Process | None = None
@@ -87,7 +96,8 @@ class Deployment:
 
     def start(self) -> None:
         """Start everything; return when the host is Ready."""
-        self.start_etcd()
+        if self.has_own_etcd:
+            self.start_etcd()
         self.start_placement()
         self.start_ecompute()
         self.wait_ready()
@@ -100,8 +110,12 @@ class Deployment:
 
     def start_placement(self) -> None:
         command = [ROOT / "packaging/run-placement", self.directory / "placement", str(self.placement_port)]
+        if self.connection_file is not None:
+            command = ["env", f"CONNECTION_FILE={self.connection_file}", "WORKERS=2", *command]
+        else:
+            give_empty_database(self.directory / "placement")
         self._placement = self.machine.spawn(command, log=self.directory / "placement.log")
-        wait_until(self._placement_answers, timeout_seconds=30, what="Placement answers", evidence=self.evidence)
+        wait_until(self._placement_answers, timeout_seconds=60, what="Placement answers", evidence=self.evidence)
 
     def start_ecompute(self) -> Process:
         self.ecompute = self.machine.spawn(
@@ -138,7 +152,7 @@ class Deployment:
             answer = self.eschedule("hosts", "--json", check=False)
             return answer.returncode == 0 and '"Ready"' in answer.stdout
 
-        wait_until(is_ready, timeout_seconds=60, what="the host is Ready", evidence=self.evidence)
+        wait_until(is_ready, timeout_seconds=90, what="the host is Ready", evidence=self.evidence)
 
     # --- Asking -----------------------------------------------------------------------------------------------------------
 
@@ -176,15 +190,12 @@ class Deployment:
 
     def etcd_keys(self) -> dict[str, str]:
         """All keys below the deployment's prefix."""
-        return self._peek("etcd", f"http://127.0.0.1:{self.etcd_port}", self.prefix)  # type: ignore[no-any-return]
+        return self._peek("etcd", self.etcd_endpoints[0], self.prefix)  # type: ignore[no-any-return]
 
     def instance_keys(self) -> list[str]:
-        """Keys that belong to instances, hosts and owners left out."""
-        return [
-            key
-            for key in self.etcd_keys()
-            if key.removeprefix(self.prefix).split("/")[0] not in ("hosts", "owners", "host-admin")
-        ]
+        """Keys that belong to instances: what is of hosts, and what operators keep, is left out."""
+        others = ("hosts", "owners", "host-admin", "ssh-keys", "networks", "images")
+        return [key for key in self.etcd_keys() if key.removeprefix(self.prefix).split("/")[0] not in others]
 
     def placement(self, path: str) -> dict[str, Any]:
         return self._peek("placement", f"http://127.0.0.1:{self.placement_port}", path)  # type: ignore[no-any-return]
@@ -230,7 +241,7 @@ class Deployment:
         return process.stop(with_signal=with_signal, timeout_seconds=40)  # type: ignore[attr-defined,no-any-return]
 
     def _write_configs(self, compute: Mapping[str, Any]) -> None:
-        etcd = {"endpoints": [f"http://127.0.0.1:{self.etcd_port}"], "prefix": self.prefix}
+        etcd = {"endpoints": self.etcd_endpoints, "prefix": self.prefix}
         placement = {"url": f"http://127.0.0.1:{self.placement_port}"}
         defaults: dict[str, Any] = {
             "etcd": {**etcd, "lease_ttl_seconds": 20, "heartbeat_every_seconds": 5},
@@ -284,6 +295,15 @@ def tiny_image() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cloud_images() -> Path:
+    """The folder of the Debian cloud image in its forms (packaging/cloud-image), built by its script, which keeps it."""
+    command = [ROOT / "packaging" / "build-cloud-image.sh"]
+    built = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
+    assert built.returncode == 0, built.stderr
+    return Path(built.stdout.split()[-1])
+
+
+@pytest.fixture(scope="session")
 def deployment_host(host_network: HostNetwork, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NamespacedHost]:
     """A host for whole deployments, apart from the one that driver tests use."""
     host = NamespacedHost(host_network, tmp_path_factory.mktemp("deployment-host"))
@@ -292,13 +312,17 @@ def deployment_host(host_network: HostNetwork, tmp_path_factory: pytest.TempPath
     host.stop()
 
 
-@pytest.fixture
-def host_deployment(deployment_host: NamespacedHost, tmp_path: Path) -> Iterator[Deployment]:
-    """Everything inside a host with real QEMU; started, Ready; its guests and its files are gone at the end."""
+@contextlib.contextmanager
+def deployment_inside(host: NamespacedHost, directory: Path, **compute: Any) -> Iterator[Deployment]:
+    """Everything inside *host* with real QEMU; started, Ready; its guests and its files are gone at the end.
+
+    Args:
+        compute: sections of compute.yaml.
+    """
     folder = f"/var/lib/etcd-compute/{os.urandom(4).hex()}"
     deployment = Deployment(
-        deployment_host, tmp_path, state_dir=folder, run_dir=f"/run/etcd-compute/{os.urandom(4).hex()}",
-        compute={"libvirt": {"uri": "qemu:///system", "virt_type": "qemu"}},
+        host, directory, state_dir=folder, run_dir=f"/run/etcd-compute/{os.urandom(4).hex()}",
+        compute={"libvirt": {"uri": "qemu:///system", "virt_type": "qemu"}, **compute},
     )  # fmt: skip
     try:
         deployment.start()
@@ -306,4 +330,11 @@ def host_deployment(deployment_host: NamespacedHost, tmp_path: Path) -> Iterator
     finally:
         deployment.stop()
         virsh = "for d in $(virsh -q list --all --uuid); do virsh -q destroy $d; virsh -q undefine $d; done; pkill md-server || pkill -f md_server || true"
-        deployment_host.run(["bash", "-c", virsh], check=False)
+        host.run(["bash", "-c", virsh], check=False)
+
+
+@pytest.fixture
+def host_deployment(deployment_host: NamespacedHost, tmp_path: Path) -> Iterator[Deployment]:
+    """Everything inside a host with real QEMU, for one test."""
+    with deployment_inside(deployment_host, tmp_path) as deployment:
+        yield deployment

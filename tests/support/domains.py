@@ -40,6 +40,7 @@ def a_context(
     stamp: Stamp | None = None,
     machine_type: str | None = None,
     cpu_mode: str | None = None,
+    has_drive: bool = False,
 ) -> DomainContext:
     return DomainContext(
         virt_type=virt_type,
@@ -51,6 +52,7 @@ def a_context(
         machine_type=machine_type,
         cpu_mode=cpu_mode,
         filter_name=filter_name,
+        drive_path=directory / "config-drive.iso" if has_drive else None,
     )
 
 

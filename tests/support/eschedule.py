@@ -26,6 +26,7 @@ from common.etcd_store import EtcdStore
 from common.groups import GroupChange
 from common.keys import Keys
 from common.model import Address, Desired, HostRecord, InstanceSpec, InstanceStatus, OwnerRecord, Phase, Progress
+from common.network_records import address_keys
 from common.placement import OWNER_TRAIT, Placement
 from common.store import ListWatch, Transaction, Versioned
 from tests.support.etcd import EtcdServer, unique_prefix
@@ -120,7 +121,10 @@ class Site:
 
     def recorded(self) -> set[str]:
         """Every key of instances."""
-        kinds = (self.keys.instances(), self.keys.specs(), self.keys.statuses(), self.keys.names(), self.keys.groups())
+        keys = self.keys
+        kinds = (
+            keys.instances(), keys.specs(), keys.statuses(), keys.names(), keys.groups(), keys.network_addresses(),
+        )  # fmt: skip
         return {item.key for kind in kinds for item in self.store.list(kind).items}
 
     def claimed(self) -> set[UUID]:
@@ -227,7 +231,7 @@ class StandInHost:
             leaving = groups.leave(keys, spec.group, provider=self.provider, instance=spec.uuid, found=found)
         own = (
             keys.spec(self.provider, spec.uuid), keys.status(self.provider, spec.uuid), keys.instance(spec.uuid),
-            keys.name(spec.name),
+            keys.name(spec.name), *address_keys(keys, spec.nics),
         )  # fmt: skip
         self.site.store.commit(Transaction(leaving.compares, leaving.puts, (*own, *leaving.deletes)))
 

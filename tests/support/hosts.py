@@ -35,6 +35,7 @@ MOUNTED_FOLDERS = {
     "/var/log/libvirt": "log-libvirt",
     "/var/cache/libvirt": "cache-libvirt",
     "/var/lib/etcd-compute": "lib-etcd-compute",
+    "/var/log/etcd-compute": "log-etcd-compute",
 }
 
 LIBVIRTD_CONF = """\
@@ -115,6 +116,12 @@ def _groups() -> str:
     if device.st_gid in os.getgrouplist(user.pw_name, user.pw_gid):
         return text
     return f"{text.rstrip()}\nkvm-device:x:{device.st_gid}:{user.pw_name}\n"
+
+
+def _users() -> str:
+    """``/etc/passwd``, with the user that sshd drops to, which its package would have made."""
+    text = Path("/etc/passwd").read_text()
+    return text if "\nsshd:" in text else f"{text.rstrip()}\nsshd:x:64999:65534::/run/sshd:/usr/sbin/nologin\n"
 
 
 class HostNetwork:
@@ -256,6 +263,19 @@ class NamespacedHost:
         wait_until(up.exists, timeout_seconds=15, what=f"{self.name} is up", evidence=self.logs)
         self.start_libvirtd()
 
+    def add_bridge(self, name: str, address: str = "") -> None:
+        """A plain bridge with a card on the wire that the hosts of the network share; it goes when the host does.
+
+        Args:
+            address: of the host itself there, with its prefix length.
+        """
+        card, port = f"{self._interface}-{name}"[-15:], f"{name}-wire"
+        _ip("link", "add", card, "type", "veth", "peer", "name", port, "netns", str(self._pid))
+        _ip("link", "set", card, "master", self.network.bridge, "up")
+        commands = [f"ip link add {name} type bridge", f"ip link set {port} master {name} up", f"ip link set {name} up"]
+        commands += [f"ip addr add {address} dev {name}"] if address else []
+        self.run(["bash", "-c", " && ".join(commands)])
+
     def kill(self) -> None:
         """Crash: every process of the host is gone at once, its guests too."""
         if self._first is None:
@@ -340,10 +360,11 @@ class NamespacedHost:
         Path("/etc/machine-id").touch()
         (self.directory / "machine-id").write_text(uuid.uuid4().hex + "\n")
         (self.directory / "group").write_text(_groups())
+        (self.directory / "passwd").write_text(_users())
         (self.directory / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         self._configure_libvirt(self.directory / MOUNTED_FOLDERS["/etc/libvirt"])
         binds = [(self.directory / own, mounted) for mounted, own in MOUNTED_FOLDERS.items()]
-        binds += [(self.directory / name, f"/etc/{name}") for name in ("machine-id", "hosts", "group")]
+        binds += [(self.directory / name, f"/etc/{name}") for name in ("machine-id", "hosts", "group", "passwd")]
         binds += [(self.directory / "boot-id", "/proc/sys/kernel/random/boot_id")]
         mounts = "\n".join(f"mount --bind {shlex.quote(str(source))} {target}" for source, target in binds)
         init = self.directory / "init"

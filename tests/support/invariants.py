@@ -11,7 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from uuid import UUID
 
+from common.keys import Keys
 from common.model import Desired, InstanceSpec, InstanceStatus, Phase, Reason
+from common.network_records import address_keys
+from common.nics import link_local_address
 from tests.support.snapshot import HostView, World
 
 Invariant = Callable[[World], Iterator[str]]
@@ -105,6 +108,7 @@ def files_are_the_instances(world: World) -> Iterator[str]:
             yield from (f"{host.name}: {what} of {uuid}, which is not here" for uuid in owners - here)
             yield from (f"{host.name}: {uuid} has a domain, but not {what}" for uuid in (host.guests.keys() & here) - owners)
         yield from (f"{host.name}: the file {stray} was left" for stray in host.strays)
+        yield from (f"{host.name}: a report of {uuid}, which is not here" for uuid in host.reports - here)
         yield from (f"{host.name}: {uuid} has a domain and no disk" for uuid in (host.guests.keys() & here) - host.disks.keys())
 
 
@@ -117,13 +121,19 @@ def addresses_are_kept_in_order(world: World) -> Iterator[str]:
         spare = len(host.dhcp - set(assigned))
         if spare > MOST_SPARE_ADDRESSES:
             yield f"{host.name}: {spare} DHCP entries have no instance, at most {MOST_SPARE_ADDRESSES} are kept ready"
-        owners = {address: uuid for uuid, pairs in host.addresses.items() for _, address in pairs if uuid in host.documents}
+        owners = {
+            found_by: uuid
+            for uuid, pairs in host.addresses.items()
+            for mac, address in pairs
+            for found_by in (address, link_local_address(mac))
+            if uuid in host.documents
+        }
         if host.links != owners:
             yield f"{host.name}: metadata is linked for {host.links}, the documents are of {owners}"
 
 
 def keys_are_the_instances(world: World) -> Iterator[str]:
-    """No instance, name, status, group or anchor key without a spec, and none missing."""
+    """No instance, name, status, group, anchor or address key without a spec, and none missing."""
     specs = {uuid: (provider, spec) for (provider, uuid), (spec, _) in world.specs.items()}
     expected = {uuid: (provider, spec.name) for uuid, (provider, spec) in specs.items()}
     found = {uuid: (key.provider, key.name) for uuid, key in world.instances.items()}
@@ -133,6 +143,9 @@ def keys_are_the_instances(world: World) -> Iterator[str]:
     if names != world.names:
         yield f"name keys say {world.names}, specs say {names}"
     yield from (f"a status without a spec: {uuid} at {provider}" for provider, uuid in world.statuses.keys() - world.specs)
+    addresses = {key: uuid for uuid, (_, spec) in specs.items() for key in address_keys(Keys(""), spec.nics)}
+    if addresses != world.network_addresses:
+        yield f"address keys say {world.network_addresses}, specs say {addresses}"
     yield from (f"an unknown key: {key}" for key in world.others)
     yield from _group_problems(world, specs)
 

@@ -14,11 +14,17 @@ from common.errors import Transient
 from common.keys import Keys
 from common.metadata import MetadataStore
 from common.model import ImageRef, InstanceKey, InstanceSpec, InstanceStatus
+from common.network_records import address_keys
+from common.nics import Nic
+from common.reports import report_store
 from common.store import Compare
 from ecompute.blueprint import Blueprint
+from ecompute.bridges import HostBridges
 from ecompute.builder import Builder
+from ecompute.config_drive import ConfigDrives
 from ecompute.disks import Disks
 from ecompute.facts import FactFinder
+from ecompute.firewall_keeper import FirewallKeeper
 from ecompute.hypervisor import PowerState
 from ecompute.images import ImageCache
 from ecompute.moving import Mover
@@ -29,11 +35,19 @@ from ecompute.statuses import Statuses
 from ecompute.watcher import SpecEntry, SpecWatcher, read_entry
 from ecompute.world import World
 from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.packet_filter import FakePacketFilter
 from tests.fakes.placement import FakePlacement
 from tests.fakes.store import FakeStore
 from tests.support.deployment import make_raw_image
 
 KEYS = Keys("/t/")
+
+
+class AnyBridges(HostBridges):
+    """Every bridge is there, and VLANs can be had; a simulated host refuses those."""
+
+    def check(self, nic: Nic) -> None:
+        pass
 
 
 class Specs:
@@ -66,19 +80,22 @@ class Loop:
         self.image = make_raw_image(directory / "image.raw")
         self.directory, self.is_live, self.delays, self.now = directory, True, dict[UUID, float](), 1000.0
         self.look_again: Callable[[UUID, float], None] = self.delays.__setitem__
+        self.packet_filter, self.listening = FakePacketFilter(), frozenset[tuple[str, int]]()
         self.specs_of: Callable[[], Specs | SpecWatcher] = lambda: Specs(self.store, self.provider)
         self.restart()
 
-    def restart(self) -> None:
+    def restart(self, blueprint: Blueprint | None = None) -> None:
         """As a new process would begin: nothing remembered but what is in the store, the hypervisor and the files."""
-        blueprint = Blueprint(
+        blueprint = blueprint or Blueprint(
             provider=self.provider, boot_id="boot", virt_type="qemu", architecture="x86_64", machine_type=None, cpu_mode=None,
             filter_name=None, instances_directory=self.directory / "instances",
         )  # fmt: skip
         self.world = World(
             hypervisor=self.hypervisor, placement=self.placement, images=ImageCache(self.directory / "images", ImagesConfig()),  # type: ignore[arg-type]
-            disks=Disks(self.directory / "instances"), networks=AddressPools(self.hypervisor, self.directory / "network"),
-            metadata=MetadataStore(self.directory / "metadata"), blueprint=blueprint, patience=Patience(lambda: self.now),
+            disks=Disks(self.directory / "instances"), networks=AddressPools(self.hypervisor, self.directory / "network", bridges=AnyBridges(None)),
+            metadata=MetadataStore(self.directory / "metadata"), drives=ConfigDrives(self.directory / "instances"),
+            reports=report_store(self.directory), blueprint=blueprint, patience=Patience(lambda: self.now), bridges=AnyBridges(None),
+            firewall=FirewallKeeper(self.directory / "firewall", self.packet_filter, listening=lambda: self.listening),
         )  # fmt: skip
         self.statuses = Statuses(
             self.store, KEYS, self.provider, fence=self.fence, now=lambda: "now", on_conflict=lambda: None
@@ -92,7 +109,7 @@ class Loop:
             builder=Builder(self.world, store=self.store, keys=KEYS, fence=self.fence, mover=mover, starts_at_once=2),
             patience=self.world.patience, store=self.store, keys=KEYS, provider=self.provider, max_attempts=3,
             is_live=lambda: self.is_live, look_again=self._look_again, now=lambda: "now", stopping=threading.Event(),
-            fetches_at_once=2,
+            fetches_at_once=2, reports=self.world.reports,
         )  # fmt: skip
 
     def _look_again(self, uuid: UUID, seconds: float) -> None:
@@ -108,7 +125,8 @@ class Loop:
         if claimed:
             self.placement.claim(spec.uuid, {self.provider: dict(spec.resources)})
         self.store.create(KEYS.spec(self.provider, spec.uuid), spec.to_json())
-        self.store.create(KEYS.name(spec.name), str(spec.uuid))
+        for key in (KEYS.name(spec.name), *address_keys(KEYS, spec.nics)):
+            self.store.create(key, str(spec.uuid))
         self.store.create(KEYS.instance(spec.uuid), InstanceKey(self.provider, spec.name, "").to_json())
         return spec
 

@@ -8,11 +8,11 @@ import json
 import sys
 import urllib.request
 
-from common.config import EtcdConfig
-from common.etcd_store import EtcdStore
-
 
 def _etcd(endpoint: str, prefix: str) -> dict[str, str]:
+    from common.config import EtcdConfig  # here: gRPC is most of a start, and Placement is asked without it
+    from common.etcd_store import EtcdStore
+
     store = EtcdStore(EtcdConfig(endpoints=(endpoint,)))
     try:
         return {item.key: item.value for item in store.list(prefix).items}

@@ -6,12 +6,15 @@ them (``in_tree``). A test that stops, kills or freezes a server takes ``own_pla
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -20,17 +23,63 @@ import pytest
 
 from common.config import PlacementConfig
 from common.placement import Inventory, Placement
-from tests.support.processes import ROOT, free_port, freeze, spawn, stop, wait_until
+from tests.support.databases import DatabaseServer
+from tests.support.processes import ROOT, VENV_BIN, free_port, freeze, spawn, stop, wait_until
 
 RUN_PLACEMENT = ROOT / "packaging" / "run-placement"
 START_SECONDS = 60  # of a machine that is busy with other tests; 2 s else
 
+EMPTY_DATABASES = ROOT / ".cache" / "placement"
+
+
+def give_empty_database(data: Path) -> None:
+    """Put a database with all tables and nothing in them where ``run-placement`` will look for one, unless one is there.
+
+    Placement has made it, once for each of its versions: that takes as long as its start, and dozens of tests start one.
+    """
+    target = data / "placement.db"
+    if target.exists():
+        return
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shutil.copyfile(_empty_database(), data / "placement.db.copied")
+    (data / "placement.db.copied").rename(target)
+
+
+def _empty_database() -> Path:
+    """Kept in .cache; made by one process at a time."""
+    kept = EMPTY_DATABASES / f"{version('openstack-placement')}.db"
+    if kept.exists():
+        return kept
+    EMPTY_DATABASES.mkdir(parents=True, exist_ok=True)
+    with (EMPTY_DATABASES / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            partial = kept.with_suffix(".partial")
+            for left in EMPTY_DATABASES.glob("*.partial*"):  # by a run that was killed
+                left.unlink()
+            environment = {**os.environ, "OS_PLACEMENT_DATABASE__CONNECTION": f"sqlite:///{partial}"}
+            made = subprocess.run(
+                [VENV_BIN / "placement-manage", "db", "sync"], env=environment, check=False, capture_output=True, text=True, timeout=120
+            )  # fmt: skip
+            assert made.returncode == 0, made.stderr
+            partial.rename(kept)
+    return kept
+
 
 class PlacementServer:
-    """One server at *address*; stopped and started again it has the same port and the same data."""
+    """One server at *address*; stopped and started again it has the same port and the same data.
 
-    def __init__(self, directory: Path, *, address: str = "127.0.0.1") -> None:
+    With *database* it is several processes over a new database there; else one on SQLite.
+    """
+
+    def __init__(self, directory: Path, *, address: str = "127.0.0.1", database: DatabaseServer | None = None) -> None:
         self.directory, self.address = directory.absolute(), address
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.connection_file: Path | None = None
+        if database is not None:
+            self.connection_file = self.directory / "connection"
+            self.connection_file.touch(mode=0o600)
+            self.connection_file.write_text(database.new_connection())
         self.log = self.directory / "placement.log"
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,7 +97,12 @@ class PlacementServer:
         """Start it and wait until it answers."""
         assert self._process is None, "Placement is running already"
         command = [RUN_PLACEMENT, self.directory / "data", str(self.port)]
-        self._process = spawn(command, log=self.log, env={"LISTEN": self.address})
+        env = {"LISTEN": self.address, "WORKERS": "2"}
+        if self.connection_file is not None:
+            env["CONNECTION_FILE"] = str(self.connection_file)
+        else:
+            give_empty_database(self.directory / "data")
+        self._process = spawn(command, log=self.log, env=env)
         wait_until(self._is_up, timeout_seconds=START_SECONDS, what=f"Placement answers at {self.url}", evidence=self.evidence)
 
     def _is_up(self) -> bool:

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,35 +17,53 @@ VENV_BIN = ROOT / ".venv" / "bin"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
-# Each pytest process walks the ports from its own start, so that two runs at once seldom try the same.
-FIRST_PORT, PORTS_OF_A_WORKER = 20000, 3000
-_next_port = (os.getpid() * 37) % PORTS_OF_A_WORKER
+# Ports are claimed in blocks, by a socket in the abstract namespace that goes with its process: whatever else runs tests on this
+# machine gets other ones.
+FIRST_PORT, BLOCKS, PORTS_OF_A_BLOCK = 20000, 255, 50
+_claims: dict[int, socket.socket] = {}
+_ports: Iterator[int] = iter(())
 
 
 def free_port() -> int:
     """A TCP port on loopback that nothing listens on, below 32768 so that no outgoing connection takes it meanwhile.
 
-    A port is handed out once per process, and to one of the processes of a test run only: a server that a test has killed must
-    not be followed by another test's on the same port.
+    A port is handed out once, as long as there are others: a server that a test has killed must not be followed by another test's
+    on the same port.
     """
-    global _next_port  # noqa: PLW0603 - a port is handed out once per process
-    first = FIRST_PORT + PORTS_OF_A_WORKER * (_worker_number() % 4)
-    for _ in range(PORTS_OF_A_WORKER):
-        _next_port = (_next_port + 1) % PORTS_OF_A_WORKER
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", first + _next_port))
-            except OSError:
-                continue
-            return first + _next_port
-    raise RuntimeError(f"no free port from {first} on 127.0.0.1")
+    global _ports  # noqa: PLW0603 - a port is handed out once per process
+    while True:
+        for port in _ports:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+                return port
+        first = FIRST_PORT + PORTS_OF_A_BLOCK * _claimed_block()
+        _ports = iter(range(first, first + PORTS_OF_A_BLOCK))
 
 
-def _worker_number() -> int:
-    """0 where pytest runs by itself; its n-th worker, from 1 on, where xdist has made some."""
-    name = os.environ.get("PYTEST_XDIST_WORKER", "")
-    return int(name.removeprefix("gw")) + 1 if name else 0
+def _claimed_block() -> int:
+    """The number of a block that is this process's until it ends; its own oldest where all are taken.
+
+    Each looks from a place of its own, so that a block that somebody has just given back is seldom the next.
+    """
+    for offset in range(BLOCKS):
+        block = (os.getpid() * 37 + len(_claims) + offset) % BLOCKS
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            claim.bind(f"\0etcd-compute-test-ports-{block}")
+        except OSError:
+            claim.close()
+            continue
+        _claims[block] = claim
+        return block
+    if not _claims:
+        raise RuntimeError(f"all ports from {FIRST_PORT} on are claimed by tests that run now; end some of those")
+    block = next(iter(_claims))  # the one that was used up longest ago
+    _claims[block] = _claims.pop(block)
+    return block
 
 
 def as_a_child() -> None:
@@ -96,12 +114,17 @@ def freeze(process: subprocess.Popen[Any]) -> None:
 def wait_until(
     condition: Callable[[], T], *, timeout_seconds: float, what: str, evidence: Callable[[], str] | None = None
 ) -> T:
-    """The first true answer of *condition*, asked often; after *timeout_seconds* an AssertionError with the *evidence*."""
+    """The first true answer of *condition*, asked often; after *timeout_seconds* an AssertionError with the *evidence*.
+
+    One that takes long to answer, such as a program that is run, is asked half of the time only: the processor is for what is
+    waited for.
+    """
     deadline = time.monotonic() + timeout_seconds
     while True:
+        asked = time.monotonic()
         answer = condition()
         if answer:
             return answer
         if time.monotonic() >= deadline:
             raise AssertionError(f"not within {timeout_seconds} s: {what}\n{evidence() if evidence else ''}")
-        time.sleep(0.05)
+        time.sleep(min(max(0.05, time.monotonic() - asked), 1))

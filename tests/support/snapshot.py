@@ -64,6 +64,7 @@ class HostView:
     strays: tuple[str, ...]
     addresses: dict[UUID, frozenset[tuple[str, str]]]
     documents: frozenset[UUID]
+    reports: frozenset[UUID]
     links: dict[str, UUID]
     dhcp: frozenset[tuple[str, str]]
     claims: dict[UUID, dict[str, int]]
@@ -81,6 +82,7 @@ class World:
     groups: dict[tuple[str, UUID], GroupMembers]
     anchors: dict[str, UUID]
     others: frozenset[str] = field(default_factory=frozenset)
+    network_addresses: dict[str, UUID] = field(default_factory=dict)  # by key
 
     def host(self, provider: UUID) -> HostView:
         return next(host for host in self.hosts if host.provider == provider)
@@ -119,11 +121,11 @@ def look(cluster: Cluster) -> World:
             world.anchors[rest[0]] = UUID(item.value)
         elif kind == "groups":
             world.groups[rest[0], UUID(rest[1])] = GroupMembers.from_json(item.value)
-        elif kind not in ("hosts", "owners", "host-admin", "mail", "mail-reply"):
+        elif kind == "network-addresses":
+            world.network_addresses[item.key.removeprefix(cluster.prefix)] = UUID(item.value)
+        elif kind not in ("hosts", "owners", "host-admin", "mail", "mail-reply", "networks", "ssh-keys", "images"):
             others.add(item.key)
-    return World(
-        world.hosts, world.specs, world.statuses, world.instances, world.names, world.groups, world.anchors, frozenset(others)
-    )
+    return dataclasses.replace(world, others=frozenset(others))
 
 
 def _hosts(cluster: Cluster) -> tuple[HostView, ...]:
@@ -155,6 +157,7 @@ def _host(cluster: Cluster, node: Node) -> HostView:
         disks={uuid: (folder / "disk.qcow2").stat().st_ino for uuid, folder in instances.items() if _has_disk(folder)},
         boots={uuid: _boots(folder / "console.log") for uuid, folder in instances.items()},
         strays=tuple(strays), addresses=_addresses(node.state("network")), documents=_documents(node.state("metadata")),
+        reports=_documents(node.state("metadata", "reports")),
         links=_links(node.state("metadata", "by-address")), dhcp=dhcp,
         claims=cluster.placement.provider_allocations(node.provider),
     )  # fmt: skip

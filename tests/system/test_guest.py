@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support.deployment import Deployment
+from tests.support.guests import Guest, make_key
 from tests.support.hosts import NamespacedHost
 from tests.support.processes import wait_until
 
@@ -16,52 +16,9 @@ REQUEST = "resources=VCPU:1,DISK_GB:1,MEMORY_MB:128"
 METADATA = "http://169.254.169.254/latest"
 
 
-class Guest:
-    """A guest that one can log into."""
-
-    def __init__(self, host: NamespacedHost, deployment: Deployment, name: str, key: Path) -> None:
-        self.host, self.deployment, self.name, self.key = host, deployment, name, key
-        self.shown = deployment.show(name)
-        self.address = self.shown["status"]["addresses"][0]["address"]
-
-    def ssh(self, command: str) -> subprocess.CompletedProcess[str]:
-        options = [
-            "-o",
-            "StrictHostKeyChecking=no",
-            "-o",
-            "UserKnownHostsFile=/dev/null",
-            "-o",
-            "ConnectTimeout=3",
-            "-o",
-            "BatchMode=yes",
-        ]
-        return self.host.run(
-            ["ssh", "-i", self.key, *options, f"root@{self.address}", command], check=False, timeout_seconds=20
-        )
-
-    def say(self, command: str) -> str:
-        """What *command* prints in the guest, once it can be logged into."""
-        answers: list[str] = []
-
-        def answered() -> bool:
-            answer = self.ssh(command)
-            answers.append(answer.stdout if answer.returncode == 0 else "")
-            return answer.returncode == 0
-
-        wait_until(answered, timeout_seconds=90, what=f"{self.name} answers by ssh", evidence=self.evidence)
-        return answers[-1].strip()
-
-    def evidence(self) -> str:
-        log = self.host.path(f"{self.deployment.state_dir}/instances/{self.shown['uuid']}/console.log")
-        console = log.read_text(errors="replace")[-3000:] if log.exists() else "no console log"
-        return f"--- console of {self.name}\n{console}\n{self.deployment.evidence()}"
-
-
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
-    path = tmp_path / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
-    return path
+    return make_key(tmp_path)
 
 
 @pytest.fixture
@@ -94,12 +51,56 @@ def test_a_guest_knows_who_it_is_and_is_gone_after_destroy(
         what="user data ran",
         evidence=guest.evidence,
     )
+    reported = wait_until(
+        lambda: host_deployment.show("web")["status"]["ready"],
+        timeout_seconds=30,
+        what="the image itself says that it is up",
+        evidence=guest.evidence,
+    )
+    assert reported["message"] == "web is up"
+    assert guest.say("dropbearkey -y -f /etc/dropbear/host_key | sed -n 's/^Fingerprint: //p'") in reported["host_keys"][0]
     size_kib = int(guest.say("df -k / | tail -1 | awk '{print $2}'"))
     assert size_kib > 900_000, "the root file system has grown to its GiB"
 
     host_deployment.eschedule("destroy", "web")
     host_deployment.assert_nothing_is_left()
     assert domains(deployment_host) == []
+
+
+def test_a_guest_says_when_it_is_ready(create, tmp_path: Path) -> None:
+    user_data = tmp_path / "user-data"
+    user_data.write_text(
+        "#!/bin/sh\nkey=$(dropbearkey -y -f /etc/dropbear/host_key | grep ^ssh-)\n"
+        "wget -q -O - --header 'Content-Type: application/json' "
+        '--post-data "{\\"message\\": \\"tiny is up\\", \\"host_keys\\": [\\"$key\\"]}" '
+        "http://169.254.169.254/etcd-compute/v1/ready\n"
+    )
+    guest = create("web", "--user-data", user_data, "--wait", "ready")
+    ready = guest.shown["status"]["ready"]
+    assert ready["message"] == "tiny is up"
+    assert guest.say("dropbearkey -y -f /etc/dropbear/host_key | sed -n 's/^Fingerprint: //p'") in ready["host_keys"][0]
+
+
+def test_a_config_drive_can_only_be_read_and_is_made_anew_with_the_next_start(
+    create, host_deployment: Deployment, tmp_path: Path
+) -> None:
+    user_data = tmp_path / "user-data"
+    user_data.write_text("#!/bin/sh\n: first-version\n")
+    guest = create("web", "--user-data", user_data, "--config-drive", "nocloud")
+    # The label is 40 bytes into the sixteenth sector.
+    seen = guest.say(
+        "cat /sys/class/dmi/id/product_name /sys/block/vdb/ro; grep -c 'local-hostname: web' /dev/vdb;"
+        "dd if=/dev/vdb bs=2048 skip=16 count=1 2>/dev/null | dd bs=1 skip=40 count=8 2>/dev/null"
+    )
+    assert seen.split("\n") == ["etcd-compute VM", "1", "1", "cidata"]
+
+    drive = host_deployment.machine.path(f"{host_deployment.state_dir}/instances/{guest.shown['uuid']}/config-drive.iso")
+    user_data.write_text("#!/bin/sh\n: second-version\n")
+    host_deployment.eschedule("set", "web", "--user-data", user_data)
+    assert b"first-version" in drive.read_bytes(), "no disk changes under a guest that runs"
+    host_deployment.eschedule("reboot", "web", "--hard")
+    assert b"first-version" not in drive.read_bytes()
+    assert b"second-version" in drive.read_bytes()
 
 
 def test_two_creates_at_once_give_two_guests(

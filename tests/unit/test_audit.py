@@ -10,11 +10,27 @@ import pytest
 
 from common.claim_findings import Held
 from common.findings import Finding, Kind
+from common.hardware import CardModel, DiskBus, Hardware
 from common.metadata import MetadataDocument
-from common.model import Address, Adoption, Desired, ImageRef, InstanceSpec, InstanceStatus, Nic, Phase, Reason
+from common.model import (
+    Address,
+    Adoption,
+    ConfigDrive,
+    Desired,
+    Forward,
+    ImageRef,
+    InstanceSpec,
+    InstanceStatus,
+    MetadataAccess,
+    Nic,
+    Phase,
+    Reason,
+)
+from common.nics import AddressSource, IpAddress
 from ecompute.audit import Sight, compare, consumers_to_ask, without_spec
 from ecompute.disks import Folder
 from ecompute.domain_xml import domain_name
+from ecompute.firewall import GuestRules, Way
 from ecompute.hypervisor import DhcpHost, Domain, PowerState, Stamp
 from ecompute.proposal import Remains, proposed
 from ecompute.watcher import SpecEntry
@@ -112,6 +128,19 @@ def test_a_guest_that_is_off_is_proposed_as_stopped_for_the_boot_that_it_had() -
     assert spec.nics == (Nic("default"), Nic("back"))
 
 
+def test_a_guest_is_proposed_with_the_cards_that_it_has() -> None:
+    pooled = Address(
+        "lan", "52:54:00:00:00:01", "10.0.0.50", 24, "10.0.0.1", (IpAddress("fd00::50", 64),), "br0", 42, AddressSource.STATIC,
+        ("10.0.0.1",), 1400,
+    )  # fmt: skip
+    learned = Address("", "52:54:00:00:00:02", "10.9.0.7", 24, bridge="br1", source=AddressSource.LEARNED)
+    spec = proposed(DOMAIN, STAMP, Remains(DOCUMENT, (ADDRESS, pooled, learned), RESOURCES))
+    fixed = (IpAddress("10.0.0.50", 24, "10.0.0.1"), IpAddress("fd00::50", 64))
+    assert spec.nics == (
+        Nic("default"), Nic("lan", "br0", 42, pooled.mac, fixed, ("10.0.0.1",), 1400), Nic("", "br1", 0, learned.mac),
+    )  # fmt: skip
+
+
 def test_what_only_the_older_spec_knows_is_kept() -> None:
     known = dataclasses.replace(SPEC, restart="always", group="g", desired=Desired.STOPPED, boot_request=1, grace_seconds=5)
     stamp = dataclasses.replace(STAMP, booted=3)
@@ -129,6 +158,51 @@ def test_an_adopted_spec_tells_the_guest_the_same_as_before() -> None:
         document = dataclasses.replace(DOCUMENT, hostname=hostname)
         spec = proposed(DOMAIN, STAMP, Remains(document, (ADDRESS,), RESOURCES))
         assert (spec.hostname or spec.name) == hostname
+
+
+def test_an_adopted_guest_keeps_the_hardware_that_it_can_drive() -> None:
+    hardware = Hardware(DiskBus.SATA, CardModel.E1000)
+    document = dataclasses.replace(DOCUMENT, hardware=hardware)
+    assert proposed(DOMAIN, STAMP, Remains(document, (ADDRESS,), RESOURCES)).hardware == hardware
+    assert proposed(DOMAIN, STAMP, Remains(document, (ADDRESS,), RESOURCES), SPEC).hardware == hardware
+
+
+def test_an_adopted_guest_is_read_by_nobody_who_could_not_before() -> None:
+    document = dataclasses.replace(DOCUMENT, access=MetadataAccess.REQUIRED, hop_limit=2)
+    spec = proposed(DOMAIN, STAMP, Remains(document, (ADDRESS,), RESOURCES))
+    assert (spec.metadata, spec.metadata_hop_limit) == (MetadataAccess.REQUIRED, 2)
+
+
+@pytest.mark.parametrize(
+    ("drive", "access", "expected"),
+    [
+        (None, MetadataAccess.OPTIONAL, ConfigDrive.AUTO),
+        (ConfigDrive.NOCLOUD, MetadataAccess.OPTIONAL, ConfigDrive.NOCLOUD),
+        (ConfigDrive.OPENSTACK, MetadataAccess.OPTIONAL, ConfigDrive.OPENSTACK),
+        (ConfigDrive.OPENSTACK, MetadataAccess.REQUIRED, ConfigDrive.AUTO),
+        (None, MetadataAccess.REQUIRED, ConfigDrive.NONE),
+    ],
+)
+def test_an_adopted_guest_keeps_the_drive_that_it_has(
+    drive: ConfigDrive | None, access: MetadataAccess, expected: ConfigDrive
+) -> None:
+    documents = {UUID_1: dataclasses.replace(DOCUMENT, access=access)}
+    drives = {UUID_1: drive} if drive else {}
+    finding = only(compare(sight(specs={}, statuses={}, places={}, documents=documents, drives=drives)))
+    assert finding.proposal is not None
+    assert finding.proposal.config_drive is expected
+
+
+def test_an_adopted_guest_is_reached_by_those_who_could_before() -> None:
+    ways = tuple(Way("tcp", 8080, 80, address) for address in ("10.0.0.5", "fd00::5"))
+    rules = GuestRules(UUID_1, "web", ("tcp:22",), ("ec525400000001",), ways)
+    finding = only(compare(sight(specs={}, statuses={}, places={}, rules={UUID_1: rules})))
+    assert finding.proposal is not None
+    assert (finding.proposal.allow, finding.proposal.forwards) == (("tcp:22",), (Forward(8080, 80),))
+    known = dataclasses.replace(SPEC, allow=("icmp",))
+    assert proposed(DOMAIN, STAMP, Remains(DOCUMENT, (ADDRESS,), RESOURCES), known).allow == ("icmp",), (
+        "rather too shut than open"
+    )
 
 
 @pytest.mark.parametrize("stamp", [dataclasses.replace(STAMP, spec_revision=9), dataclasses.replace(STAMP, cluster_id=1)])

@@ -21,9 +21,11 @@ from common.model import (
     InstanceKey,
     InstanceSpec,
     InstanceStatus,
+    KeyRecord,
     OwnerRecord,
     Phase,
 )
+from common.nics import IpAddress, Nic
 from common.store import Transaction, Versioned
 from eschedule.audit_checks import (
     Cluster,
@@ -43,6 +45,8 @@ WEB = uuid4()
 RESOURCES = {"VCPU": 1, "MEMORY_MB": 256, "DISK_GB": 1}
 SPEC = InstanceSpec(WEB, "web", ImageRef("/a.qcow2"), RESOURCES, alternates=(Alternate(H2, {str(H2): RESOURCES}),))
 HOLDS = {WEB: {H1: RESOURCES}}
+LAN_50 = KEYS.network_address("lan", "10.0.0.50")
+ON_LAN = (Nic("lan", "br0", addresses=(IpAddress("10.0.0.50", 24),)),)
 
 
 def host_record(name: str) -> str:
@@ -60,6 +64,7 @@ def well() -> dict[str, str]:
         KEYS.status(H1, WEB): InstanceStatus(Phase.RUNNING, spec_revision=1, booted=1).to_json(),
         KEYS.group("g", H1): GroupMembers(GroupPolicy.AFFINITY, (WEB,)).to_json(), KEYS.group_anchor("g"): str(H1),
         KEYS.mail(H1, uuid4()): "whatever", KEYS.mail_reply(uuid4()): "whatever", KEYS.host_admin(H2): '{"schema":1}',
+        KEYS.ssh_key("alice"): KeyRecord("alice", ("ssh-ed25519 A",)).to_json(),
     }  # fmt: skip
 
 
@@ -89,6 +94,9 @@ def test_a_healthy_cluster_has_no_findings() -> None:
     assert check_claims(seen, HOLDS, {}, {H1, H2}) == []
 
 
+POOLED = {KEYS.spec(H1, WEB): dataclasses.replace(SPEC, nics=ON_LAN, group="g", group_policy=GroupPolicy.AFFINITY).to_json()}
+
+
 @pytest.mark.parametrize(
     ("changes", "without", "expected"),
     [
@@ -107,15 +115,32 @@ def test_a_healthy_cluster_has_no_findings() -> None:
         ({}, (KEYS.group("g", H1),), ["AnchorWithoutMembers", "MemberNotListed"]),
         ({}, (KEYS.group_anchor("g"),), ["MemberNotListed"]),
         ({KEYS.prefix + "other/key": "x"}, (), ["UnreadableKey"]),
-        ({KEYS.spec(H1, WEB): '{"schema":2}'}, (), ["UnreadableKey"]),
+        ({KEYS.spec(H1, WEB): '{"schema":4}'}, (), ["UnreadableKey"]),
         ({KEYS.spec(H1, WEB) + "x": "{}"}, (), ["UnreadableKey"]),
         ({KEYS.host_admin(H1): "[]"}, (), ["UnreadableKey"]),
+        ({KEYS.network("lan"): "{}"}, (), ["UnreadableKey"]),
+        ({LAN_50: "no uuid"}, (), ["UnreadableKey"]),
+        ({LAN_50: str(uuid4())}, (), ["AddressWithoutInstance"]),
+        ({LAN_50: str(WEB)}, (), ["AddressWithoutInstance"]),
+        ({**POOLED, LAN_50: str(WEB)}, (), []),
+        ({**POOLED}, (), ["InstanceWithoutAddress"]),
+        ({**POOLED, LAN_50: str(uuid4())}, (), ["AddressWithoutInstance", "InstanceWithoutAddress"]),
+        ({LAN_50: str(WEB), KEYS.spec(H1, WEB): '{"schema":4}'}, (), ["UnreadableKey"]),
     ],
 )  # fmt: skip
 def test_damage_among_keys_is_named(changes: dict[str, str], without: tuple[str, ...], expected: list[str]) -> None:
     found = check_keys(cluster(changes, without))
     assert kinds(found) == expected
     assert all(finding.what and finding.cause and finding.cure and finding.where for finding in found)
+
+
+@pytest.mark.parametrize(("is_whole", "has_guest"), [(True, False), (False, False), (True, True)])
+def test_an_address_is_given_back_once_every_host_says_that_no_guest_has_it(is_whole: bool, has_guest: bool) -> None:
+    stray = uuid4()
+    (found,) = check_keys(cluster({LAN_50: str(stray)}))
+    guests = [finding(Kind.QUARANTINED, instance=stray)] if has_guest else []
+    told = [one for one in merged([found], guests, {H1, H2}, is_whole=is_whole) if one.kind == Kind.ADDRESS_WITHOUT_INSTANCE]
+    assert [one.is_fixable for one in told] == [is_whole and not has_guest]
 
 
 def test_a_member_that_is_being_destroyed_need_not_be_listed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from common.claim_findings import missing_allocation
 from common.errors import ConfigError
 from common.findings import Finding, Kind, Letter, Report
 from common.model import HostRecord, ImageRef, InstanceKey, InstanceSpec
+from common.nics import IpAddress, Nic
 from eschedule.audit import Auditor, Result, audit
 from eschedule.audit_checks import read_cluster
 from eschedule.audit_fixes import Fixer
@@ -85,3 +87,38 @@ def test_no_claim_is_released_that_its_client_may_still_rely_on() -> None:
     options: Any = SimpleNamespace(wait_seconds=None, orphan_seconds=str(FRESH_SECONDS), hosts=())
     with pytest.raises(ConfigError, match="--orphan-seconds"):
         audit(Scene().session, options)
+
+
+def test_an_address_of_nobody_is_given_back_and_one_that_is_missing_is_noted_again() -> None:
+    scene = Scene()
+    nic = Nic("lan", "br0", addresses=(IpAddress("10.0.0.50", 24),))
+    spec = dataclasses.replace(scene.spec, nics=(nic,))
+    scene.store.create(KEYS.spec(scene.host, spec.uuid), spec.to_json())
+    stray, own = KEYS.network_address("lan", "10.0.0.51"), KEYS.network_address("lan", "10.0.0.50")
+    scene.store.create(stray, str(uuid4()))
+    result = scene.look(Report(scene.host, "h1"))
+    found = {finding.kind: finding for finding in result.findings}
+    assert found[Kind.ADDRESS_WITHOUT_INSTANCE].is_fixable and found[Kind.INSTANCE_WITHOUT_ADDRESS].is_fixable
+    assert len(scene.fix(found[Kind.ADDRESS_WITHOUT_INSTANCE])) == 1
+    assert len(scene.fix(found[Kind.INSTANCE_WITHOUT_ADDRESS])) == 1
+    assert [(item.key, item.value) for item in scene.store.list(KEYS.network_addresses()).items] == [(own, str(spec.uuid))]
+
+
+def test_an_address_that_got_its_instance_since_the_look_stays() -> None:
+    scene = Scene()
+    stray, uuid = KEYS.network_address("lan", "10.0.0.51"), uuid4()
+    scene.store.create(stray, str(uuid))
+    found = next(f for f in scene.look(Report(scene.host, "h1")).findings if f.kind == Kind.ADDRESS_WITHOUT_INSTANCE)
+    cluster = read_cluster(KEYS, scene.store.list(KEYS.prefix).items)
+    scene.store.create(KEYS.instance(uuid), InstanceKey(scene.host, "web", "").to_json())
+    fixer = Fixer(scene.session, Auditor(scene.session, wait_seconds=1), orphan_seconds=60)
+    assert fixer.fix(Result(cluster, (found,), (), frozenset({scene.host}))) == []
+    assert scene.store.get(stray) is not None
+
+
+def test_what_is_left_of_an_instance_goes_with_its_addresses() -> None:
+    scene = Scene()
+    scene.store.create(KEYS.network_address("lan", "10.0.0.50"), str(scene.spec.uuid))
+    found = next(f for f in scene.look(Report(scene.host, "h1")).findings if f.kind == Kind.INSTANCE_WITHOUT_SPEC)
+    assert len(scene.fix(found)) == 1
+    assert scene.store.list(KEYS.network_addresses()).items == ()

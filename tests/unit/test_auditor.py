@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import HypervisorUnavailable, PlacementUnavailable
 from common.findings import Kind, Letter, Report
-from common.model import Desired, InstanceKey, InstanceSpec, Phase
+from common.model import Desired, Forward, InstanceKey, InstanceSpec, Phase
 from common.placement import Claim
 from common.store import Transaction
 from ecompute.auditor import Auditor
@@ -130,9 +130,9 @@ def test_an_answer_can_be_about_some_instances_only(host: Audited) -> None:
     assert host.auditor.answer(Letter("screenshot")) is None
 
 
-def leave_files(host: Audited) -> InstanceSpec:
+def leave_files(host: Audited, **changes: object) -> InstanceSpec:
     """An instance of which only files, an address and a document are left."""
-    spec = host.run()
+    spec = host.run(**changes)
     host.lose_spec(spec)
     host.loop.hypervisor.destroy(spec.uuid)
     host.loop.hypervisor.undefine(spec.uuid)
@@ -157,6 +157,16 @@ def test_leftovers_are_cured_only_when_and_where_it_is_asked_for(host: Audited, 
     assert host.loop.world.networks.assigned(spec.uuid) is None
     assert not host.loop.world.metadata.exists(spec.uuid)
     assert host.kinds() == []
+
+
+@pytest.mark.parametrize("kind", ["LeftoverRules", "LeftoverAddress"])
+def test_rules_of_an_instance_that_is_gone_are_found_and_go_before_its_address_is_anothers(host: Audited, kind: str) -> None:
+    spec = leave_files(host, forwards=(Forward(8080, 80),))
+    assert host.kinds() == [LEFT[0], "LeftoverRules", *LEFT[1:]]
+    report = host.ask("fix", kinds=(kind,), instances=(str(spec.uuid),))
+    assert (len(report.fixed), report.problems) == (1, ())
+    assert host.loop.packet_filter.tables == {}
+    assert "LeftoverRules" not in host.kinds()
 
 
 def test_nothing_is_cured_without_a_live_lease(host: Audited) -> None:

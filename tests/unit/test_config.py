@@ -354,11 +354,11 @@ def test_a_fault_is_one_line_that_says_what_is_allowed(faults, text, said):
         ("policy: best", 'policy is "best", needs one of spread, pack, random'),
         ("candidates_limit: 0", "needs a whole number from 1"),
         ("wait_seconds: -1", "needs a number from 0"),
-        ("defaults: {image: debian}", 'defaults.image: image "debian" is neither'),
+        ("defaults: {image: ./debian.img}", 'defaults.image: image "./debian.img" is a path on this machine'),
         ("defaults: {restart: no}", "needs one of never, on-failure, always"),
         ("defaults: {key_files: [/none.pub]}", "defaults.key_files[0] is /none.pub, which cannot be read"),
         ("defaults: {key_files: [id.pub]}", 'defaults.key_files[0] is "id.pub", needs the path of a file'),
-        ("defaults: {network: 'a b'}", "needs the name of a libvirt network"),
+        ("defaults: {network: 'a b'}", "needs the name of a network"),
     ],
 )
 def test_a_fault_of_schedule_yaml_is_one_line(faults, text, said):

@@ -203,3 +203,18 @@ def test_only_a_group_number_that_keeps_qemu_out_is_mended(tmp_path, monkeypatch
     monkeypatch.setattr(host, "KVM", device)
     monkeypatch.setattr(host, "QEMU_USER", "nobody")
     assert host.kvm_group_that_qemu_lacks() == (group if lacks else None)
+
+
+def test_an_etcd_and_a_placement_that_are_there_already_are_used_and_remembered(here):
+    urls = {"DEMO_ETCD_URL": "http://10.0.0.1:2379/", "DEMO_PLACEMENT_URL": "http://10.0.0.1:8778"}
+    chosen = settings.from_environment(urls, here)
+    assert (chosen.etcd_url, chosen.placement_url) == ("http://10.0.0.1:2379", "http://10.0.0.1:8778")
+    settings.remember(chosen)
+    assert settings.from_environment({}, here).services_urls == chosen.services_urls
+    with pytest.raises(settings.DemoError, match="down first"):
+        settings.from_environment({**urls, "DEMO_ETCD_URL": "http://10.0.0.2:2379"}, here)
+
+
+def test_one_of_the_two_addresses_alone_is_refused(here):
+    with pytest.raises(settings.DemoError, match="go together"):
+        settings.from_environment({"DEMO_ETCD_URL": "http://10.0.0.1:2379"}, here)

@@ -17,7 +17,10 @@ from uuid import UUID
 import libvirt
 import pytest
 
-from common.model import Address, InstanceSpec
+from common.hardware import CardModel, DiskBus, Hardware
+from common.model import Address, InstanceSpec, IpAddress
+from common.nics import AddressSource
+from ecompute.anti_spoofing import FILTER_NAME, filter_parameters
 from ecompute.domain_xml import DomainContext, definition_digest, domain_name, domain_xml
 from tests.support.domains import a_context, a_spec, a_stamp
 
@@ -25,6 +28,14 @@ GOLDEN = Path(__file__).with_name("domain_xml")
 UUID_OF_EXAMPLE = UUID("3f2a9c1e-0b7d-4c55-9e57-0a1b2c3d4e5f")
 FIRST = Address("default", "52:54:c0:a8:7a:32", "192.168.122.50", 24, "192.168.122.1")
 SECOND = Address("storage", "52:54:0a:01:00:07", "10.1.0.7", 16, "")
+
+
+ON_BRIDGE = Address(
+    "lan", "52:54:11:22:33:44", "10.0.0.5", 24, "10.0.0.1", more=(IpAddress("fd00:1::5", 64),), bridge="br0", vlan=42,
+    source=AddressSource.STATIC, mtu=9000,
+)  # fmt: skip
+FOREIGN = Address("", "52:54:11:22:33:55", "", 0, bridge="br0", source=AddressSource.NONE)
+LEARNED = dataclasses.replace(FOREIGN, address="10.9.0.7", prefix_length=24, source=AddressSource.LEARNED)
 
 
 def example(**context: Any) -> tuple[InstanceSpec, DomainContext]:
@@ -37,8 +48,15 @@ EXAMPLES = {
     "kvm": example(virt_type="kvm"),
     "kvm-host-model-q35": example(virt_type="kvm", cpu_mode="host-model", machine_type="q35"),
     "two-cards-without-filter": example(virt_type="qemu", addresses=(FIRST, SECOND), filter_name=None),
+    "on-bridges": example(virt_type="qemu", addresses=(FIRST, ON_BRIDGE, FOREIGN), filter_name=FILTER_NAME),
     "no-card": example(virt_type="qemu", addresses=()),
+    "config-drive": example(virt_type="qemu", has_drive=True),
+    "sata-and-e1000": (
+        dataclasses.replace(example()[0], hardware=Hardware(DiskBus.SATA, CardModel.E1000)),
+        example(virt_type="qemu", has_drive=True)[1],
+    ),
     "mock": example(virt_type="test"),
+    "filtered": (dataclasses.replace(example()[0], allow=("tcp:22",)), example(virt_type="qemu", addresses=(FIRST, SECOND))[1]),
     "escaped-path": example(virt_type="qemu", directory=Path("/srv/a & b/<c>\"d'")),
 }
 
@@ -92,12 +110,15 @@ def test_the_digest_does_not_see_the_stamp() -> None:
         lambda s, c: (dataclasses.replace(s, resources={**s.resources, "MEMORY_MB": 512}), c),
         lambda s, c: (dataclasses.replace(s, resources={**s.resources, "VCPU": 1}), c),
         lambda s, c: (dataclasses.replace(s, name="web-2"), c),
+        lambda s, c: (dataclasses.replace(s, hardware=Hardware(disk_bus=DiskBus.SATA)), c),
+        lambda s, c: (dataclasses.replace(s, hardware=Hardware(card_model=CardModel.E1000)), c),
         lambda s, c: (s, dataclasses.replace(c, virt_type="kvm")),
         lambda s, c: (s, dataclasses.replace(c, machine_type="q35")),
         lambda s, c: (s, dataclasses.replace(c, cpu_mode="host-model")),
         lambda s, c: (s, dataclasses.replace(c, addresses=(SECOND,))),
         lambda s, c: (s, dataclasses.replace(c, filter_name=None)),
         lambda s, c: (s, dataclasses.replace(c, disk_path=Path("/elsewhere"))),
+        lambda s, c: (s, dataclasses.replace(c, drive_path=Path("/drive.iso"))),
     ],
 )
 def test_the_digest_sees_everything_else(
@@ -105,6 +126,17 @@ def test_the_digest_sees_everything_else(
 ) -> None:
     before = example()
     assert definition_digest(*before) != definition_digest(*change(*before))
+
+
+def test_a_guest_that_has_an_address_by_now_is_not_made_anew_for_it() -> None:
+    before, after = (example(addresses=(FIRST, card), filter_name=FILTER_NAME) for card in (FOREIGN, LEARNED))
+    assert definition_digest(*before) == definition_digest(*after)
+
+
+def test_another_filter_is_told_no_address_that_only_the_guest_vouches_for() -> None:
+    parameters = [filter_parameters(card, "clean-traffic") for card in (FIRST, ON_BRIDGE, FOREIGN, LEARNED)]
+    by_dhcp = (("CTRL_IP_LEARNING", "dhcp"),)  # else libvirt would take the first address that the guest sends from
+    assert parameters == [(("IP", "192.168.122.50"),), (("IP", "10.0.0.5"),), by_dhcp, by_dhcp]
 
 
 def test_what_the_domain_is_not_made_from_leaves_the_digest() -> None:

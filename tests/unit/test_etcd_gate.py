@@ -9,30 +9,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from common.etcd_gate import MOST_TRY_SECONDS, SLOW_FOR_SECONDS, TRY_SECONDS, Gate, backoff_within
+from common.etcd_gate import LATE_AT_MOST, MOST_TRY_SECONDS, SLOW_FOR_SECONDS, TRY_SECONDS, Gate, backoff_within, is_cut_short
 from common.etcd_rules import Fault
 from common.retry import Backoff
+from tests.fakes.clock import FakeClock
 from tests.support.processes import wait_until
 
 REFUSED = Fault("UNAVAILABLE", "failed to connect to all addresses")
 LATE = Fault("DEADLINE_EXCEEDED", "Deadline Exceeded")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def gate(clock: Clock) -> Gate:
+def gate(clock: FakeClock) -> Gate:
     """Its pauses are 1, 2, 4 … seconds."""
     return Gate(clock, Backoff(1.0, 60.0, random=lambda: 1.0))
 
@@ -62,7 +55,9 @@ def test_an_open_gate_holds_nobody_up(gate: Gate) -> None:
     assert gate.fault is None
 
 
-def test_a_closed_one_lets_one_thread_in_when_its_pause_is_over(gate: Gate, clock: Clock, threads: ThreadPoolExecutor) -> None:
+def test_a_closed_one_lets_one_thread_in_when_its_pause_is_over(
+    gate: Gate, clock: FakeClock, threads: ThreadPoolExecutor
+) -> None:
     fail(gate)
     clock.now += 1.0
     assert enter(gate), "it is this thread's turn"
@@ -75,7 +70,7 @@ def test_a_closed_one_lets_one_thread_in_when_its_pause_is_over(gate: Gate, cloc
     assert gate.fault is None
 
 
-def test_after_a_turn_in_vain_it_is_the_next_ones(gate: Gate, clock: Clock, threads: ThreadPoolExecutor) -> None:
+def test_after_a_turn_in_vain_it_is_the_next_ones(gate: Gate, clock: FakeClock, threads: ThreadPoolExecutor) -> None:
     fail(gate)
     clock.now += 1.0
     assert enter(gate)
@@ -93,7 +88,32 @@ def test_after_a_turn_in_vain_it_is_the_next_ones(gate: Gate, clock: Clock, thre
     assert second.result(5)
 
 
-def test_each_turn_in_vain_makes_the_next_pause_longer(gate: Gate, clock: Clock) -> None:
+def test_a_turn_in_vain_wakes_nobody_but_the_next(gate: Gate, clock: FakeClock, threads: ThreadPoolExecutor) -> None:
+    looked = [0, 0, 0]
+
+    def wait(number: int) -> bool:
+        def remaining() -> float:
+            looked[number] += 1
+            return math.inf
+
+        return gate.enter(remaining, lambda: False)
+
+    fail(gate)
+    clock.now += 1.0
+    assert enter(gate)
+    waiting = []
+    for number in range(3):
+        waiting.append(threads.submit(wait, number))
+        wait_for_entry(gate, number + 1)
+    wait_until(lambda: min(looked) == 1, timeout_seconds=5, what="all sleep")
+    fail(gate)
+    wait_until(lambda: looked[0] == 2, timeout_seconds=5, what="the next one looks when its turn is")
+    assert looked[1:] == [1, 1], "they have nothing to look at"
+    gate.answered()
+    assert all(other.result(5) for other in waiting)
+
+
+def test_each_turn_in_vain_makes_the_next_pause_longer(gate: Gate, clock: FakeClock) -> None:
     fail(gate)
     for pause in (1.0, 2.0, 4.0, 8.0):
         assert not enter(gate, pause * 0.9), "nobody will know more before that"
@@ -103,7 +123,7 @@ def test_each_turn_in_vain_makes_the_next_pause_longer(gate: Gate, clock: Clock)
 
 
 def test_those_who_were_on_their_way_together_are_one_failure(
-    gate: Gate, clock: Clock, threads: ThreadPoolExecutor
+    gate: Gate, clock: FakeClock, threads: ThreadPoolExecutor
 ) -> None:  # fmt: skip
     for _ in range(5):
         threads.submit(fail, gate).result(5)
@@ -128,7 +148,7 @@ def test_who_is_stopped_waits_no_longer(gate: Gate, threads: ThreadPoolExecutor)
     assert not waiting.result(5)
 
 
-def test_a_thread_that_neither_failed_nor_was_answered_gives_its_turn_on(gate: Gate, clock: Clock) -> None:
+def test_a_thread_that_neither_failed_nor_was_answered_gives_its_turn_on(gate: Gate, clock: FakeClock) -> None:
     fail(gate)
     clock.now += 1.0
     assert enter(gate)
@@ -136,7 +156,7 @@ def test_a_thread_that_neither_failed_nor_was_answered_gives_its_turn_on(gate: G
     assert enter(gate)
 
 
-def test_leaving_without_a_turn_takes_nobodys(gate: Gate, clock: Clock, threads: ThreadPoolExecutor) -> None:
+def test_leaving_without_a_turn_takes_nobodys(gate: Gate, clock: FakeClock, threads: ThreadPoolExecutor) -> None:
     fail(gate)
     clock.now += 1.0
     assert enter(gate)
@@ -148,7 +168,7 @@ def test_leaving_without_a_turn_takes_nobodys(gate: Gate, clock: Clock, threads:
     assert waiting.result(5)
 
 
-def test_how_long_it_was_closed(gate: Gate, clock: Clock) -> None:
+def test_how_long_it_was_closed(gate: Gate, clock: FakeClock) -> None:
     fail(gate)
     clock.now += 30.0
     fail(gate)
@@ -157,7 +177,7 @@ def test_how_long_it_was_closed(gate: Gate, clock: Clock) -> None:
     assert gate.outage_seconds == 42.0
 
 
-def test_a_try_may_take_longer_while_answers_come_too_late(gate: Gate, clock: Clock) -> None:
+def test_a_try_may_take_longer_while_answers_come_too_late(gate: Gate, clock: FakeClock) -> None:
     seconds = [gate.try_seconds]
     for _ in range(4):
         clock.now += 60.0
@@ -166,12 +186,12 @@ def test_a_try_may_take_longer_while_answers_come_too_late(gate: Gate, clock: Cl
         seconds.append(gate.try_seconds)
     assert seconds == [TRY_SECONDS, 2 * TRY_SECONDS, MOST_TRY_SECONDS, MOST_TRY_SECONDS, MOST_TRY_SECONDS]
     gate.answered()
-    assert gate.try_seconds == MOST_TRY_SECONDS / 2, "it is not fast again yet"
+    assert gate.try_seconds == MOST_TRY_SECONDS, "it is not fast again yet"
     clock.now += SLOW_FOR_SECONDS + 1
     assert gate.try_seconds == TRY_SECONDS
 
 
-def test_where_there_are_other_endpoints_the_time_is_theirs(clock: Clock) -> None:
+def test_where_there_are_other_endpoints_the_time_is_theirs(clock: FakeClock) -> None:
     gate = Gate(clock, is_alone=False)
     for _ in range(3):
         clock.now += 60.0
@@ -180,12 +200,43 @@ def test_where_there_are_other_endpoints_the_time_is_theirs(clock: Clock) -> Non
     assert gate.try_seconds == TRY_SECONDS
 
 
-def test_a_refused_connection_says_nothing_about_how_long_answers_take(gate: Gate) -> None:
+def test_after_an_outage_all_come_back_at_once_and_a_try_may_take_longer(gate: Gate, clock: FakeClock) -> None:
     fail(gate, REFUSED)
+    gate.answered()
+    assert gate.try_seconds == MOST_TRY_SECONDS
+    clock.now += SLOW_FOR_SECONDS + 1
     assert gate.try_seconds == TRY_SECONDS
+
+
+def test_a_connection_that_is_only_slow_is_kept_for_a_while(gate: Gate, clock: FakeClock) -> None:
+    kept = []
+    for _ in range(LATE_AT_MOST + 1):
+        clock.now += 60.0
+        enter(gate)
+        fail(gate, LATE)
+        kept.append(gate.is_connection_kept(LATE))
+    assert kept == [True] * LATE_AT_MOST + [False]
+    gate.answered()
+    enter(gate)
+    fail(gate, LATE)
+    assert gate.is_connection_kept(LATE)
+    assert not gate.is_connection_kept(REFUSED)
+
+
+def test_where_another_endpoint_can_be_asked_no_connection_is_kept(clock: FakeClock) -> None:
+    gate = Gate(clock, is_alone=False)
+    enter(gate)
+    fail(gate, LATE)
+    assert not gate.is_connection_kept(LATE)
 
 
 @pytest.mark.parametrize(("deadline_seconds", "most"), [(1.5, 0.5), (5.0, 4.0), (30.0, 4.0)])
 def test_no_pause_is_so_long_that_a_call_could_not_ask_at_all(deadline_seconds: float, most: float) -> None:
     backoff = backoff_within(deadline_seconds)
     assert max(backoff.next() for _ in range(100)) <= most
+
+
+def test_only_an_answer_that_had_no_time_to_come_tells_nothing() -> None:
+    assert is_cut_short(LATE, TRY_SECONDS / 2)
+    assert not is_cut_short(LATE, TRY_SECONDS)
+    assert not is_cut_short(REFUSED, TRY_SECONDS / 2)

@@ -54,31 +54,48 @@ class OneConnection:
 
 
 class TestShared:
-    def test_all_watches_have_one_connection_which_goes_with_the_last_of_them(self) -> None:
+    def test_all_watches_have_one_connection_which_is_kept_for_those_that_go_on(self) -> None:
         opened: list[OneConnection] = []
         shared = Shared(lambda: opened.append(OneConnection(ENDPOINT)) or opened[-1])
         first, second = shared.borrow(), shared.borrow()
         first.close()
+        second.close()
+        shared.borrow()
+        assert [one.is_closed for one in opened] == [False]
+
+    def test_closed_it_goes_with_the_last_watch(self) -> None:
+        opened: list[OneConnection] = []
+        shared = Shared(lambda: opened.append(OneConnection(ENDPOINT)) or opened[-1])
+        first, second = shared.borrow(), shared.borrow()
+        first.close()
+        shared.close()
         assert [one.is_closed for one in opened] == [False]
         second.close()
         assert [one.is_closed for one in opened] == [True]
-        shared.borrow()
-        assert len(opened) == 2
+
+    @pytest.mark.parametrize("how", ["close", "turn_from"])
+    def test_one_that_nobody_uses_any_more_is_closed_at_once(self, how: str) -> None:
+        opened: list[OneConnection] = []
+        shared = Shared(lambda: opened.append(OneConnection(ENDPOINT)) or opened[-1])
+        shared.borrow().close()
+        shared.turn_from(ENDPOINT) if how == "turn_from" else shared.close()
+        assert [one.is_closed for one in opened] == [True]
 
     def test_one_that_failed_is_left_to_those_who_have_it(self) -> None:
         opened: list[OneConnection] = []
         shared = Shared(lambda: opened.append(OneConnection(ENDPOINT)) or opened[-1])
         first, second = shared.borrow(), shared.borrow()
         shared.turn_from(Endpoint.parse("http://another:2379"))
-        assert shared.borrow().endpoint == ENDPOINT and len(opened) == 1
-        shared.turn_from(ENDPOINT)
         third = shared.borrow()
+        assert third.endpoint == ENDPOINT and len(opened) == 1
+        shared.turn_from(ENDPOINT)
+        shared.borrow()
         assert len(opened) == 2
         first.close()
         second.close()
         assert not any(one.is_closed for one in opened), "somebody has the first one still"
         third.close()
-        assert [one.is_closed for one in opened] == [False, True]
+        assert [one.is_closed for one in opened] == [True, False]
 
     def test_a_watch_that_failed_leaves_the_connection_that_replaced_its_own(self) -> None:
         """With one endpoint the old and the new one are to the same."""

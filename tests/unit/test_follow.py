@@ -22,10 +22,12 @@ from common.model import (
     InstanceStatus,
     OwnerRecord,
     Phase,
+    Ready,
     Reason,
 )
 from common.store import Transaction
 from eschedule import changes
+from eschedule.creating_set import progress_of_set
 from eschedule.follow import Ending, Follower, Goal, Outcome, View, judge
 from eschedule.listing import list_hosts, list_instances
 from eschedule.render import progress_line
@@ -179,6 +181,12 @@ class TestJudge:
             (Goal.GONE, Desired.DELETED, Phase.FAILED, None),
             (Goal.GONE, Desired.DELETED, Phase.HELD, Ending.FAILED),
             (Goal.GONE, Desired.RUNNING, Phase.RUNNING, Ending.FAILED),
+            (Goal.APPLIED, Desired.RUNNING, None, None),
+            (Goal.APPLIED, Desired.RUNNING, Phase.RUNNING, Ending.REACHED),
+            (Goal.APPLIED, Desired.STOPPED, Phase.STOPPED, Ending.REACHED),
+            (Goal.APPLIED, Desired.RUNNING, Phase.FAILED, Ending.REACHED),
+            (Goal.APPLIED, Desired.RUNNING, Phase.HELD, Ending.FAILED),
+            (Goal.APPLIED, Desired.DELETED, Phase.RUNNING, Ending.FAILED),
         ],
     )
     def test_a_view(self, goal: Goal, desired: Desired, phase: Phase | None, ending: Ending | None) -> None:
@@ -203,9 +211,43 @@ class TestJudge:
         outcome = judge(Goal.REBOOTED, view)
         assert (outcome.ending if outcome else None) == ending
 
+    @pytest.mark.parametrize(
+        ("phase", "ready", "is_reached"),
+        [
+            (Phase.RUNNING, None, False),
+            (Phase.RUNNING, Ready("2026-05-01T11:58:00Z", boot_request=1), False),  # said before its last start
+            (Phase.RUNNING, Ready("2026-05-01T11:58:00Z", boot_request=2), True),
+            (Phase.BUILDING, Ready("2026-05-01T11:58:00Z", boot_request=2), False),
+        ],
+    )
+    def test_a_guest_is_ready_when_it_has_said_so_since_its_last_start(
+        self, phase: Phase, ready: Ready | None, is_reached: bool
+    ) -> None:
+        view = self.view(Desired.RUNNING, phase, ready=ready, booted=2)
+        view = dataclasses.replace(view, spec=dataclasses.replace(view.spec, boot_request=2))
+        outcome = judge(Goal.READY, view)
+        assert (outcome is not None and outcome.ending is Ending.REACHED) == is_reached
+
+    @pytest.mark.parametrize("phase", [Phase.FAILED, Phase.STOPPED, Phase.HELD])
+    def test_a_guest_that_is_down_will_not_report(self, phase: Phase) -> None:
+        outcome = judge(Goal.READY, self.view(Desired.RUNNING, phase))
+        assert outcome is not None
+        assert outcome.ending is Ending.FAILED
+
+    def test_a_set_is_counted_by_what_is_waited_for(self) -> None:
+        ready = Ready("2026-05-01T11:58:00Z", boot_request=1)
+        views = {
+            uuid4(): self.view(Desired.RUNNING, Phase.RUNNING),
+            uuid4(): self.view(Desired.RUNNING, Phase.RUNNING, ready=ready),
+            uuid4(): self.view(Desired.RUNNING, Phase.BUILDING),
+        }
+        assert progress_of_set(views, 4, Goal.READY) == "1 of 4 ready, 1 building, 1 running, 1 waiting for a host"
+        assert progress_of_set(views, 4) == "2 of 4 running, 1 building, 1 waiting for a host"
+
     def test_a_status_of_an_older_spec_means_nothing(self) -> None:
         assert judge(Goal.RUNNING, self.view(Desired.RUNNING, Phase.FAILED, spec_revision=6)) is None
         assert judge(Goal.STOPPED, self.view(Desired.STOPPED, Phase.STOPPED, spec_revision=6)) is None
+        assert judge(Goal.APPLIED, self.view(Desired.RUNNING, Phase.RUNNING, spec_revision=6)) is None
 
     def test_a_failure_says_why(self) -> None:
         outcome = judge(Goal.RUNNING, self.view(Desired.RUNNING, Phase.FAILED, failure="ImageNotFound", message="404 at /x"))
@@ -323,7 +365,7 @@ class TestFollowing:
             stage.report(Phase.RUNNING)
 
         assert stage.following(Goal.RUNNING, die_and_come_back).ending is Ending.REACHED
-        assert "has no heartbeat" in next(view.where for view in stage.views if view.host is None)
+        assert "node1, which has no heartbeat" in {view.where for view in stage.views if view.host is None}
 
     def test_the_wait_is_bounded(self, stage: Stage) -> None:
         outcome = stage.follow(Goal.RUNNING, wait_seconds=0.2)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 import time
+from collections.abc import Callable
 from uuid import UUID, uuid4
 
 import pytest
@@ -60,7 +62,9 @@ CLONE = OwnerRecord(machine_id="m", libvirt_host_uuid="two", name="h2")
 class Heart:
     """A heartbeat and what it told its agent."""
 
-    def __init__(self, store: FakeStore, clock: FakeClock, mine: HostRecord | None = None) -> None:
+    def __init__(
+        self, store: FakeStore, clock: FakeClock, mine: HostRecord | None = None, alive: Callable[[], None] = lambda: None
+    ) -> None:
         self.usurped: list[OwnershipError] = []
         self.regained = 0
         self.cannot_read: EcomputeError | None = None
@@ -70,7 +74,7 @@ class Heart:
         self.beat = Heartbeat(
             store, KEYS, PROVIDER, MINE, mine or record(), ttl_seconds=30, every_seconds=10, clock=clock,
             on_usurped=self.usurped.append, on_regained=self._on_regained, report=self.reports.append,
-            wait=self._wait,
+            wait=self._wait, alive=alive,
         )  # fmt: skip
 
     def _on_regained(self) -> None:
@@ -112,6 +116,16 @@ def test_beats_keep_the_key_far_beyond_one_lease(store: FakeStore, clock: FakeCl
     assert after is not None
     assert after.create_revision == before.create_revision
     assert heart.beat.is_live
+
+
+def test_every_turn_is_a_sign_of_life_also_while_the_store_is_away(store: FakeStore, clock: FakeClock) -> None:
+    signs: list[float] = []
+    heart = Heart(store, clock, alive=lambda: signs.append(clock.now))
+    heart.claim()
+    store.break_with(StoreUnavailable("away"))
+    heart.run(turns=20)
+    assert len(signs) >= 20
+    assert max(late - early for early, late in itertools.pairwise(signs)) <= 10
 
 
 def test_without_a_key_there_is_no_fence(store: FakeStore, clock: FakeClock) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
 import fcntl
+import gzip
 import hashlib
+import lzma
 import os
 import shutil
 import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +26,7 @@ from ecompute import image_sources, images
 from ecompute.image_flight import Flight
 from ecompute.images import CachedImage, ImageCache
 from tests.support.disk_images import MIB, make_qcow2, make_raw, sha256
+from tests.support.packing import zstd
 from tests.support.processes import ROOT, wait_until
 
 
@@ -382,3 +387,67 @@ def test_an_index_that_cannot_be_read_only_costs_a_fetch(cache: ImageCache, tmp_
         entry.write_bytes(b"{half")
     assert cache.is_cached(image) is None
     assert fetch(cache, image) == found
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress, "zst": zstd
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_a_packed_image_is_checked_as_published_and_kept_as_unpacked(
+    packing: str, algorithm: str, cache: ImageCache, tmp_path: Path
+) -> None:
+    content = make_raw(tmp_path / "a.raw", size_mib=32).read_bytes()
+    (tmp_path / "a.img").write_bytes(PACKERS[packing](content))
+    published = f"{algorithm}:{hashlib.new(algorithm, (tmp_path / 'a.img').read_bytes()).hexdigest()}"
+    with pytest.raises(ChecksumMismatch, match="as downloaded"):
+        fetch(cache, ImageRef(str(tmp_path / "a.img"), f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"))
+    assert kept(tmp_path) == []
+    image = ImageRef(str(tmp_path / "a.img"), published)
+    found = fetch(cache, image)
+    assert found == CachedImage(found.path, "raw", 32 * MIB, hashlib.sha256(content).hexdigest())
+    assert found.path.read_bytes() == content
+    assert found.path.stat().st_blocks * 512 < 3 * MIB
+    again = ImageCache(tmp_path / "images", ImagesConfig())
+    for known in (image, ImageRef(image.url), ImageRef("http://127.0.0.1:1/elsewhere", published)):
+        assert again.is_cached(known) == found
+    shutil.copy(tmp_path / "a.raw", tmp_path / "b.raw")
+    assert fetch(cache, tmp_path / "b.raw") == found
+    assert kept(tmp_path) == [found.path.name]
+
+
+def test_what_is_packed_twice_or_no_disk_is_refused_by_what_is_inside(cache: ImageCache, tmp_path: Path) -> None:
+    archive = bytes(257) + b"ustar" + bytes(MIB)
+    cases = {
+        "gzip": gzip.compress(gzip.compress(archive)),
+        "tar archive": lzma.compress(archive),
+        "is empty": bz2.compress(b""),
+    }
+    for words, content in cases.items():
+        (tmp_path / "a.img").write_bytes(content)
+        with pytest.raises(ImageInvalid, match=words):
+            fetch(cache, tmp_path / "a.img")
+        assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+def test_a_bomb_hits_the_largest_size(packing: str, cache: ImageCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_GIB", MIB)
+    (tmp_path / "a.img").write_bytes(PACKERS[packing](bytes(510) + b"\x55\xaa" + bytes(128 * MIB)))
+    with pytest.raises(ImageInvalid, match=r"images\.max_size_gib") as caught:
+        fetch(cache, tmp_path / "a.img")
+    assert caught.value.reason == "ImageTooLarge"
+    assert kept(tmp_path) == []
+
+
+def test_room_is_looked_at_while_an_image_is_unpacked(
+    cache: ImageCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.img").write_bytes(gzip.compress(bytes(510) + b"\x55\xaa" + bytes(80 * MIB)))
+    free = iter([1 << 40, images.SPARE_BYTES - 1])
+    monkeypatch.setattr(images.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, next(free)))
+    with pytest.raises(NoSpace, match="more to come"):
+        fetch(cache, tmp_path / "a.img")
+    assert kept(tmp_path) == []

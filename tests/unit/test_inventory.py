@@ -99,6 +99,11 @@ class TestTraits:
         odd = dataclasses.replace(HOST, architecture="pdp11", cpu_flags=frozenset({"avx2", "nonsense"}))
         assert not any(trait.startswith(("HW_", "COMPUTE_ARCH")) for trait in wanted_traits(odd))
 
+    def test_the_bridges_that_guests_may_be_on_are_among_them(self) -> None:
+        assert wanted_traits(HOST, bridges={"br0", "br-lan.4"}) - wanted_traits(HOST) == {
+            "CUSTOM_BRIDGE_BR0", "CUSTOM_BRIDGE_BR_LAN_4",
+        }  # fmt: skip
+
     def test_an_operator_adds_traits_and_switches_off(self) -> None:
         extra = wanted_traits(HOST, HostAdmin(disabled=True, traits=("CUSTOM_GOLD",))) - wanted_traits(HOST)
         assert extra == {DISABLED_TRAIT, "CUSTOM_GOLD"}

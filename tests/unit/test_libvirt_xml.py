@@ -7,7 +7,15 @@ import dataclasses
 import pytest
 
 from ecompute.hypervisor import DhcpHost, Network
-from ecompute.libvirt_xml import Capabilities, capabilities_of, dhcp_host_text, network_of, stamp_of, stamp_text
+from ecompute.libvirt_xml import (
+    Capabilities,
+    bridge_of_own_network,
+    capabilities_of,
+    dhcp_host_text,
+    network_of,
+    stamp_of,
+    stamp_text,
+)
 from tests.support.domains import a_stamp
 
 CAPABILITIES = """
@@ -76,3 +84,21 @@ def test_a_later_versions_stamp_may_say_more() -> None:
 )
 def test_what_is_no_stamp_is_nobodys(text: str) -> None:
     assert stamp_of(text) is None
+
+
+def test_a_network_tells_the_prefixes_in_which_guests_give_themselves_addresses() -> None:
+    text = """<network><name>n</name><bridge name='virbr7'/>
+      <ip address='10.0.0.1' netmask='255.255.255.0'/>
+      <ip family='ipv6' address='fd00:150::1' prefix='64'/>
+      <ip family='ipv6' address='fd00:151::1' prefix='64'><dhcp><range start='fd00:151::2' end='fd00:151::9'/></dhcp></ip>
+      <ip family='ipv6' address='fd00:152::1' prefix='80'/>
+    </network>"""
+    assert network_of(text, is_active=True).prefixes6 == ("fd00:150::",)
+
+
+def test_libvirts_own_bridges_are_told_from_the_hosts() -> None:
+    own = "<network><name>n</name><forward mode='nat'/><bridge name='virbr7'/></network>"
+    of_the_host = "<network><name>n</name><forward mode='bridge'/><bridge name='br0'/></network>"
+    isolated = "<network><name>n</name><bridge name='virbr8'/></network>"
+    without = "<network><name>n</name><forward mode='passthrough'/></network>"
+    assert [bridge_of_own_network(text) for text in (own, of_the_host, isolated, without)] == ["virbr7", "", "virbr8", ""]

@@ -88,3 +88,28 @@ def test_a_lock_file_that_was_removed_while_held_is_not_shared_with_its_successo
     assert LockFile(tmp_path / "lock").holder() == Holder(os.getpid(), {"version": "2"})
     first.release()
     second.release()
+
+
+def test_who_only_looks_refuses_it_to_nobody(tmp_path):
+    """A daemon that gave up for that would stay down: its exit code says that another one runs."""
+    path = tmp_path / "lock"
+    look = "import sys\nfrom pathlib import Path\nfrom common.lockfile import LockFile\nlock = LockFile(Path(sys.argv[1]))\n"
+    lookers = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"{look}print('looks', flush=True)\nwhile True: lock.holder()", path], stdout=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    try:
+        for looker in lookers:
+            assert looker.stdout
+            assert looker.stdout.readline() == b"looks\n"
+        for _ in range(100):
+            lock = LockFile(path)
+            lock.acquire({})
+            assert lock.holder() is not None
+            lock.release()
+    finally:
+        for looker in lookers:
+            looker.kill()
+            looker.communicate(timeout=10)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from common.model import Address, Adoption, Alternate, Desired, ImageRef, InstanceSpec, Phase, Reason, Restart
 from ecompute.hypervisor import Domain, PowerState, Stamp
-from ecompute.machine import Allocation, Decision, Facts, History, Step, claimed_alternate, decide, move_target
+from ecompute.machine import Allocation, Decision, Facts, History, Step, claimed_alternate, decide, is_up, move_target
 
 PROVIDER, OTHER = UUID(int=1), UUID(int=2)
 CLUSTER, REVISION, BOOT = 77, 10, "boot-1"
@@ -20,7 +20,7 @@ SPEC = InstanceSpec(UUID(int=9), "web", ImageRef("/i"), {"VCPU": 1, "MEMORY_MB":
 NOTHING = Facts(PROVIDER, CLUSTER, REVISION, BOOT, allocation=Allocation.PRESENT)
 READY = dataclasses.replace(
     NOTHING, disk_is_there=True, files_are_there=True, image_is_cached=True, addresses=ADDRESSES,
-    metadata_is_there=True, metadata_is_current=True, definition_is_current=True,
+    metadata_is_there=True, metadata_is_current=True, drive_is_current=True, definition_is_current=True,
 )  # fmt: skip
 FRESH = History()
 
@@ -63,12 +63,32 @@ ROWS: list[tuple[str, InstanceSpec | None, Facts, History, Decision]] = [
     ("a lost claim of a guest that is off is asserted too", STOPPED, facts(READY, domain=OFF, allocation=Allocation.ABSENT), FRESH,
      Decision(Step.ASSERT_ALLOCATION, Phase.STOPPED, Reason.ALLOCATION_MISSING)),
     ("running, all well", SPEC, facts(READY, domain=UP), FRESH, Decision(Step.NONE, Phase.RUNNING)),
+    ("running, its config drive stale: it is in use", SPEC, facts(READY, domain=UP, drive_is_current=False), FRESH,
+     Decision(Step.NONE, Phase.RUNNING)),
+    ("to be started, its config drive stale", SPEC, facts(READY, domain=domain(mark=stamp()), drive_is_current=False), FRESH,
+     Decision(Step.WRITE_METADATA, Phase.BUILDING)),
     ("running, metadata stale", SPEC, facts(READY, domain=UP, metadata_is_current=False), FRESH,
      Decision(Step.WRITE_METADATA, Phase.RUNNING)),
+    ("running, its rules were flushed", SPEC, facts(READY, domain=UP, rules_are_current=False), FRESH,
+     Decision(Step.WRITE_RULES, Phase.RUNNING)),
+    ("to be rebooted while no rules can be written", REBOOT, facts(READY, domain=UP, rules_are_current=False), FRESH,
+     Decision(Step.SHUTDOWN, Phase.REBOOTING)),
+    ("has booted while no rules can be written", SPEC,
+     facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp()), rules_are_current=False), FRESH,
+     Decision(Step.MARK_BOOTED, Phase.RUNNING)),
+    ("no cable is plugged in without the rules", SPEC, facts(READY, domain=UP, rules_are_current=False, is_connected=False), FRESH,
+     Decision(Step.WRITE_RULES, Phase.RUNNING)),
+    ("a guest that is off has its rules written when it is started", SPEC, facts(READY, domain=OFF, rules_are_current=False), FRESH,
+     Decision(Step.NONE, Phase.STOPPED, Reason.GUEST_SHUTDOWN)),
+    ("a guest that is off gives up a port at once", STOPPED, facts(READY, domain=OFF, rules_are_there=True, rules_are_current=False), FRESH,
+     Decision(Step.WRITE_RULES, Phase.STOPPED)),
     ("running, not marked yet", SPEC, facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp())), FRESH,
      Decision(Step.MARK_BOOTED, Phase.RUNNING)),
     ("running since a later boot of the host", SPEC, facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp(booted=1, boot_id="old"))),
      FRESH, Decision(Step.MARK_BOOTED, Phase.RUNNING)),
+    ("running, waits for its VLAN", SPEC, facts(READY, domain=UP, is_connected=False), FRESH, Decision(Step.CONNECT, Phase.RUNNING)),
+    ("started, waits for its VLAN", SPEC, facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp()), is_connected=False),
+     FRESH, Decision(Step.CONNECT, Phase.BUILDING)),
     ("running is never failed", SPEC, facts(READY, domain=UP), History(attempts=9, failure="X"), Decision(Step.NONE, Phase.RUNNING)),
     ("paused by a full disk", SPEC, facts(READY, domain=domain(PowerState.PAUSED, "ioerror", RAN)), FRESH,
      Decision(Step.NONE, Phase.PAUSED, Reason.IO_ERROR)),
@@ -98,6 +118,9 @@ ROWS: list[tuple[str, InstanceSpec | None, Facts, History, Decision]] = [
     ("then the image", SPEC, facts(addresses=ADDRESSES), FRESH, Decision(Step.FETCH_IMAGE, Phase.BUILDING)),
     ("then the disk", SPEC, facts(addresses=ADDRESSES, image_is_cached=True), FRESH, Decision(Step.BUILD_DISK, Phase.BUILDING)),
     ("then the metadata", SPEC, facts(disk_is_there=True, addresses=ADDRESSES), FRESH, Decision(Step.WRITE_METADATA, Phase.BUILDING)),
+    ("then the rules, before anything can start", SPEC, facts(READY, rules_are_current=False), FRESH, Decision(Step.WRITE_RULES, Phase.BUILDING)),
+    ("no start without the rules", SPEC, facts(READY, rules_are_current=False, domain=domain(reason="unknown", mark=stamp())), FRESH,
+     Decision(Step.WRITE_RULES, Phase.BUILDING)),
     ("then the domain", SPEC, facts(READY), FRESH, Decision(Step.DEFINE, Phase.BUILDING)),
     ("defined otherwise", SPEC, facts(READY, domain=domain(reason="unknown", mark=stamp()), definition_is_current=False), FRESH,
      Decision(Step.DEFINE, Phase.BUILDING)),
@@ -123,6 +146,7 @@ ROWS: list[tuple[str, InstanceSpec | None, Facts, History, Decision]] = [
     ("delete: definition", DELETED, facts(READY, domain=OFF), FRESH, Decision(Step.UNDEFINE, Phase.DELETING)),
     ("delete: files", DELETED, READY, FRESH, Decision(Step.REMOVE_FILES, Phase.DELETING)),
     ("delete: a metadata document alone", DELETED, facts(metadata_is_there=True), FRESH, Decision(Step.REMOVE_FILES, Phase.DELETING)),
+    ("delete: rules alone", DELETED, facts(rules_are_there=True), FRESH, Decision(Step.REMOVE_FILES, Phase.DELETING)),
     ("delete: address", DELETED, facts(addresses=ADDRESSES), FRESH, Decision(Step.RELEASE_NETWORK, Phase.DELETING)),
     ("delete: claim", DELETED, NOTHING, FRESH, Decision(Step.RELEASE, Phase.DELETING)),
     ("delete: the claim, whether or not anybody asked", DELETED, facts(allocation=Allocation.UNASKED), FRESH, Decision(Step.RELEASE, Phase.DELETING)),
@@ -210,9 +234,10 @@ all_facts = st.builds(
     spec_is_unsupported=st.booleans(), domain=st.none() | domains, allocation=st.sampled_from(Allocation),
     disk_is_there=st.booleans(), image_is_cached=st.booleans(), files_are_there=st.booleans(),
     addresses=st.none() | st.just(ADDRESSES), metadata_is_there=st.booleans(), metadata_is_current=st.booleans(),
-    definition_is_current=st.booleans(), shutdown_is_due=st.booleans(), grace_is_over=st.booleans(), claim_is_orphaned=st.booleans(),
+    rules_are_there=st.booleans(), rules_are_current=st.booleans(),
+    drive_is_current=st.booleans(), definition_is_current=st.booleans(), shutdown_is_due=st.booleans(), grace_is_over=st.booleans(), claim_is_orphaned=st.booleans(),
     claimed_at=st.sampled_from([frozenset[UUID](), frozenset({PROVIDER}), frozenset({OTHER}), frozenset({THIRD})]),
-    ruled_out=st.sampled_from([frozenset[UUID](), frozenset({OTHER}), frozenset({OTHER, THIRD})]), slow_retry_is_due=st.booleans(),
+    ruled_out=st.sampled_from([frozenset[UUID](), frozenset({OTHER}), frozenset({OTHER, THIRD})]), slow_retry_is_due=st.booleans(), is_connected=st.booleans(),
 )  # fmt: skip
 specs = st.none() | st.builds(
     spec, desired=st.sampled_from(Desired), boot_request=st.integers(1, 3), restart=st.sampled_from(Restart),
@@ -241,8 +266,10 @@ def after(step: Step, wanted: InstanceSpec | None, now: Facts) -> tuple[Instance
             return wanted, facts(now, disk_is_there=True, files_are_there=True)
         case Step.RESERVE_NETWORK:
             return wanted, facts(now, addresses=ADDRESSES)
+        case Step.WRITE_RULES:
+            return wanted, facts(now, rules_are_current=True, rules_are_there=True)
         case Step.WRITE_METADATA:
-            return wanted, facts(now, metadata_is_current=True, metadata_is_there=True)
+            return wanted, facts(now, metadata_is_current=True, metadata_is_there=True, drive_is_current=not is_up(now))
         case Step.DEFINE:
             known = now.domain.stamp if now.domain else None
             mark = stamp(booted=known.booted if known else 0, started_for=boot_request)
@@ -250,7 +277,10 @@ def after(step: Step, wanted: InstanceSpec | None, now: Facts) -> tuple[Instance
         case Step.START:
             assert now.domain is not None and now.domain.stamp is not None
             mark = dataclasses.replace(now.domain.stamp, started_for=boot_request)
-            return wanted, with_domain(power_state=PowerState.RUNNING, state_reason="booted", stamp=mark)
+            up = with_domain(power_state=PowerState.RUNNING, state_reason="booted", stamp=mark)
+            return wanted, facts(up, is_connected=False)
+        case Step.CONNECT:
+            return wanted, facts(now, is_connected=True)
         case Step.MARK_BOOTED:
             assert now.domain is not None and now.domain.stamp is not None
             return wanted, with_domain(stamp=stamp(booted=boot_request, started_for=now.domain.stamp.started_for))
@@ -271,8 +301,9 @@ def after(step: Step, wanted: InstanceSpec | None, now: Facts) -> tuple[Instance
             return wanted, facts(now, domain=None)
         case Step.REMOVE_FILES:
             return wanted, facts(
-                now, files_are_there=False, disk_is_there=False, metadata_is_there=False, metadata_is_current=False
-            )
+                now, files_are_there=False, disk_is_there=False, metadata_is_there=False, metadata_is_current=False,
+                drive_is_current=False, rules_are_there=False,
+            )  # fmt: skip
         case Step.RELEASE_NETWORK:
             return wanted, facts(now, addresses=None)
         case Step.RELEASE:

@@ -14,12 +14,12 @@ import pytest
 
 from common.metadata import MetadataDocument, MetadataStore
 from common.model import Address
-from md_server import ec2, openstack
+from common.renderings import ec2, openstack
+from common.renderings.guest import Guest, Host, key_name
+from common.renderings.tree import Directory, Leaf, find, text
 from md_server.app import MOST_PATH_CHARACTERS, Application, is_well_formed, resource
-from md_server.guest import Guest, Host, key_name
 from md_server.limiter import Limiter
 from md_server.lookup import Lookup
-from md_server.tree import Directory, Leaf, find, text
 
 DOCUMENT = MetadataDocument(UUID(int=1), "vm", addresses=(Address("default", "52:54:0a:00:00:05", "10.0.0.5"),))
 HOST = Host("h1", "x86_64")

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from md_server.http import Request, RequestReader, answer_head, whole_request
+from md_server import http as md_http
+from md_server.http import (
+    BODY_BYTES,
+    CONTENT_TYPE,
+    FORWARDED_FOR,
+    TOKEN,
+    TOKEN_TTL,
+    Request,
+    RequestReader,
+    answer_head,
+    whole_request,
+)
 
 PLAIN = b"GET /latest/meta-data/?x=1 HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n"
 
@@ -79,7 +90,7 @@ def test_what_is_not_just_one_request_is_left_to_a_reader(data):
         (b" \t \r\n\r\n", "400 "),
         (b"GET / HTTP/1.1\r\nContent-Length: 1 1\r\n\r\n", "400 "),
         (b"GET / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", "501 "),
-        (b"PUT / HTTP/1.1\r\nContent-Length: 16384\r\n\r\n", "413 "),
+        (b"PUT / HTTP/1.1\r\nContent-Length: 4097\r\n\r\n", "413 "),
     ],
 )
 def test_what_is_refused_ends_the_connection(data, status):
@@ -96,6 +107,78 @@ def test_a_body_is_read_to_its_end_after_one_encouragement():
     assert reader.take(b"bodyGET /") == 4
     assert reader.is_done
     assert reader.request().method == "PUT"
+
+
+def test_a_body_is_handed_on_however_it_comes():
+    fixed = b"POST /x HTTP/1.1\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\r\n\r\n\r\nhi"
+    chunked = b"POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"
+    for size in (1, 7, 1000):
+        assert in_pieces(fixed, size).body == b"\r\n\r\nhi"
+        assert in_pieces(chunked, size).body == b"hello"
+    assert whole_request(fixed) is whole_request(chunked) is None
+    assert in_pieces(fixed, 1000).headers == ((CONTENT_TYPE, "text/plain"),)
+
+
+def test_the_longest_body_and_one_byte_more():
+    head = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n"
+    assert in_pieces(head % BODY_BYTES + b"x" * BODY_BYTES, 1000).body == b"x" * BODY_BYTES
+    reader = RequestReader()
+    reader.take(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+    reader.take(b"1002\r\n" + b"x" * 0x1002)
+    assert reader.is_done
+    assert (reader.request().refusal or ("",))[0].startswith("413")
+
+
+def asked_with(*lines: bytes, target: bytes = b"/a") -> bytes:
+    return b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n" + b"".join(line + b"\r\n" for line in lines) + b"\r\n"
+
+
+def test_only_what_means_something_is_handed_on():
+    request = whole_request(
+        asked_with(
+            b"X-aws-ec2-metadata-token-ttl-seconds: 60", b"x-forwarded-for: 1.2.3.4", b"Content-Type: a", b"Cookie: c",
+            b"X-Real-IP: 1.2.3.4", b"Forwarded: for=1", b"X-aws-ec2-metadata-token: tok", b"X-Instance-ID: 1",
+        )
+    )  # fmt: skip
+    assert request is not None
+    assert dict(request.headers) == {TOKEN: "tok", TOKEN_TTL: "60", FORWARDED_FOR: "1.2.3.4", CONTENT_TYPE: "a"}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b"X-aws-ec2-metadata-token: abc_-9",), (b"X-Aws-Ec2-Metadata-Token: abc",), (b"x-aws-ec2-metadata-token: abc",),
+        (b"X-aws-ec2-metadata-token:abc",), (b"X-aws-ec2-metadata-token:  abc ",), (b"X-aws-ec2-metadata-token: x",),
+        (b"X-aws-ec2-metadata-token: ",), (b"X-aws-ec2-metadata-token:",), (b"X-aws-ec2-metadata-token: a b",),
+        (b"X-aws-ec2-metadata-token: abc", b"X-aws-ec2-metadata-token: abc"),
+        (b"X-aws-ec2-metadata-token: abc", b"x-aws-ec2-metadata-token: def"),
+        (b"x-aws-ec2-metadata-token: def", b"X-aws-ec2-metadata-token: abc"),
+        (b"X-aws-ec2-metadata-token: abc", b" def"), (b"X-aws-ec2-metadata-token: abc", b"\tdef"),
+        (b"X-aws_ec2_metadata_token: abc",), (b"X-aws-ec2-metadata-token : abc",), (b" X-aws-ec2-metadata-token: abc",),
+        (b"X-aws-ec2-metadata-token: abc\rX-Forwarded-For: 1",), (b"X-aws-ec2-metadata-token: abc\nX-Forwarded-For: 1",),
+        (b"Y: 1", b"X-aws-ec2-metadata-token: abc", b"X-Forwarded-For: 1", b"Content-Length: 0"),
+        (b"X-aws-ec2-metadata-token: abc", b"Content-Length: 5"), (b"X-aws-ec2-metadata-token: abc", b"Content-Length: x"),
+        (b"X-aws-ec2-metadata-token: abc", b"Transfer-Encoding: gzip"), (b"X-aws-ec2-metadata-token: " + b"a" * 200,),
+        (b"X-aws-ec2-metadata-token: abc", b"no header"), (b"Y: X-aws-ec2-metadata-token: abc",),
+        (b"X-aws-ec2-metadata-token-ttl-seconds: 60",),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("target", [b"/a", b"/a?b", b"http://x/a", b"/%41"])
+def test_a_token_that_is_taken_out_of_a_request_is_the_one_that_the_parser_finds(lines, target):
+    data = asked_with(*lines, target=target)
+    for _ in range(2):
+        found = whole_request(data)
+        if found is not None:
+            assert found == in_pieces(data, len(data))
+
+
+def test_requests_that_differ_in_their_tokens_alone_are_parsed_once():
+    md_http._whole_request.cache_clear()
+    for number in range(100):
+        request = whole_request(asked_with(f"X-aws-ec2-metadata-token: token-{number}".encode(), target=b"/%d" % number))
+        assert request is not None
+        assert (request.path, request.headers) == (f"/{number}", ((TOKEN, f"token-{number}"),))
+    assert md_http._whole_request.cache_info().misses == 1
 
 
 @pytest.mark.parametrize(

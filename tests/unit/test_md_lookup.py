@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+import tracemalloc
 from pathlib import Path
 from uuid import UUID
 
@@ -12,8 +13,11 @@ import pytest
 
 from common.errors import EcomputeError
 from common.metadata import SETTLE_NS, MetadataDocument, MetadataStore
-from common.model import Address
-from md_server.guest import Host
+from common.model import Address, IpAddress
+from common.nics import AddressSource
+from common.renderings import openstack
+from common.renderings.guest import Host
+from md_server.app import resource
 from md_server.lookup import Lookup
 
 ONE, TWO = "10.0.0.1", "10.0.0.2"
@@ -81,6 +85,7 @@ def test_an_address_goes_over_to_another_guest_at_once(store, lookup):
     store.write(document(1, ONE))
     store.write(document(2, TWO, hostname="b"))
     assert (hostname_at(lookup, ONE), hostname_at(lookup, TWO)) == ("a", "b")
+    store.write(document(1))
     store.write(document(2, ONE, TWO, hostname="b"))
     assert hostname_at(lookup, ONE) == "b"
 
@@ -138,3 +143,33 @@ def test_a_document_larger_than_all_that_may_be_kept_is_served(store):
     store.write(dataclasses.replace(document(1, ONE), user_data_base64="eHh4" * 1000))
     lookup = Lookup(store, Host("h1", "x86_64"), most_bytes=1000, now_ns=much_later)
     assert [hostname_at(lookup, ONE) for _ in range(2)] == ["a", "a"]
+
+
+@pytest.mark.parametrize(
+    "much",
+    [(1, 0, 0, 1), (20, 0, 0, 1), (1, 60_000, 0, 1), (1, 0, 16_000, 1), (1, 0, 0, 8), (20, 60_000, 16_000, 8)],
+)
+def test_what_is_kept_of_a_guest_takes_no_more_memory_than_is_counted(store, lookup, much):
+    keys, user_data, vendor_data, cards = much
+    nics = tuple(
+        Address(
+            "lan", f"52:54:00:00:00:{number:02x}", f"10.0.0.{number + 1}", 24, "10.0.0.254", (IpAddress(f"fd00::{number + 1}", 64),),
+            "br0", source=AddressSource.STATIC, name_servers=("10.0.0.2", "10.0.0.3"),
+        )
+        for number in range(cards)
+    )  # fmt: skip
+    full = dataclasses.replace(
+        document(1), addresses=nics, metadata_bridge="br0", keys=tuple(f"ssh-rsa {'A' * 500} key-{number}" for number in range(keys)),
+        user_data_base64="eHh4" * (user_data // 3), vendor_data_base64="eHh4" * (vendor_data // 3),
+    )  # fmt: skip
+    store.write(full)
+    tracemalloc.start()
+    try:
+        guest = lookup.guest_at(ONE)
+        paths = [f"/openstack/{version}/meta_data.json" for version in openstack.VERSIONS]
+        for path in (*paths, "/latest/", "/latest/meta-data/", "/latest/meta-data/public-keys/", "/nocloud/"):
+            assert resource(guest, path, bytes) is not None
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert used < lookup._known[ONE].bytes

@@ -17,7 +17,8 @@ import pytest
 from common import metadata
 from common.errors import InvalidSpec, Transient, UnsupportedSchema
 from common.metadata import MetadataDocument, MetadataStore, normal_address
-from common.model import Address
+from common.model import Address, MetadataAccess
+from common.nics import AddressSource
 
 UUID_1, UUID_2 = UUID(int=1), UUID(int=2)
 
@@ -89,15 +90,60 @@ def test_a_link_to_a_document_that_is_gone_counts_as_absent(store, directory):
     assert store.by_address("192.168.122.5") is None
 
 
-def test_remove_leaves_the_links_that_lead_to_another_instance(store):
-    store.write(document(UUID_1, "192.168.122.5"))
-    store.write(document(UUID_2, "192.168.122.5"))  # the address went to another one
+def found_by(store, address):
+    found = store.by_address(address)
+    return found and found.uuid
+
+
+def test_of_two_that_claim_an_address_the_first_is_found_until_it_goes_and_neither_is_written_over_and_over(store):
+    first, second = document(UUID_1, "192.168.122.5"), document(UUID_2, "192.168.122.5", "192.168.122.6")
+    store.write(first)
+    for written in (second, first, second):
+        store.write(written)
+        assert (found_by(store, "192.168.122.5"), found_by(store, "192.168.122.6")) == (UUID_1, UUID_2)
+        assert store.is_current(first)
+        assert store.is_current(second)
     store.remove(UUID_1)
+    assert found_by(store, "192.168.122.5") is None
+    assert not store.is_current(second)
+    store.write(second)
+    assert found_by(store, "192.168.122.5") == UUID_2
     store.remove(UUID_1)
-    found = store.by_address("192.168.122.5")
-    assert found is not None
-    assert found.uuid == UUID_2
+    assert found_by(store, "192.168.122.5") == UUID_2
     assert store.list() == (UUID_2,)
+
+
+@pytest.mark.parametrize("what_is_left", ["nothing", "{", '{"schema":2}', "another address"])
+def test_an_address_of_a_document_that_does_not_claim_it_is_free(store, directory, what_is_left):
+    store.write(document(UUID_1, "192.168.122.5"))
+    left = directory / f"{UUID_1}.json"
+    if what_is_left == "nothing":
+        left.unlink()
+    elif what_is_left == "another address":
+        left.write_text(document(UUID_1, "192.168.122.9").to_json())
+    else:
+        left.write_text(what_is_left)
+    second = document(UUID_2, "192.168.122.5")
+    assert not store.is_current(second)
+    store.write(second)
+    assert found_by(store, "192.168.122.5") == UUID_2
+    assert store.is_current(second)
+
+
+@pytest.mark.parametrize(
+    ("bridge", "vlan", "expected"),
+    [("virbr0", 0, True), ("virbr0", 5, False), ("br0", 0, False), ("br0", 5, False)],
+)
+def test_a_card_on_a_bridge_counts_on_the_wire_of_md_server_alone(bridge, vlan, expected):
+    """Elsewhere its address may be another guest's at the same time."""
+    card = Address("lan", "52:54:00:00:00:0a", "192.168.122.5", bridge=bridge, vlan=vlan, source=AddressSource.STATIC)
+    newcomer = MetadataDocument(UUID_2, "newcomer", addresses=(card,), metadata_bridge="virbr0")
+    assert newcomer.index == ({"192.168.122.5", "fe80::5054:ff:fe00:a"} if expected else frozenset())
+
+
+def test_where_md_server_is_on_no_known_bridge_cards_on_bridges_do_not_count():
+    card = Address("lan", "52:54:00:00:00:0a", "192.168.122.5", bridge="br0", source=AddressSource.STATIC)
+    assert MetadataDocument(UUID_2, "newcomer", addresses=(card,)).index == frozenset()
 
 
 def test_a_missing_link_makes_a_document_not_current(store, directory):
@@ -144,6 +190,41 @@ def test_a_document_is_found_by_the_normal_form_of_its_address(store):
 def test_a_nic_without_an_address_has_no_link(store):
     store.write(document(UUID_1, "", "192.168.122.5"))
     assert store.is_current(document(UUID_1, "", "192.168.122.5"))
+
+
+def test_a_guest_is_found_by_the_address_that_each_of_its_cards_gives_itself(store, directory):
+    cards = (Address("default", "52:54:c0:a8:7a:32", "192.168.122.50"), Address("", "52:54:00:00:00:0A", "", bridge="br0"))
+    store.write(MetadataDocument(UUID_1, "vm", addresses=cards, metadata_bridge="br0"))
+    for address in ("fe80::5054:c0ff:fea8:7a32", "FE80::5054:ff:fe00:a", "192.168.122.50"):
+        found = store.by_address(address)
+        assert found is not None
+        assert found.uuid == UUID_1
+    store.remove(UUID_1)
+    assert list((directory / "by-address").iterdir()) == []
+
+
+def test_where_nobody_may_read_it_by_http_there_is_no_way_to_find_it(store):
+    card = Address("default", "52:54:c0:a8:7a:32", "192.168.122.50")
+    store.write(MetadataDocument(UUID_1, "vm", addresses=(card,), access=MetadataAccess.OFF))
+    assert store.by_address("fe80::5054:c0ff:fea8:7a32") is None
+    assert store.by_address("192.168.122.50") is None
+
+
+def test_an_address_that_a_guest_says_it_has_leads_to_no_document(store):
+    """Else it could say another's, and have that one read its user data."""
+    store.write(document(UUID_1, "192.168.122.5"))
+    said = Address("", "52:54:00:00:00:0a", "192.168.122.5", 24, bridge="br0", source=AddressSource.LEARNED)
+    liar = MetadataDocument(UUID_2, "liar", addresses=(said,), metadata_bridge="br0")
+    store.write(liar)
+    found = store.by_address("192.168.122.5")
+    assert found is not None
+    assert found.uuid == UUID_1
+    assert liar.index == {"fe80::5054:ff:fe00:a"}  # its MAC is enforced
+
+
+@pytest.mark.parametrize("mac", ["", "52:54", "52:54:00:00:00:0g", "52:54:00:00:00:00:00", "../..", "52:54:00:00:00:0a\n"])
+def test_what_is_no_mac_makes_no_address(mac):
+    assert MetadataDocument(UUID_1, "vm", addresses=(Address("default", mac, ""),)).index == frozenset()
 
 
 def test_a_document_of_a_version_to_come_is_held_and_can_be_removed(store, directory):

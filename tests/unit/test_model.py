@@ -60,11 +60,17 @@ def test_no_text_gives_another_exception(kind):
     check()
 
 
-@pytest.mark.parametrize("schema", [2, 0, None, "1"])
+@pytest.mark.parametrize("schema", [4, 0, None, "1", "2", [2]])
 def test_another_schema_number_is_unsupported_and_not_guessed_at(schema):
     text = json.dumps({**json.loads(SPEC.to_json()), "schema": schema, "uuid": {"of another": "shape"}})
     with pytest.raises(UnsupportedSchema, match="upgrade"):
         InstanceSpec.from_json(text)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in RECORDS if kind is not InstanceSpec])
+def test_only_specs_have_a_second_number(kind):
+    with pytest.raises(UnsupportedSchema, match="this version reads 1: upgrade it"):
+        kind.from_json('{"schema":2}')
 
 
 def test_an_unknown_field_is_dropped():

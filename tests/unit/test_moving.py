@@ -20,6 +20,8 @@ from common.errors import (
     Transient,
 )
 from common.model import Alternate, Desired, GroupMembers, GroupPolicy, HostAdmin, InstanceKey, InstanceSpec, Phase
+from common.network_records import address_keys
+from common.nics import IpAddress, Nic
 from common.placement import Claim
 from common.store import Transaction
 from ecompute.hypervisor import PowerState
@@ -99,6 +101,21 @@ def test_what_cannot_be_built_here_runs_on_the_next_host_with_the_reason_of_its_
     assert moved.alternates == ()
     assert [(m.provider, m.host, m.reason) for m in moved.moves] == [(hosts.first.provider, "h1", "HypervisorRejected")]
     assert "QEMU does not want to" in moved.moves[0].message
+
+
+def test_its_addresses_go_along_and_are_given_back_where_it_ends(hosts: Hosts) -> None:
+    pooled = Nic("lan", "br0", 42, "52:54:00:00:00:01", (IpAddress("10.0.0.50", 24), IpAddress("fd00::50", 64)))
+    spec = hosts.request(nics=(Nic(), pooled))
+    keys = address_keys(KEYS, spec.nics)
+    hosts.settle(spec)
+    hosts.assert_runs_at(spec, hosts.others[0])
+    assert spec_at(hosts.others[0], spec).nics == spec.nics
+    moved = hosts.store.get(KEYS.spec(hosts.others[0].provider, spec.uuid))
+    assert moved is not None and '"schema":2' in moved.value
+    assert [item.value for item in hosts.store.get_many(keys).values()] == [str(spec.uuid)] * 2
+    hosts.others[0].change(spec, desired=Desired.DELETED)
+    hosts.settle(spec)
+    assert hosts.store.get_many([*keys, KEYS.instance(spec.uuid)]) == {}
 
 
 def test_with_nobody_left_it_fails_there_with_a_reason_and_holds_nothing(hosts: Hosts) -> None:

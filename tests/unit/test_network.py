@@ -15,9 +15,10 @@ from uuid import UUID
 import pytest
 
 from common.errors import Conflict, EcomputeError, HypervisorRejected, HypervisorUnavailable, NoAddress, NoSpace
-from common.model import Address, Nic
+from common.model import Address, IpAddress, Nic
 from ecompute import network as network_module
 from ecompute.address_pairs import candidates, is_ours, pair_of
+from ecompute.bridges import HostBridges
 from ecompute.hypervisor import DhcpHost, Hypervisor, Lease, Network
 from ecompute.libvirt_driver import LibvirtDriver
 from ecompute.network import AddressPools
@@ -52,7 +53,7 @@ def hypervisor() -> FakeHypervisor:
 
 @pytest.fixture
 def pools(hypervisor: FakeHypervisor, tmp_path: Path) -> AddressPools:
-    return AddressPools(hypervisor, tmp_path / "network", reserve_ahead=3)
+    return AddressPools(hypervisor, tmp_path / "network", reserve_ahead=3, bridges=HostBridges(None))
 
 
 class TestPairs:
@@ -93,7 +94,13 @@ class TestReserve:
         assert pools.reserve(ONE, [Nic()]) == (address,) == pools.assigned(ONE)
         assert pools.assignments() == {ONE: (address,)}
         document = json.loads((tmp_path / "network" / f"{ONE}.json").read_text())
-        assert document == {"schema": 1, "uuid": str(ONE), "addresses": [dataclasses.asdict(address)]}
+        assert document == {"schema": 1, "uuid": str(ONE), "addresses": [json.loads(json.dumps(dataclasses.asdict(address)))]}
+
+    def test_the_address_that_a_guest_gives_itself_on_a_network_with_ipv6_is_known_too(
+        self, pools: AddressPools, hypervisor: FakeHypervisor
+    ) -> None:
+        set_network(hypervisor, prefixes6=("fd00:150::",))
+        assert pools.reserve(ONE, [Nic()])[0].all_addresses == (TOP, "fd00:150::5054:c0ff:fea8:7afe")
 
     def test_what_is_ready_is_taken_without_asking_libvirt(self, pools: AddressPools, hypervisor: FakeHypervisor) -> None:
         assert pools.replenish(NO_STOP)
@@ -145,6 +152,27 @@ class TestReserve:
         assert not (tmp_path / "network" / f"{ONE}.json").exists()
         assert pools.reserve(TWO, [Nic()])[0].address == TOP
         assert len(entries(hypervisor)) == 1
+
+    def test_a_network_that_was_never_there_is_forgotten_with_its_request(
+        self, pools: AddressPools, hypervisor: FakeHypervisor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with pytest.raises(NoAddress, match=r"no network nope: .*those of the cluster: eschedule network list"):
+            pools.reserve(ONE, [Nic("nope")])
+        (tmp_path / "network" / "pools" / "gone").mkdir(parents=True)  # as one that has been undefined since
+        after = AddressPools(hypervisor, tmp_path / "network", reserve_ahead=3)
+        assert after.replenish(NO_STOP)
+        assert [path.name for path in (tmp_path / "network" / "pools").iterdir()] == ["default"]
+        assert caplog.text == ""
+
+    def test_a_network_that_is_gone_is_missed_as_long_as_an_instance_is_on_it(
+        self, pools: AddressPools, hypervisor: FakeHypervisor
+    ) -> None:
+        set_network(hypervisor, "lab", gateway="10.1.0.1", dhcp_start="10.1.0.2", dhcp_end="10.1.0.9")
+        pools.reserve(ONE, [Nic("lab")])
+        del hypervisor.networks["lab"]
+        assert not pools.replenish(NO_STOP)
+        pools.release(ONE)
+        assert pools.replenish(NO_STOP)
 
     def test_parallel_builds_never_share_one(self, pools: AddressPools, hypervisor: FakeHypervisor) -> None:
         pools.replenish(NO_STOP)
@@ -320,6 +348,136 @@ class TestRestart:
         after = AddressPools(hypervisor, tmp_path / "network")
         assert after.assignments() == {ONE: found}
         assert f"{TWO}.json" in caplog.text
+
+
+class TestFixed:
+    """A card that asks for one address of a libvirt network."""
+
+    def fixed(self, address: str, mac: str = "") -> Nic:
+        return Nic(mac=mac, addresses=(IpAddress(address, 24),))
+
+    def test_it_gets_just_that_and_keeps_it(self, pools: AddressPools, hypervisor: FakeHypervisor, tmp_path: Path) -> None:
+        address = Address("default", pair_of("192.168.122.60").mac, "192.168.122.60", 24, "192.168.122.1")
+        assert pools.reserve(ONE, [self.fixed("192.168.122.60")]) == (address,)
+        assert entries(hypervisor) == [pair_of("192.168.122.60")]
+        assert AddressPools(hypervisor, tmp_path / "network").reserve(ONE, [Nic()]) == (address,)
+
+    def test_one_that_was_ready_is_taken_as_it_is(self, pools: AddressPools, hypervisor: FakeHypervisor) -> None:
+        pools.replenish(NO_STOP)
+        pools.reserve(ONE, [self.fixed("192.168.122.253")])
+        assert [pools.reserve(uuid.uuid4(), [Nic()])[0].address for _ in range(2)] == [TOP, "192.168.122.252"]
+        assert len(entries(hypervisor)) == 3
+
+    @pytest.mark.parametrize(
+        ("address", "why"),
+        [
+            ("192.168.122.1", "none that a guest could have"),
+            ("192.168.122.255", "none that a guest could have"),
+            ("192.168.122.0", "none that a guest could have"),
+            ("10.0.0.5", "has 192.168.122.0/24"),
+            ("192.168.122.9", "keeps 192.168.122.9 for 52:54:00:00:00:01"),
+            ("192.168.122.10", "leased 192.168.122.10"),
+            (TOP, "another instance on this host has"),
+        ],
+    )
+    def test_what_cannot_be_had_is_said(self, pools: AddressPools, hypervisor: FakeHypervisor, address: str, why: str) -> None:
+        pools.reserve(TWO, [Nic()])
+        set_network(hypervisor, dhcp_hosts=(*entries(hypervisor), DhcpHost("52:54:00:00:00:01", "192.168.122.9")))
+        hypervisor.live_leases["default"] = (Lease("52:54:00:00:00:02", "192.168.122.10"),)
+        with pytest.raises(NoAddress, match=why):
+            pools.reserve(ONE, [Nic(), self.fixed(address)])
+        assert pools.assigned(ONE) is None
+        assert pools.reserve(ONE, [Nic()])[0].address == "192.168.122.253", "the first card's address was given back"
+
+    def test_one_outside_of_the_range_goes_with_its_guest(self, pools: AddressPools, hypervisor: FakeHypervisor) -> None:
+        set_network(hypervisor, dhcp_start="192.168.122.200")
+        pools.reserve(ONE, [self.fixed("192.168.122.60")])
+        pools.release(ONE)
+        assert entries(hypervisor) == []
+        pools.replenish(NO_STOP)
+        assert "192.168.122.60" not in [entry.address for entry in entries(hypervisor)]
+
+    def test_one_that_a_crash_left_there_is_removed(self, hypervisor: FakeHypervisor, tmp_path: Path) -> None:
+        set_network(hypervisor, dhcp_start="192.168.122.200", dhcp_hosts=(pair_of("192.168.122.60"),))
+        assert AddressPools(hypervisor, tmp_path / "network", reserve_ahead=1).replenish(NO_STOP)
+        assert entries(hypervisor) == [pair_of(TOP)]
+
+    def test_a_mac_of_ones_own_is_reserved_with_it_and_goes_with_it(
+        self, pools: AddressPools, hypervisor: FakeHypervisor
+    ) -> None:
+        mine = DhcpHost("52:54:00:aa:bb:cc", "192.168.122.60")
+        assert pools.reserve(ONE, [self.fixed(mine.address, "52:54:00:AA:BB:CC")])[0].mac == mine.mac
+        assert hypervisor.networks["default"].dhcp_hosts == (mine,)
+        with pytest.raises(EcomputeError, match=mine.mac):
+            pools.reserve(TWO, [Nic("", bridge="br0", mac=mine.mac)])
+        pools.release(ONE)
+        assert hypervisor.networks["default"].dhcp_hosts == ()
+
+    def test_a_mac_alone_comes_with_any_address(self, pools: AddressPools, hypervisor: FakeHypervisor) -> None:
+        pools.replenish(NO_STOP)
+        card = pools.reserve(ONE, [Nic(mac="52:54:00:aa:bb:cc", mtu=1400)])[0]
+        assert (card.mac, card.address, card.mtu) == ("52:54:00:aa:bb:cc", "192.168.122.251", 1400)
+        with pytest.raises(EcomputeError, match="another card on this host has the MAC 52:54:00:aa:bb:cc"):
+            pools.reserve(TWO, [Nic(mac="52:54:00:AA:BB:CC")])
+        assert DhcpHost(card.mac, card.address) in hypervisor.networks["default"].dhcp_hosts
+        pools.release(ONE)
+        assert len(hypervisor.networks["default"].dhcp_hosts) == 3
+
+    def test_two_at_once_do_not_both_get_it(self, pools: AddressPools) -> None:
+        def ask(number: int) -> bool:
+            try:
+                pools.reserve(UUID(int=number), [self.fixed("192.168.122.60")])
+            except NoAddress:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as executor:
+            assert sum(executor.map(ask, range(8))) == 1
+
+
+class TestBridges:
+    """Cards on bridges of the host, which no libvirt network knows of."""
+
+    def test_they_cost_libvirt_nothing(self, pools: AddressPools, hypervisor: FakeHypervisor) -> None:
+        nics = [Nic("lan", "br0", addresses=(IpAddress("10.0.0.5", 24),)), Nic("", bridge="br1")]
+        first, second = pools.reserve(ONE, nics)
+        assert (first.address, first.source, second.address, second.source) == ("10.0.0.5", "static", "", "")
+        assert pools.reserve(ONE, nics) == (first, second)
+        pools.release(ONE)
+        assert calls(hypervisor) == []
+        assert pools.reserve(ONE, nics) == (first, second), "the MAC is the same again"
+
+    def test_they_are_as_they_were_after_a_restart(
+        self, pools: AddressPools, hypervisor: FakeHypervisor, tmp_path: Path
+    ) -> None:
+        reserved = pools.reserve(ONE, [Nic(), Nic("", bridge="br0")])
+        after = AddressPools(hypervisor, tmp_path / "network", reserve_ahead=3, bridges=HostBridges(None))
+        assert after.assigned(ONE) == reserved
+        with pytest.raises(EcomputeError, match=reserved[1].mac):
+            after.reserve(TWO, [Nic("", bridge="br0", mac=reserved[1].mac)])
+        after.release(ONE)
+        assert after.remove_all_unassigned() == 1
+
+    def test_a_bridge_that_is_not_there_fails_with_nothing_kept(self, hypervisor: FakeHypervisor, tmp_path: Path) -> None:
+        pools = AddressPools(hypervisor, tmp_path / "network", reserve_ahead=3, bridges=HostBridges(tmp_path))
+        with pytest.raises(EcomputeError, match="no bridge br0"):
+            pools.reserve(ONE, [Nic(), Nic("", bridge="br0")])
+        assert pools.assigned(ONE) is None
+        assert not (tmp_path / "network" / f"{ONE}.json").exists()
+        assert pools.reserve(TWO, [Nic()])[0].address == TOP
+
+    def test_the_second_bridge_is_for_guests_that_named_no_card(self, hypervisor: FakeHypervisor, tmp_path: Path) -> None:
+        pools = AddressPools(hypervisor, tmp_path / "network", bridges=HostBridges(None), second_bridge="br0")
+        assert [card.bridge for card in pools.reserve(ONE, [Nic()])] == ["", "br0"]
+        assert [card.bridge for card in pools.reserve(TWO, [Nic("", bridge="br1")])] == ["br1"]
+
+    def test_a_file_of_an_older_version_is_read(self, hypervisor: FakeHypervisor, tmp_path: Path) -> None:
+        (tmp_path / "network").mkdir()
+        card = {"network": "default", "mac": pair_of(TOP).mac, "address": TOP, "prefix_length": 24, "gateway": "192.168.122.1"}
+        (tmp_path / "network" / f"{ONE}.json").write_text(json.dumps({"schema": 1, "uuid": str(ONE), "addresses": [card]}))
+        pools = AddressPools(hypervisor, tmp_path / "network")
+        assert pools.assigned(ONE) == (Address("default", pair_of(TOP).mac, TOP, 24, "192.168.122.1"),)
+        assert pools.reserve(TWO, [Nic()])[0].address != TOP
 
 
 class TestReplenishing:

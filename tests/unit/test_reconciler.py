@@ -22,8 +22,9 @@ from common.errors import (
     StoreUnavailable,
     Transient,
 )
-from common.model import Desired, ImageRef, InstanceSpec, Phase, Restart
+from common.model import Desired, ImageRef, InstanceSpec, IpAddress, Nic, Phase, Restart
 from common.store import Transaction
+from ecompute.bridges import HostBridges
 from ecompute.hypervisor import PowerState
 from ecompute.watcher import SpecWatcher
 from ecompute.workers import Workers
@@ -329,10 +330,24 @@ def test_a_newer_schema_is_held_and_its_guest_goes_on(loop: Loop) -> None:
     key = KEYS.spec(loop.provider, spec.uuid)
     item = loop.store.get(key)
     assert item is not None
-    loop.store.replace(key, item.value.replace('"schema":1', '"schema":2'), seen=item.mod_revision)
+    loop.store.replace(key, item.value.replace('"schema":1', '"schema":4'), seen=item.mod_revision)
     loop.settle(spec)
     assert power(loop, spec) is PowerState.RUNNING
     assert (loop.status(spec).phase, loop.status(spec).reason) == (Phase.HELD, "UnsupportedSchema")
+
+
+def test_a_host_of_an_earlier_version_holds_what_it_would_build_open(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Earlier(InstanceSpec):
+        SCHEMAS = (1,)
+
+    monkeypatch.setattr("ecompute.watcher.InstanceSpec", Earlier)
+    shut, plain = loop.request(allow=("tcp:22",)), loop.request(name="plain")
+    loop.settle(shut)
+    loop.settle(plain)
+    assert (loop.status(shut).phase, loop.status(shut).reason) == (Phase.HELD, "UnsupportedSchema")
+    assert "schema 2" in loop.status(shut).message
+    assert (power(loop, shut), power(loop, plain)) == (None, PowerState.RUNNING)
 
 
 def test_the_same_status_is_written_once(loop: Loop) -> None:
@@ -562,3 +577,88 @@ def test_a_guest_that_goes_down_by_itself_leaves_a_line_in_its_history_also_wher
     loop.settle(kept)
     assert [event.step for event in loop.status(kept).events][-2:] == ["Start", "MarkBooted"]
     assert caplog.text.count("the guest is down") == 2
+
+
+class TestVlans:
+    """A card in a VLAN sees no cable before it is in it."""
+
+    NICS = (Nic(), Nic("", bridge="br0", vlan=42))
+
+    @pytest.fixture
+    def done(self, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        done: list[str] = []
+
+        def put_into_vlan(device: str, vlan: int) -> None:
+            cards = loop.hypervisor.cards(next(domain.uuid for domain in loop.hypervisor.list()))
+            done.append(f"{[card.link_is_up for card in cards if card.device == device]} {vlan}")
+
+        monkeypatch.setattr(loop.world.bridges, "put_into_vlan", put_into_vlan)
+        return done
+
+    def links(self, loop: Loop, spec: InstanceSpec) -> list[bool]:
+        return [card.link_is_up for card in loop.hypervisor.cards(spec.uuid)]
+
+    def test_it_is_put_there_after_each_start_and_before_it_is_said_to_run(self, loop: Loop, done: list[str]) -> None:
+        spec = loop.request(nics=self.NICS)
+        loop.settle(spec)
+        assert (loop.status(spec).phase, done, self.links(loop, spec)) == (Phase.RUNNING, ["[False] 42"], [True, True])
+        steps = [event.step for event in loop.status(spec).events]
+        assert steps[-3:] == ["Start", "Connect", "MarkBooted"]
+        loop.settle(spec)
+        assert len(done) == 1
+        loop.hypervisor.guest_powers_off(spec.uuid)
+        loop.change(spec, boot_request=2)
+        loop.settle(spec)
+        assert (len(done), self.links(loop, spec)) == (2, [True, True])
+
+    def test_a_guest_that_somebody_else_started_stays_unplugged_until_it_is_there(self, loop: Loop, done: list[str]) -> None:
+        spec = loop.request(nics=self.NICS)
+        loop.settle(spec)
+        loop.hypervisor.guest_powers_off(spec.uuid)
+        loop.hypervisor.start(spec.uuid)
+        assert self.links(loop, spec) == [True, False]
+        loop.settle(spec)
+        assert (self.links(loop, spec), len(done)) == ([True, True], 2)
+
+    def test_what_the_kernel_refuses_is_said_and_tried_again(self, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+        answers = [Transient("cannot put vnet1 into VLAN 42: Operation not permitted"), None]
+
+        def put_into_vlan(device: str, vlan: int) -> None:
+            if (error := answers.pop(0)) is not None:
+                raise error
+
+        monkeypatch.setattr(loop.world.bridges, "put_into_vlan", put_into_vlan)
+        spec = loop.request(nics=self.NICS)
+        with pytest.raises(Transient):
+            loop.reconciler.reconcile(spec.uuid)
+        assert (loop.status(spec).phase, self.links(loop, spec)) == (Phase.BUILDING, [True, False])
+        assert "VLAN 42" in loop.status(spec).message
+        loop.settle(spec)
+        assert (loop.status(spec).phase, self.links(loop, spec)) == (Phase.RUNNING, [True, True])
+
+    def test_other_guests_are_not_asked_for_their_cards(self, loop: Loop) -> None:
+        loop.settle(loop.request(nics=(Nic(), Nic("", bridge="br0"))))
+        assert "cards" not in [name for name, _ in loop.hypervisor.calls]
+
+
+def test_an_address_that_was_learned_is_told_the_client_and_the_guest_and_leads_to_no_document(loop: Loop) -> None:
+    spec = loop.request(nics=(Nic(), Nic("", bridge="br0")))
+    loop.settle(spec)
+    mac = loop.status(spec).addresses[1].mac
+    assert loop.status(spec).addresses[1].address == ""
+    assert loop.world.networks.learn(spec.uuid, {mac: (IpAddress("10.9.0.7", 24),)})
+    loop.settle(spec)
+    assert [(card.address, card.source) for card in loop.status(spec).addresses][1] == ("10.9.0.7", "learned")
+    found = loop.world.metadata.read(spec.uuid)
+    assert found is not None
+    assert found.addresses[1].address == "10.9.0.7"
+    assert loop.world.metadata.by_address("10.9.0.7") is None  # it is the guest's word, and no filter holds others to it
+    assert [event.step for event in loop.status(spec).events][-1] == "WriteMetadata"
+
+
+def test_a_bridge_that_this_host_lacks_is_a_reason_to_take_another_host(loop: Loop, tmp_path: Path) -> None:
+    loop.world.networks._bridges = HostBridges(tmp_path)
+    spec = loop.request(nics=(Nic("", bridge="br0"),))
+    loop.settle(spec)
+    assert (loop.status(spec).phase, loop.status(spec).failure) == (Phase.FAILED, "NoBridge")
+    assert "no bridge br0" in loop.status(spec).message

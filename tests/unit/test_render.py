@@ -14,18 +14,25 @@ import pytest
 from common.model import (
     Address,
     Alternate,
+    ConfigDrive,
     Desired,
     Event,
+    Forward,
     GroupPolicy,
     HostRecord,
     HostState,
     ImageRef,
     InstanceSpec,
     InstanceStatus,
+    IpAddress,
+    MetadataAccess,
     Move,
+    Nic,
     Phase,
     Progress,
+    Ready,
 )
+from common.nics import AddressSource
 from eschedule import render
 from eschedule.follow import View
 from eschedule.listing import HostName, HostRow, InstanceRow
@@ -113,6 +120,18 @@ class TestTables:
 
 
 class TestBlock:
+    def test_what_the_guest_said_and_that_it_was_before_its_last_start(self) -> None:
+        ready = Ready("2026-05-01T11:58:00.000Z", "up\x1b[2J", (f"SHA256:{'k' * 43} (ED25519)",), boot_request=1)
+        status = dataclasses.replace(STATUS, ready=ready)
+        lines = render.instance_block(row(status=status), NOW).splitlines()
+        assert "ready      2026-05-01T11:58:00.000Z (2m ago): up\\x1b[2J" in lines
+        assert f"host key   SHA256:{'k' * 43} (ED25519)" in lines
+        again = dataclasses.replace(SPEC, boot_request=2)
+        former = render.instance_block(row(status=status, spec=again), NOW)
+        assert "up\\x1b[2J; not yet since its last start" in former
+        assert render.instance_json(row(status=status))["status"]["ready"]["message"] == "up\x1b[2J"
+        assert "ready" not in render.instance_block(ROW, NOW)
+
     def test_the_group_and_where_it_has_been(self) -> None:
         moved = dataclasses.replace(
             SPEC, group="web", group_policy=GroupPolicy.SOFT_AFFINITY, alternates=(Alternate(PROVIDER, {}),),
@@ -141,11 +160,45 @@ class TestBlock:
             "resources  DISK_GB 1, MEMORY_MB 256, VCPU 1",
             "keys       ssh-ed25519 me@here",
             "user data  6 bytes",
-            "address    192.168.122.50 (52:54:c0:a8:7a:32 on default)",
+            "address    192.168.122.50 (52:54:c0:a8:7a:32 on network default, dhcp)",
+            "networks   default",
+            "metadata   optional, no config drive (auto)",
             "created    2026-05-01T11:57:00.000+00:00 (3m ago) by me@here",
         ):
             assert line in text.splitlines()
         assert text.splitlines()[-1].split() == ["2026-05-01T11:57:03.000Z", "Start", "12", "ms", "second", "try"]
+
+    def test_its_cards_and_how_it_is_reached(self) -> None:
+        spec = dataclasses.replace(
+            SPEC, nics=(Nic(), Nic("", "br0", 42), Nic("lan", "br1", addresses=(IpAddress("10.0.0.7", 24), IpAddress("fd00::7", 64)))),
+            metadata=MetadataAccess.REQUIRED, metadata_hop_limit=2, config_drive=ConfigDrive.NOCLOUD, allow=("tcp:22", "icmp"),
+            forwards=(Forward(8080, 80), Forward(53, 53, "udp")),
+        )  # fmt: skip
+        status = dataclasses.replace(
+            STATUS, notes=("port 8080 of the host is taken by another program",), addresses=(
+                *STATUS.addresses,
+                Address("", "52:54:00:00:00:02", "", bridge="br0", vlan=42, source=AddressSource.NONE),
+                Address("lan", "52:54:00:00:00:03", "10.0.0.7", more=(IpAddress("fd00::7", 64),), bridge="br1", source=AddressSource.STATIC),
+            ),
+        )  # fmt: skip
+        lines = render.instance_block(row(spec=spec, status=status), NOW).splitlines()
+        for line in (
+            "networks   default; bridge br0 vlan 42; lan (bridge br1), 10.0.0.7/24, fd00::7/64",
+            "metadata   required, hop limit 2, config drive nocloud",
+            "allow      tcp:22, icmp",
+            "forward    node1:8080/tcp to port 80",
+            "forward    node1:53/udp to port 53",
+            "address    192.168.122.50 (52:54:c0:a8:7a:32 on network default, dhcp)",
+            "address    not known yet (52:54:00:00:00:02 on bridge br0 vlan 42)",
+            "address    10.0.0.7, fd00::7 (52:54:00:00:00:03 on lan (bridge br1), static)",
+            "note       port 8080 of the host is taken by another program",
+        ):
+            assert line in lines, lines
+        assert " 192.168.122.50,10.0.0.7 " in render.instance_table([row(spec=spec, status=status)], NOW)
+        assert render.instance_list_json([row(status=status)])[0]["addresses"] == ["192.168.122.50", "10.0.0.7"]
+        shut = dataclasses.replace(SPEC, allow=(), config_drive=ConfigDrive.NONE)
+        lines = render.instance_block(row(spec=shut), NOW).splitlines()
+        assert {"allow      nobody", "metadata   optional, no config drive"} <= set(lines)
 
     def test_user_data_is_not_shown_as_text(self) -> None:
         assert "c2VjcmV0" not in render.instance_block(ROW, NOW)
@@ -167,7 +220,7 @@ class TestJson:
             {
                 "uuid": str(INSTANCE), "name": "web-1", "phase": "Running", "reason": "", "desired": "running",
                 "host": {"provider": str(PROVIDER), "name": "node1", "is_alive": True}, "addresses": ["192.168.122.50"],
-                "image": "https://images.example.org/debian-12.qcow2", "created_at": "2026-05-01T11:57:00.000+00:00",
+                "image": "https://images.example.org/debian-12.qcow2", "image_name": None, "created_at": "2026-05-01T11:57:00.000+00:00",
             }
         ]  # fmt: skip
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import dataclasses
 import os
 import random
+import re
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,13 +18,25 @@ import pytest
 
 from common.config import DefaultsConfig, ScheduleConfig
 from common.errors import ConfigError
-from common.model import Alternate, GroupPolicy, ImageRef, InstanceSpec, Nic, Restart
+from common.model import (
+    Alternate,
+    ConfigDrive,
+    Forward,
+    GroupPolicy,
+    ImageRef,
+    InstanceSpec,
+    MetadataAccess,
+    Nic,
+    Restart,
+)
+from common.nics import IpAddress
 from common.placement_types import Candidate, Candidates, ProviderSummary, Usage
 from eschedule.arguments import parse
 from eschedule.intake import request_from
 from eschedule.ordering import in_order
 from eschedule.query import Query, unmet
 from eschedule.request import Request
+from eschedule.verbs import PLACES
 
 INSTANCE = UUID("0b4fd7c1-6f5b-4c6e-9a0e-3d2c5a7e8f10")
 IMAGE = "https://images.example.org/tiny.qcow2"
@@ -65,21 +80,37 @@ class TestDigest:
             {"user_data": b""},
             {"user_data": b"\xff\x00"},
             {"hostname": "web"},
-            {"networks": ("default", "default")},
+            {"nics": (Nic(), Nic())},
+            {"nics": (Nic("lan"),)},
+            {"nics": (Nic("", "br0"),)},
+            {"nics": (Nic(mac="52:54:00:00:00:01"),)},
+            {"nics": (Nic(addresses=(IpAddress("10.0.0.5", 0),)),)},
             {"restart": Restart.ALWAYS},
             {"grace_seconds": 5},
             {"group": "web"},
             {"count": 2},
+            {"metadata": MetadataAccess.OFF},
+            {"metadata_hop_limit": 2},
+            {"config_drive": ConfigDrive.NOCLOUD},
+            {"allow": ()},
+            {"allow": ("tcp:22",)},
+            {"forwards": (Forward(8080, 80),)},
         ],
     )
     def test_everything_that_is_asked_for_is_part_of_it(self, change: dict[str, Any]) -> None:
         assert REQUEST.digest() != dataclasses.replace(REQUEST, **change).digest()
 
+    def test_requests_of_earlier_versions_are_still_known(self) -> None:
+        """As they computed them: a repeat over an upgrade finds its instance."""
+        assert REQUEST.digest() == "sha256:4784955fde15bcbf2abeb2f4faa80ecd2a1163d0a931229e1b4deb9b5b226a68"
+        two = dataclasses.replace(REQUEST, nics=(Nic(), Nic("lan")))
+        assert two.digest() == "sha256:f46d0b99dd5e52fca33fe7e656ed4963107f637ce96f45cf8e17ba0cd2531452"
+
 
 class TestSpec:
     def test_it_carries_the_request_and_the_claim(self) -> None:
         asked = dataclasses.replace(
-            REQUEST, name="web-1", keys=(KEY,), user_data=b"#!\xff", networks=("default", "lan"), restart=Restart.ALWAYS
+            REQUEST, name="web-1", keys=(KEY,), user_data=b"#!\xff", nics=(Nic(), Nic("lan")), restart=Restart.ALWAYS
         )
         alternates = tuple(Alternate(uuid4(), {}) for _ in range(5))
         spec = asked.spec(INSTANCE, {"VCPU": 1}, alternates, created_at="now", created_by="me@here")
@@ -89,6 +120,12 @@ class TestSpec:
             request_digest=asked.digest(), created_at="now", created_by="me@here",
         )  # fmt: skip
         assert spec.user_data == b"#!\xff"
+        reached = dataclasses.replace(
+            asked, metadata=MetadataAccess.REQUIRED, metadata_hop_limit=2, config_drive=ConfigDrive.NOCLOUD, allow=("icmp",),
+            forwards=(Forward(8080, 80),),
+        ).spec(INSTANCE, {"VCPU": 1}, (), created_at="", created_by="")  # fmt: skip
+        assert (reached.metadata, reached.metadata_hop_limit, reached.config_drive) == ("required", 2, "nocloud")
+        assert (reached.allow, reached.forwards) == (("icmp",), (Forward(8080, 80),))
         assert InstanceSpec.from_json(spec.to_json()) == spec
 
     def test_the_host_name_is_the_name_unless_one_is_given(self) -> None:
@@ -178,15 +215,20 @@ class TestIntake:
         assert made == Request(
             query="resources=DISK_GB:1,MEMORY_MB:256,VCPU:1", resources={"DISK_GB": 1, "MEMORY_MB": 256, "VCPU": 1},
             image=ImageRef(IMAGE, "sha256:" + "a" * 64), name="web-1", keys=(KEY,), user_data=b"#cloud-config\n", hostname="web",
-            networks=("lan", "wan"), restart=Restart.ALWAYS, grace_seconds=5, uuid=INSTANCE,
+            nics=(Nic("lan"), Nic("wan")), restart=Restart.ALWAYS, grace_seconds=5, uuid=INSTANCE,
         )  # fmt: skip
 
     def test_the_configuration_fills_in_what_is_not_said(self, key_file: Path) -> None:
         defaults = DefaultsConfig(image="/srv/tiny.qcow2", key_files=(key_file,), network="lan", restart="on-failure")
         made = self.request(config=ScheduleConfig(defaults=defaults))
-        assert (made.image.url, made.keys, made.networks) == ("/srv/tiny.qcow2", (KEY,), ("lan",))
+        assert (made.image.url, made.keys, made.nics) == ("/srv/tiny.qcow2", (KEY,), (Nic("lan"),))
         assert made.restart is Restart.ON_FAILURE
         assert self.request(IMAGE, config=ScheduleConfig(defaults=defaults)).image.url == IMAGE
+
+    def test_cards_are_in_the_order_in_which_they_are_asked_for(self) -> None:
+        config = ScheduleConfig(defaults=DefaultsConfig(network="office"))
+        made = self.request(IMAGE, "--nic", "bridge=br0,vlan=7", "--network", "lan", "--nic", "default", config=config)
+        assert made.nics == (Nic("", "br0", 7), Nic("lan"), Nic("office"))
 
     def test_requests_that_mean_the_same_are_the_same(self) -> None:
         one = request_from(parse(["create", "resources=VCPU:1,MEMORY_MB:256,DISK_GB:1", IMAGE]), ScheduleConfig())
@@ -204,6 +246,9 @@ class TestIntake:
             ((IMAGE, "--user-data", "a\0b"), "cannot be read"),
             ((IMAGE, "--name", "two words"), "has a space"),
             ((IMAGE, *["--network", "lan"] * 17), "at most 16"),
+            ((IMAGE, "--nic", "lan"), "is no KEY=VALUE"),
+            ((IMAGE, "--nic", "network=lan,address=10.0.0.5", "--count", "2"), r"10\.0\.0\.5 is one card's own, and --count 2"),
+            ((IMAGE, "--nic", "network=lan,mac=52:54:00:00:00:01", "--count", "2"), "is one card's own, and --count 2"),
             ((IMAGE, "--policy", "affinity"), "--policy says how the instances of a group are spread; give --group NAME"),
             ((IMAGE, "--group", "web", "--policy", "afinity"), "did you mean affinity?"),
             ((IMAGE, "--group", "web", "--policy", "pack"), "the one of schedule.yaml is another"),
@@ -214,6 +259,18 @@ class TestIntake:
             ((IMAGE, "--count", "2", "--uuid", str(INSTANCE)), "--uuid names one instance, --count asks for several"),
             ((IMAGE, "--count", "1000", "--name", "x" * 59), "it is --name x+ with its number"),
             ((IMAGE, "--name", "web-{m}"), 'has "{"'),
+            (
+                (IMAGE, "--key", "alice"),
+                "neither the name of a key that is kept .* nor a file here; keep it: eschedule key add",
+            ),
+            ((IMAGE, "--metadata", "on"), "none of optional, required, off"),
+            ((IMAGE, "--metadata-hop-limit", "65"), "a whole number from 1 to 64"),
+            ((IMAGE, "--config-drive=iso"), "none of auto, openstack, nocloud, none"),
+            ((IMAGE, "--allow", "22"), "write tcp:22"),
+            ((IMAGE, "--allow", "tcp:22", "--allow-all"), "give one of them"),
+            ((IMAGE, "--publish", "80"), "is no HOSTPORT:GUESTPORT"),
+            ((IMAGE, "--publish", "80:80", "--publish", "80:81"), "is to lead to 80 and to 81"),
+            ((IMAGE, "--publish", "80:80", "--count", "2"), "give --group NAME as well"),
         ],
     )
     def test_what_is_wrong_is_said_in_one_line(self, arguments: tuple[str, ...], said: str) -> None:
@@ -248,6 +305,65 @@ class TestIntake:
         asked = self.request(IMAGE, *arguments)
         members = asked.members(INSTANCE) if asked.count > 1 else (asked,)
         assert [member.name for member in members] == names
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            ((), ("optional", 1, "auto", None, ())),
+            (("--metadata", "required", "--metadata-hop-limit", "2"), ("required", 2, "auto", None, ())),
+            (("--config-drive", "--allow", "tcp:22,icmp", "--allow", "udp:53"), ("optional", 1, "openstack", ("tcp:22", "icmp", "udp:53"), ())),
+            (("--config-drive=nocloud", "--allow", "none"), ("optional", 1, "nocloud", (), ())),
+            (("--no-config-drive", "--publish", "8080:80", "--publish", "udp:53:53"), ("optional", 1, "none", None, (Forward(8080, 80), Forward(53, 53, "udp")))),
+        ],
+    )  # fmt: skip
+    def test_how_it_is_told_of_itself_and_reached(self, arguments: tuple[str, ...], expected: tuple[Any, ...]) -> None:
+        made = self.request(IMAGE, *arguments)
+        assert (made.metadata, made.metadata_hop_limit, made.config_drive, made.allow, made.forwards) == expected
+
+    def test_the_configuration_says_how_it_is_reached_where_the_request_does_not(self) -> None:
+        defaults = DefaultsConfig(
+            metadata="required", metadata_hop_limit=3, config_drive="nocloud", allow=("tcp:22-22", "icmp")
+        )
+        config = ScheduleConfig(defaults=defaults)
+        made = self.request(IMAGE, config=config)
+        assert (made.metadata, made.metadata_hop_limit, made.config_drive, made.allow) == (
+            "required",
+            3,
+            "nocloud",
+            ("tcp:22", "icmp"),
+        )
+        said = ("--metadata", "off", "--metadata-hop-limit", "1", "--no-config-drive", "--allow-all")
+        made = self.request(IMAGE, *said, config=config)
+        assert (made.metadata, made.metadata_hop_limit, made.config_drive, made.allow) == ("off", 1, "none", None)
+
+    def test_keys_are_files_or_names_and_the_store_is_asked_once_for_names_alone(self, key_file: Path) -> None:
+        asked: list[list[str]] = []
+        other = KEY.replace("me@here", "other")
+
+        def stored(names: Collection[str]) -> dict[str, tuple[str, ...]]:
+            asked.append(list(names))
+            return {"alice": (other,)}
+
+        options = parse(["create", QUERY, IMAGE, "--key", str(key_file)])
+        assert request_from(options, ScheduleConfig(), stored).keys == (KEY,)
+        assert asked == []
+        options = parse(["create", QUERY, IMAGE, "--key", "alice", "--key", str(key_file), "--key", "alice"])
+        assert request_from(options, ScheduleConfig(), stored).keys == (other, KEY)
+        assert asked == [["alice", "alice"]]
+
+    def test_keys_are_counted_together(self, tmp_path: Path) -> None:
+        names = [str(tmp_path / f"{n}.pub") for n in range(2)]
+        for n, name in enumerate(names):
+            blobs = (b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + bytes(30) + bytes((n, i)) for i in range(60))
+            Path(name).write_text("\n".join(f"ssh-ed25519 {base64.b64encode(blob).decode()}" for blob in blobs))
+        assert len(self.request(IMAGE, "--key", names[0], "--key", names[0]).keys) == 60
+        with pytest.raises(ConfigError, match="120 keys are given in all, at most 100 are taken"):
+            self.request(IMAGE, "--key", names[0], "--key", names[1])
+
+    def test_a_name_that_is_not_kept_may_be_a_file_here(self, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        key_file.rename(key_file.with_name("alice"))
+        monkeypatch.chdir(key_file.parent)
+        assert self.request(IMAGE, "--key", "alice").keys == (KEY,)
 
     def test_a_default_key_file_that_is_missing_names_the_configuration(self) -> None:
         config = ScheduleConfig(defaults=DefaultsConfig(key_files=(Path("/nowhere.pub"),)))
@@ -296,6 +412,59 @@ class TestArguments:
             assert (options.config, options.verbose, options.command) == ("f", True, "list")
         assert (self.parsed("list").config, self.parsed("list").verbose) == (None, False)
 
+    @pytest.mark.parametrize(
+        ("arguments", "drive", "image"),
+        [
+            (("--config-drive", QUERY, IMAGE), "openstack", IMAGE),
+            (("create", QUERY, "--config-drive", "nocloud"), "nocloud", None),
+            (("create", QUERY, IMAGE, "--config-drive"), "openstack", IMAGE),
+            (("create", QUERY, IMAGE, "--config-drive=auto"), "auto", IMAGE),
+            (("create", QUERY, IMAGE, "--no-config-drive"), "none", IMAGE),
+        ],
+    )
+    def test_a_config_drive_may_be_asked_for_without_its_form(
+        self, arguments: tuple[str, ...], drive: str, image: str | None
+    ) -> None:
+        options = self.parsed(*arguments)
+        assert (options.config_drive, options.image_argument) == (drive, image)
+
+    def test_help_before_a_verb_lists_all_of_them(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for arguments in (("--help",), ("-v", "--help"), ("--help", "list")):
+            with pytest.raises(SystemExit):
+                self.parsed(*arguments)
+            said = capsys.readouterr().out
+            assert all(f"\n    {verb} " in said for verb in PLACES), said
+
+    def test_ports_are_added_and_taken_away(self) -> None:
+        options = self.parsed("port-forward", "web-1", "80:8080", "--rm", "81", "53:53/udp", "--rm", "82/udp")
+        assert (options.instance, options.ports, options.rm) == ("web-1", ["80:8080", "53:53/udp"], ["81", "82/udp"])
+        assert (self.parsed("port-forward", "web-1").ports, self.parsed("port-forward", "web-1").rm) == ([], None)
+
+    def test_words_may_stand_among_the_options(self) -> None:
+        options = self.parsed("create", "resources=VCPU:1", "--name", "q", "--json", "/x.qcow2", "--key=a", "--no-wait")
+        assert (options.query, options.image_argument, options.name, options.key) == (
+            "resources=VCPU:1",
+            "/x.qcow2",
+            "q",
+            ["a"],
+        )
+        assert options.json and options.no_wait
+        assert self.parsed("create", "--name", "q", "resources=VCPU:1", "--", "/x").image_argument == "/x"
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("create", "resources=VCPU:1", "/x", "/y"), "unrecognized arguments: /y; see: eschedule create --help"),
+            (("create", "resources=VCPU:1", "--nome", "q"), "--nome; see: eschedule create --help"),
+            (("set", "web-1", "--publish", "80:80"), "use: eschedule port-forward"),
+            (("set", "web-1", "--config-drive", "--no-config-drive"), "not allowed with argument --config-drive"),
+            (("create", "resources=VCPU:1", "--no-config-drive", "--config-drive=nocloud"), "not allowed with argument"),
+        ],
+    )
+    def test_what_a_verb_does_not_take(self, arguments: tuple[str, ...], said: str) -> None:
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            self.parsed(*arguments)
+
     def test_a_uuid_is_show(self) -> None:
         options = self.parsed(str(INSTANCE), "--json")
         assert (options.command, options.instance, options.json) == ("show", str(INSTANCE), True)
@@ -312,7 +481,11 @@ class TestArguments:
             (("list", "--frob"), "unrecognized arguments: --frob"),
             (("create", QUERY, IMAGE, "more"), "unrecognized arguments: more"),
             (("--config",), "expected one argument"),
-            (("create", QUERY, IMAGE, "--wait", "3"), "unrecognized arguments: --wait 3"),
+            (("key",), "required: add|list|show|rm; see: eschedule key --help"),
+            (("key", "ad", "x"), "invalid choice: 'ad'"),
+            (("key", "rm"), "required: NAME; see: eschedule key rm --help"),
+            (("set", "web-1", "--key", "a", "--no-keys"), "not allowed with argument --key"),
+            (("create", QUERY, IMAGE, "--wait-sec", "3"), "unrecognized arguments: --wait-sec 3"),
         ],
     )
     def test_what_is_no_command_line_is_said_in_one_line(self, arguments: tuple[str, ...], said: str) -> None:

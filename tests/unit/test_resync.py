@@ -17,7 +17,7 @@ from common.model import Desired, InstanceSpec
 from ecompute import resync
 from ecompute.health import PLACEMENT, Health
 from ecompute.hypervisor import Domain
-from ecompute.resync import Resync
+from ecompute.resync import Rests, Resync
 from tests.support.loop import KEYS, Loop, Specs
 
 
@@ -139,7 +139,7 @@ def test_guests_are_looked_at_though_placement_is_away(loop: Loop, monkeypatch: 
     loop.settle(spec)
     loop.hypervisor.guest_powers_off(spec.uuid)
 
-    def away(_: UUID) -> None:
+    def away(_: UUID, **_more: float) -> None:
         raise PlacementUnavailable("no answer")
 
     monkeypatch.setattr(loop.placement, "use_of", away)
@@ -155,7 +155,7 @@ def test_while_placement_is_away_all_else_is_looked_at_once_a_period_and_when_as
     domains = loop.hypervisor.list
     monkeypatch.setattr(loop.hypervisor, "list", lambda: listed.append(None) or domains())
 
-    def away(_: UUID) -> None:
+    def away(_: UUID, **_more: float) -> None:
         raise PlacementUnavailable("no answer")
 
     monkeypatch.setattr(loop.placement, "use_of", away)
@@ -164,9 +164,11 @@ def test_while_placement_is_away_all_else_is_looked_at_once_a_period_and_when_as
     look.resync.ask()
     assert not look.resync._look_once()
     assert len(listed) == 2
-    monkeypatch.setattr(loop.placement, "use_of", answers)
+    asked: list[UUID] = []
+    monkeypatch.setattr(loop.placement, "use_of", lambda provider, **_: asked.append(provider) or answers(provider))
     assert look.resync._look_once(), "whole, with the answer that says that it is back"
     assert len(listed) == 3
+    assert asked == [loop.provider], "once: all hosts ask it now"
 
 
 def test_a_status_without_its_spec_wakes_nobody(loop: Loop) -> None:
@@ -216,7 +218,83 @@ class TestWhen:
         counted = look.counted  # type: ignore[attr-defined]
         assert counted.acquire(timeout=10), "the first look"
         monkeypatch.setattr(resync.random, "random", lambda: 0.002)
+        monkeypatch.setattr(resync.Rests, "after_success", lambda _, is_in_step: 0.1 if is_in_step else 60.0)
         look.resync.ask_soon()
         assert counted.acquire(timeout=10)
         assert counted.acquire(timeout=10), "at any moment of the period of a minute, not at its end"
         assert not counted.acquire(timeout=0.5), "the next one is at its end again"
+
+    def test_what_a_look_finds_out_itself_asks_for_no_other_look(
+        self, looks: Callable[[], Look], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        look = looks()
+        counted = look.counted  # type: ignore[attr-defined]
+        assert counted.acquire(timeout=10), "the first look"
+        monkeypatch.setattr(look.health, "_on_back", lambda service: look.resync.ask())
+        look.health.report(PLACEMENT, "no answer")
+        look.resync.ask()
+        assert counted.acquire(timeout=10)
+        assert not look.health.is_away(PLACEMENT)
+        assert not counted.acquire(timeout=0.5), "it has just looked at everything"
+        look.health.report(PLACEMENT, "no answer")
+        look.health.report(PLACEMENT, "")
+        assert counted.acquire(timeout=10), "somebody else found out"
+
+
+def test_a_host_that_cannot_be_looked_at_hides_no_guest(loop: Loop) -> None:
+    spec, look = loop.request(), Look(loop)
+
+    def fails() -> None:
+        raise UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "a comment of somebody's")
+
+    look.resync._look_at_host = fails
+    assert look() == [spec.uuid]
+
+
+class TestRests:
+    """Of a host that looks once a minute; the n-th random number is the n-th of *numbers*, then the last for ever."""
+
+    @staticmethod
+    def rests(*numbers: float) -> Rests:
+        left = list(numbers)
+        return Rests(60.0, random=lambda: left.pop(0) if len(left) > 1 else left[0])
+
+    def test_a_period_is_a_minute_give_or_take_a_fifth(self) -> None:
+        assert self.rests(0.0).after_success(is_in_step=False) == pytest.approx(48)
+        assert self.rests(1.0).after_success(is_in_step=False) == pytest.approx(72)
+
+    def test_hosts_that_looked_together_look_at_any_moment_of_the_next_period(self) -> None:
+        assert self.rests(0.5, 0.0).after_success(is_in_step=True) == 0
+        assert self.rests(0.5, 0.75).after_success(is_in_step=True) == pytest.approx(45)
+
+    def test_what_is_away_is_asked_again_soon_then_less_often(self) -> None:
+        rests = self.rests(1.0)
+        assert [rests.after_failure(is_overloaded=False) for _ in range(6)] == [2, 4, 8, 16, 30, 30]
+
+    def test_what_is_overloaded_is_left_alone_for_longer_each_time_up_to_a_period(self) -> None:
+        rests = self.rests(1.0)
+        assert [rests.after_failure(is_overloaded=True) for _ in range(3)] == [30, 60, 60]
+
+    def test_the_hosts_that_it_did_not_answer_come_back_at_any_moment_of_that(self) -> None:
+        assert self.rests(0.0, 0.5).after_failure(is_overloaded=True) == pytest.approx(15)
+        assert self.rests(0.0, 0.0).after_failure(is_overloaded=True) == 1, "as after any failure"
+
+    def test_its_answers_are_waited_for_longer_each_time(self) -> None:
+        rests, waited = self.rests(1.0), []
+        for _ in range(5):
+            waited.append(rests.more_seconds)
+            rests.after_failure(is_overloaded=True)
+        assert waited == [0, 10, 20, 40, 40]
+        rests.after_success(is_in_step=False)
+        assert rests.more_seconds == 0
+
+    def test_what_is_away_is_not_waited_for(self) -> None:
+        rests = self.rests(1.0)
+        rests.after_failure(is_overloaded=False)
+        assert rests.more_seconds == 0
+
+    def test_an_answer_ends_that(self) -> None:
+        rests = self.rests(1.0)
+        before = [rests.after_failure(is_overloaded=True) for _ in range(3)]
+        rests.after_success(is_in_step=False)
+        assert [rests.after_failure(is_overloaded=True) for _ in range(3)] == before

@@ -20,6 +20,8 @@ from common import validate
 from common.errors import ConfigError
 from common.model import ImageRef, Restart
 from common.validate import parse_image, parse_name, parse_public_keys, parse_resources_query
+from common.validate_images import parse_property, parse_user
+from common.validate_keys import fingerprint
 
 ENOUGH = "resources=VCPU:1,DISK_GB:1,MEMORY_MB:256"
 AGGREGATE = "11111111-2222-3333-4444-555555555555"
@@ -306,9 +308,11 @@ def test_an_image_is_a_url_or_an_absolute_path(image):
     ("image", "said"),
     [
         ("", "the image is empty"),
-        ("debian", "is neither an http://, https:// or file:// URL nor an absolute path"),
-        ("./debian.img", "is neither"),
-        ("~/debian.img", "is neither"),
+        ("debian!", "is neither a name (eschedule image list), an http://, https:// or file:// URL nor an absolute path"),
+        ("./debian.img", "is a path on this machine; the hosts do not see this machine's files: serve it by http"),
+        ("~/debian.img", "is a path on this machine"),
+        ("debian.QCOW2", "is a path on this machine"),
+        ("images/debian", "is a path on this machine"),
         ("ftp://h/i", "is neither"),
         ("http:/h/i", "is neither"),
         ("C:\\i", "is neither"),
@@ -471,3 +475,66 @@ def test_no_word_gives_another_exception(text):
         _only_config_error(parse, text)
     for parse in (validate.parse_seconds, validate.parse_count, validate.parse_uuid):
         _only_config_error(parse, text, "--option")
+
+
+def test_a_fingerprint_is_the_one_of_ssh_keygen():
+    """Compared with ``ssh-keygen -lf``."""
+    assert fingerprint(f"{ED25519} me@here") == "SHA256:0myzyHgUbfasmahIPAdCQ7eTHeLQTb0eV5iXbtv24C8 (ED25519)"
+    assert fingerprint(ECDSA) == "SHA256:LHeR5Wfmb4C9e+jD/kIG9hF7EXlsHHEkp6P1sehyGzE (ECDSA)"
+    assert fingerprint(RSA) == "SHA256:Cz0vHR7xN8HHQnQ0rNXJCupstIrPSsKYeHEiko06yuc (RSA)"
+
+
+@pytest.mark.parametrize("name", ["alice", "alice@laptop", "Team-1", "a.b_c+d", "x" * 63])
+def test_a_name_for_keys(name):
+    assert validate.parse_key_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("", "is none"), ("a/b", "is none"), ("-x", "is none"), ("~", "is none"), ("x" * 64, "is none"),
+                       ("id_ed25519.pub", "ends in .pub, as files do")],
+)  # fmt: skip
+def test_another_name_for_keys_is_refused(name, said):
+    assert said in _refused(validate.parse_key_name, name)
+
+
+@pytest.mark.parametrize("text", ["0", "65", "x", ""])
+def test_another_hop_limit_is_refused(text):
+    assert "a whole number from 1 to 64" in _refused(validate.parse_hop_limit, text)
+
+
+@pytest.mark.parametrize("name", ["debian-12", "Fedora_40", "ubuntu-24.04", "v1.2+build.7", "a", "x" * 63])
+def test_an_image_name_is_taken(name):
+    assert validate.is_image_name(name) and validate.parse_image_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-a", ".a", "a/b", "../a", "a b", "a:b", "ü", "x" * 64, "a\n", "debian.qcow2", "disk.IMG", "d.raw.xz"]
+)
+def test_what_could_be_a_file_or_an_address_is_no_image_name(name):
+    assert not validate.is_image_name(name)
+    assert "image name" in _refused(validate.parse_image_name, name)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("hw_disk_bus", "is no KEY=VALUE"),
+        ("hw_disk_bus=ide", 'is "ide", needs one of virtio, sata'),
+        ("hw_vif_model=", "needs one of virtio, e1000"),
+        ("hw_disk_buss=sata", "is not honoured; did you mean hw_disk_bus?"),
+        ("=x", "is not honoured; known are hw_disk_bus, hw_vif_model, os_distro"),
+        ("os_distro=", "1 to 255 printable characters"),
+        ("os_distro=a\x1bb", "1 to 255 printable characters"),
+    ],
+)
+def test_only_properties_that_are_honoured_are_taken(text, said):
+    assert said in _refused(parse_property, text)
+
+
+def test_properties_and_users_are_taken():
+    assert [parse_property(text) for text in ("hw_disk_bus=sata", "os_distro=a=b")] == [
+        ("hw_disk_bus", "sata"),
+        ("os_distro", "a=b"),
+    ]
+    assert parse_user("debian") == "debian"
+    assert "no user name" in _refused(parse_user, "a b")

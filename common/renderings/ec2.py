@@ -6,30 +6,31 @@ value (owner, VPC, public address, signatures) are left out rather than made up.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 
 from common.model import Address
-from md_server.guest import Guest
-from md_server.tree import BYTES, JSON, Directory, Leaf, Node, text
+from common.renderings.guest import Guest
+from common.renderings.network import ip_addresses, of_version
+from common.renderings.tree import BYTES, JSON, Directory, Leaf, Node, text
 
-# The dated versions that EC2 published since 2009-04-04. cloud-init asks for 2021-03-23, 2018-09-24 and 2016-09-02 before
-# 2009-04-04 and takes the first that answers, so the newest saves it three requests; Ignition and Afterburn ask for 2019-10-01
-# and 2021-01-03 alone; cloudbase-init for 2009-04-04.
+# All that EC2 published up to 2024. cloud-init asks for 2021-03-23, 2018-09-24 and 2016-09-02 before 2009-04-04 and takes the
+# first that answers; Ignition and Afterburn ask for 2019-10-01 and 2021-01-03 alone; cloudbase-init for 2009-04-04; Amazon's
+# own programs for newer ones, old scripts for 1.0.
 VERSIONS = (
+    "1.0", "2007-01-19", "2007-03-01", "2007-08-29", "2007-10-10", "2007-12-15", "2008-02-01", "2008-09-01",
     "2009-04-04", "2011-01-01", "2011-05-01", "2012-01-12", "2014-02-25", "2014-11-05", "2015-10-20", "2016-04-19",
     "2016-06-30", "2016-09-02", "2018-03-28", "2018-08-17", "2018-09-24", "2019-10-01", "2020-10-27", "2021-01-03",
-    "2021-03-23", "latest",
+    "2021-03-23", "2021-07-15", "2022-07-09", "2022-09-24", "2024-04-11", "latest",
 )  # fmt: skip
 REGION = "local"  # there is one
+_FAMILIES = ((4, "local-ipv4s", "subnet-ipv4-cidr-block"), (6, "ipv6s", "subnet-ipv6-cidr-blocks"))
 
 
 def tree(guest: Guest) -> Directory:
     """What a guest finds below ``/<version>``."""
     children: dict[str, Node] = {"dynamic": _dynamic(guest), "meta-data": _metadata(guest)}
-    user_data = guest.document.user_data
-    if user_data is not None:
-        children["user-data"] = Leaf(user_data, BYTES)
+    if guest.user_data is not None:
+        children["user-data"] = Leaf(guest.user_data, BYTES)
     return Directory(children, listing=sorted(children))  # here EC2 writes no slashes
 
 
@@ -48,8 +49,11 @@ def _metadata(guest: Guest) -> Directory:
     }
     if guest.primary is not None:
         children["mac"] = text(guest.primary.mac)
-        if guest.primary.address:
-            children["local-ipv4"] = text(guest.primary.address)
+        if guest.private_ipv4:
+            children["local-ipv4"] = text(guest.private_ipv4)
+        ipv6s = of_version(ip_addresses(guest.primary), 6)
+        if ipv6s:
+            children["ipv6"] = text(str(ipv6s[0].ip))
     if guest.document.addresses:
         macs: dict[str, Node] = {a.mac: _interface(guest, n, a) for n, a in enumerate(guest.document.addresses)}
         children["network"] = Directory({"interfaces": Directory({"macs": Directory(macs)})})
@@ -65,10 +69,11 @@ def _interface(guest: Guest, number: int, address: Address) -> Directory:
         "local-hostname": text(guest.hostname),
         "mac": text(address.mac),
     }
-    if address.address:
-        children["local-ipv4s"] = text(address.address)
-        network = ipaddress.ip_interface(f"{address.address}/{address.prefix_length}").network
-        children["subnet-ipv4-cidr-block"] = text(str(network))
+    for version, addresses, networks in _FAMILIES:
+        found = of_version(ip_addresses(address), version)
+        if found:
+            children[addresses] = text("\n".join(str(one.ip) for one in found))
+            children[networks] = text("\n".join(dict.fromkeys(str(one.network) for one in found)))
     return Directory(children)
 
 
@@ -86,7 +91,7 @@ def _dynamic(guest: Guest) -> Directory:
         "instanceId": guest.uuid,
         "instanceType": guest.instance_type,
         "pendingTime": guest.document.created_at,
-        "privateIp": guest.primary.address if guest.primary else None,
+        "privateIp": guest.private_ipv4 or None,
         "region": REGION,
         "version": "2017-09-30",
     }

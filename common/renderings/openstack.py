@@ -1,4 +1,5 @@
-"""The OpenStack tree: ``/openstack/<version>/{meta_data,network_data,vendor_data}.json`` and ``user_data``. Pure.
+"""The OpenStack tree: ``/openstack/<version>/{meta_data,network_data,vendor_data}.json`` and ``user_data``; and the same as
+files for a config drive. Pure.
 
 Guests carry the SMBIOS product "OpenStack Compute", by which cloud-init and cloudbase-init choose this tree at once.
 Version names and what came with which are Nova's (nova/api/metadata/base.py), as readers look for exactly these.
@@ -11,14 +12,19 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from md_server.guest import Guest
-from md_server.tree import BYTES, JSON, Directory, Fresh, Leaf, Node
+from common.renderings.guest import Guest
+from common.renderings.network import network_data
+from common.renderings.tree import BYTES, JSON, Directory, Fresh, Leaf, Node
 
 FOLSOM, GRIZZLY, HAVANA, LIBERTY, NEWTON_TWO = "2012-08-10", "2013-04-04", "2013-10-17", "2015-10-15", "2016-10-06"
 VERSIONS = (
     FOLSOM, GRIZZLY, HAVANA, LIBERTY, "2016-06-30", NEWTON_TWO, "2017-02-22", "2018-08-27", "2020-10-14", "latest",
 )  # fmt: skip
+# Of a config drive: the newest that cloud-init asks for, and what every other reader asks for, or cloud-init before 2018.
+DRIVE_VERSIONS = ("2018-08-27", "latest")
 RANDOM_SEED_BYTES = 512
+
+_GZIP = b"\x1f\x8b"
 
 RandomBytes = Callable[[int], bytes]
 
@@ -29,16 +35,26 @@ def tree(guest: Guest, version: str, random_bytes: RandomBytes) -> Directory:
     children: dict[str, Node] = {
         "meta_data.json": _seeded(meta_data, random_bytes) if version >= GRIZZLY else _json(meta_data),
     }
-    user_data = guest.document.user_data
-    if user_data is not None:
-        children["user_data"] = Leaf(user_data, BYTES)
+    if guest.user_data is not None:
+        children["user_data"] = Leaf(guest.user_data, BYTES)
     if version >= HAVANA:
-        children["vendor_data.json"] = _json({})
+        children["vendor_data.json"] = _json(_vendor_data(guest))
     if version >= LIBERTY:
-        children["network_data.json"] = _json(_network_data(guest))
+        children["network_data.json"] = _json(network_data(guest.document.addresses))
     if version >= NEWTON_TWO:
-        children["vendor_data2.json"] = _json({})
+        children["vendor_data2.json"] = _json({})  # cloud-init follows both: what is in the first is not repeated
     return Directory(children)
+
+
+def files(guest: Guest, random_bytes: RandomBytes) -> dict[str, bytes]:
+    """The content of a config drive by path: ``openstack/<version>/meta_data.json`` and so on, for ``DRIVE_VERSIONS``."""
+    found: dict[str, bytes] = {}
+    for version in DRIVE_VERSIONS:
+        for name, node in tree(guest, version, random_bytes).children.items():
+            leaf = node.make() if isinstance(node, Fresh) else node
+            if isinstance(leaf, Leaf):
+                found[f"openstack/{version}/{name}"] = leaf.content
+    return found
 
 
 def _json(value: Any) -> Leaf:
@@ -70,11 +86,16 @@ def _meta_data(guest: Guest) -> dict[str, Any]:
     return found
 
 
-def _network_data(guest: Guest) -> dict[str, Any]:
-    """Every NIC by DHCP: there the host gives the same address as here, and the routes and name servers with it."""
-    links, networks = [], []
-    for number, address in enumerate(guest.document.addresses):
-        link = f"nic{number}"
-        links.append({"id": link, "type": "phy", "ethernet_mac_address": address.mac, "vif_id": link})
-        networks.append({"id": f"network{number}", "type": "ipv4_dhcp", "link": link, "network_id": address.network})
-    return {"links": links, "networks": networks, "services": []}
+def _vendor_data(guest: Guest) -> dict[str, str]:
+    """Under the name by which cloud-init takes its part of what an operator may say to several programs."""
+    return {} if guest.vendor_data is None else {"cloud-init": _as_text(guest.vendor_data)}
+
+
+def _as_text(data: bytes) -> str:
+    """*data* as JSON can hold it: what is no text becomes a MIME message, which cloud-init takes apart again."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        kind = "application/gzip" if data.startswith(_GZIP) else "application/octet-stream"
+        head = f"MIME-Version: 1.0\nContent-Type: {kind}\nContent-Transfer-Encoding: base64\n\n"
+        return head + base64.encodebytes(data).decode()

@@ -1,6 +1,6 @@
 """One guest as its renderings see it: the metadata document, completed by what holds for every guest of this host.
 
-Pure. The EC2 and the OpenStack tree are both made from this, so that they agree.
+Pure. All trees are made from this, so that they agree.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from functools import cached_property
 
 from common.metadata import MetadataDocument
 from common.model import Address
-from md_server.tree import Directory
+from common.renderings.network import ip_addresses, of_version
+from common.renderings.tree import Directory
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9@._+-]+")
 
@@ -55,6 +56,11 @@ class Guest:
         return next(iter(self.document.addresses), None)
 
     @property
+    def private_ipv4(self) -> str:
+        """The first NIC's IPv4 address, "" where it has none that is known."""
+        return next((str(one.ip) for one in of_version(ip_addresses(self.primary), 4)), "") if self.primary else ""
+
+    @property
     def image_id(self) -> str:
         """The same for guests of one image; not the image's address itself, which may hold a password."""
         return f"ami-{hashlib.sha256(self.document.image.encode()).hexdigest()[:17]}"
@@ -65,6 +71,20 @@ class Guest:
         resources = self.document.resources
         cpus = resources.get("VCPU", 0) + resources.get("PCPU", 0)
         return f"custom.{cpus}vcpu-{resources.get('MEMORY_MB', 0)}mib-{resources.get('DISK_GB', 0)}gib"
+
+    @cached_property
+    def user_data(self) -> bytes | None:
+        """As it was given, None where there is none; decoded once for all trees.
+
+        Raises:
+            InvalidSpec: the document's text is no base64.
+        """
+        return self.document.user_data
+
+    @cached_property
+    def vendor_data(self) -> bytes | None:
+        """What the operator gives to every guest, None where there is none. Raises as ``user_data`` does."""
+        return self.document.vendor_data
 
     @cached_property
     def keys(self) -> tuple[NamedKey, ...]:
