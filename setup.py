@@ -48,7 +48,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["common", "common.renderings", "ecompute", "ecompute.doctor", "eschedule", "md_server"],
+    packages=["common", "common.renderings", "ecompute", "ecompute.doctor", "eschedule", "eschedule.command_line", "md_server"],
     install_requires=[
         # The maintained distribution of the module etcd3; etcd3 0.12.0 itself needs protobuf < 4. See docs/decisions.md.
         "cslab-etcd3==0.12.1",

@@ -157,12 +157,13 @@ def _listening(run_dir: Path) -> Iterator[socket.socket]:
     md-server's, where that is not root.
     """
     directory = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    path = run_dir / SOCKET_NAME
+    path, new = run_dir / SOCKET_NAME, run_dir / f"{SOCKET_NAME}.new"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as bell:
-            path.unlink(missing_ok=True)
-            bell.bind(f"/proc/self/fd/{directory}/{SOCKET_NAME}")  # the path itself may be longer than an address may be
-            path.chmod(SOCKET_MODE)
+            new.unlink(missing_ok=True)
+            bell.bind(f"/proc/self/fd/{directory}/{new.name}")  # the path itself may be longer than an address may be
+            new.chmod(SOCKET_MODE)
+            new.replace(path)  # so nobody finds none meanwhile, or one that is not for md-server yet
             yield bell
             path.unlink(missing_ok=True)
     finally:

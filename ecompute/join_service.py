@@ -83,8 +83,8 @@ class Service:
         """Why what ``start`` started has ended, in one line; "" while it runs, or is tried again."""
         if self.is_unit and _run(["systemctl", "is-failed", "--quiet", UNIT]).returncode == 0:
             return f"{UNIT} has failed"
-        if self._child is None or self._child.poll() is None:
-            return ""
+        if self._child is None or self._child.poll() is None or self.is_running():
+            return ""  # where another one runs it was first: one that a join began that did not live to see it
         lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
         return f"ecompute ended with exit code {self._child.returncode}: {lines[-1] if lines else 'it said nothing'}"
 

@@ -1,0 +1,40 @@
+"""The options of ``image``."""
+
+from __future__ import annotations
+
+from eschedule.command_line.parser import Parser, Verbs, json_option, verb
+
+
+def add_image(verbs: Verbs) -> None:
+    parser = verb(
+        verbs, "image", "register images under names, list, show and remove them", "eschedule create 'resources=…' debian-12"
+    )  # fmt: skip
+    actions = parser.add_subparsers(dest="action", metavar="add|list|show|rm", parser_class=Parser, required=True)
+    _add_image_add(actions)
+    json_option(verb(actions, "list", "list the images that have a name", "eschedule image list"))
+    show = verb(actions, "show", "show an image: where it is, its checksum, what it needs", "eschedule image show debian-12")
+    show.add_argument("name", metavar="NAME")
+    json_option(show)
+    remove = verb(actions, "rm", "forget a name; instances that were made of it stay", "eschedule image rm debian-12")
+    remove.add_argument("name", metavar="NAME")
+
+
+def _add_image_add(actions: Verbs) -> None:
+    parser = verb(
+        actions, "add", "give an image a name, which means the same bytes for as long as it is there",
+        "eschedule image add debian-12 https://images.example.org/debian-12.qcow2 --checksum-url SHA512SUMS --user debian",
+    )  # fmt: skip
+    parser.add_argument("name", metavar="NAME", help="what --image asks for")
+    parser.add_argument("url", metavar="URL", help="http(s):// or file:// URL, or an absolute path on every host")
+    sums = parser.add_mutually_exclusive_group(required=True)
+    for algorithm in ("sha256", "sha512"):
+        sums.add_argument(f"--{algorithm}", metavar="HEX", help="what the image's bytes come to")
+    sums.add_argument("--checksum-url", metavar="URL", help="read it there, now; a mere name is looked for beside the image")
+    parser.add_argument("--min-disk", metavar="GB", help="refuse requests for less DISK_GB")
+    parser.add_argument("--min-memory", metavar="MB", help="refuse requests for less MEMORY_MB")
+    parser.add_argument("--user", metavar="NAME", help="whom to log in as; for people")
+    parser.add_argument(
+        "--property", metavar="KEY=VALUE", action="append",
+        help="hw_disk_bus=virtio|sata, hw_vif_model=virtio|e1000, os_distro=TEXT (for people); may be repeated",
+    )  # fmt: skip
+    json_option(parser)

@@ -1,0 +1,107 @@
+"""The options of the verbs that look at, change and end instances."""
+
+from __future__ import annotations
+
+from eschedule.command_line.parser import DRIVE, Parser, Verbs, instances, json_option, verb, waiting
+
+
+def reaching(parser: Parser) -> None:
+    """How a guest is told of itself, and who may reach it."""
+    parser.add_argument(
+        "--metadata",
+        metavar="ACCESS",
+        help="who may read it at 169.254.169.254: optional, required (with a token only) or off (default: optional)",
+    )
+    parser.add_argument(
+        "--metadata-hop-limit", metavar="N", help="how many hops an answer with a token may go (default: 1; containers need 2)"
+    )
+    drive = parser.add_mutually_exclusive_group()
+    drive.add_argument(
+        DRIVE, metavar="FORM", help="its metadata as a disk, too: openstack (without FORM), nocloud, or auto where HTTP fails"
+    )
+    drive.add_argument("--no-config-drive", dest="config_drive", action="store_const", const="none", help="without that disk")
+    parser.add_argument(
+        "--allow", metavar="RULES", action="append",
+        help="who may reach it: tcp:PORT[-PORT], udp:…, icmp, all, each with @CIDR where only those may; commas between; none",
+    )  # fmt: skip
+    parser.add_argument("--allow-all", action="store_true", help="everybody may reach it")
+
+
+def add_list(verbs: Verbs) -> None:
+    json_option(verb(verbs, "list", "list all instances", "eschedule list --json"))
+
+
+def add_show(verbs: Verbs) -> None:
+    parser = verb(verbs, "show", "show all about one instance", "eschedule show web-1")
+    parser.add_argument("instance", metavar="NAME|UUID")
+    json_option(parser)
+
+
+def add_destroy(verbs: Verbs) -> None:
+    parser = verb(verbs, "destroy", "destroy instances with their disks, for good", "eschedule destroy web-1 web-2")
+    instances(parser)
+    waiting(parser, "the end")
+
+
+def add_stop(verbs: Verbs) -> None:
+    parser = verb(verbs, "stop", "shut guests down; disk, address and claim stay", "eschedule stop web-1")
+    instances(parser)
+    waiting(parser, "the stop")
+
+
+def add_start(verbs: Verbs) -> None:
+    parser = verb(verbs, "start", "start guests that are down", "eschedule start web-1")
+    instances(parser)
+    waiting(parser, "the start")
+
+
+def add_reboot(verbs: Verbs) -> None:
+    parser = verb(verbs, "reboot", "reboot guests; those that are down are started", "eschedule reboot web-1 --hard")
+    parser.add_argument("--hard", action="store_true", help="pull the plug instead of asking the guest to shut down first")
+    instances(parser)
+    waiting(parser, "the reboot")
+
+
+def add_set(verbs: Verbs) -> None:
+    parser = verb(
+        verbs, "set", "change what a guest is told and who may reach it, without a restart",
+        "eschedule set web-1 --key alice --key ~/.ssh/id_ed25519.pub --allow tcp:22,icmp",
+    )  # fmt: skip
+    parser.add_argument("instance", metavar="NAME|UUID")
+    keys, user_data = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
+    keys.add_argument("--key", metavar="FILE|NAME", action="append", help="these public ssh keys in place of all it has")
+    keys.add_argument("--no-keys", action="store_true", help="no ssh key any more")
+    user_data.add_argument("--user-data", metavar="FILE", help="in place of what it has; at most 64 KiB")
+    user_data.add_argument("--no-user-data", action="store_true", help="no user data any more")
+    reaching(parser)
+    waiting(parser, "the change")
+
+
+def add_port_forward(verbs: Verbs) -> None:
+    parser = verb(
+        verbs, "port-forward", "have ports of its host lead to a guest; list them",
+        "eschedule port-forward web-1 8080:80 53:53/udp --rm 2222",
+    )  # fmt: skip
+    parser.mixes = True
+    parser.add_argument("instance", metavar="NAME|UUID")
+    parser.add_argument(
+        "ports",
+        metavar="HOSTPORT:GUESTPORT",
+        nargs="*",
+        help="to add, with /udp behind it for UDP; without any, and without --rm, it lists",
+    )
+    parser.add_argument("--rm", metavar="HOSTPORT[/udp]", action="append", help="to take away; may be repeated")
+    waiting(parser, "the change")
+    json_option(parser)
+
+
+def add_adopt(verbs: Verbs) -> None:
+    parser = verb(
+        verbs, "adopt", "take over guests that etcd has lost, or remembers otherwise than they are", "eschedule adopt web-1"
+    )  # fmt: skip
+    parser.add_argument("instances", metavar="NAME|UUID", nargs="*")
+    parser.add_argument("--all", action="store_true", help="every guest that etcd has lost")
+    parser.add_argument("--spec", action="store_true", help="of a guest whose request in etcd is older: what etcd says counts")
+    parser.add_argument("--domain", action="store_true", help="of such a guest: what the guest is counts")
+    parser.add_argument("--name", metavar="NEW", help="another name, where its own is taken")
+    waiting(parser, "it")

@@ -1,0 +1,81 @@
+"""What all verbs share: the parser with errors as one line, and the options that several of them take."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from typing import NoReturn, TypeAlias
+
+from common.errors import ConfigError
+
+EXAMPLE = "resources=VCPU:1,MEMORY_MB:256,DISK_GB:1"
+DRIVE, DRIVE_FORMS = "--config-drive", ("auto", "openstack", "nocloud", "none")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors as one line, and as an exception of ours.
+
+    *mixes*: its words may stand among its options, too. argparse takes those that may be missing for missing at the first
+    option.
+    """
+
+    mixes = False
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message.replace(chr(10), ' ')}; see: {self.prog} --help")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        return super().parse_known_args(self._words_last(args or ()) if self.mixes else args, namespace)
+
+    def _words_last(self, arguments: Sequence[str]) -> list[str]:
+        words, options, rest = list[str](), list[str](), iter(arguments)
+        for argument in rest:
+            if argument == "--":
+                return [*options, argument, *words, *rest]
+            if argument == "-" or not argument.startswith("-"):
+                words.append(argument)
+                continue
+            options.append(argument)
+            action = self._option_string_actions.get(argument)  # none where it is unknown, or has its value behind a =
+            if action is not None and action.nargs is None:
+                options.extend(itertools.islice(rest, 1))
+        return [*options, *words]
+
+
+Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"  # argparse has no public name for what add_subparsers() answers
+
+
+def common_options(parser: argparse.ArgumentParser, default: object = argparse.SUPPRESS) -> None:
+    """Options that may stand before the verb and behind it."""
+    parser.add_argument(
+        "--config", metavar="FILE", default=default,
+        help="schedule.yaml; else ./, ~/.config/etcd-compute/ and /etc/etcd-compute/ are looked into",
+    )  # fmt: skip
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", default=False if default is None else default, help="log what is done"
+    )
+
+
+def verb(verbs: Verbs, name: str, help: str, example: str) -> Parser:
+    parser = verbs.add_parser(
+        name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    common_options(parser)
+    return parser
+
+
+def waiting(parser: Parser, what: str) -> None:
+    parser.add_argument("--no-wait", action="store_true", help=f"return once {what} is asked for")
+    parser.add_argument("--wait-seconds", metavar="N", help="wait at most so long (default: wait_seconds of schedule.yaml)")
+
+
+def json_option(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def instances(parser: Parser) -> None:
+    parser.add_argument("instances", metavar="NAME|UUID", nargs="+")
