@@ -202,6 +202,8 @@ def _metadata_service(scene: Scene) -> Iterator[Result]:
         yield ok(name, f"md-server answers at {config.metadata.address}, port {config.metadata.port}")
     elif is_external:
         yield failure(name, problem, "systemctl start md-server")
+    elif scene.is_joining:  # an ecompute that runs may be just starting it; whether it is up is seen by being Ready
+        yield warning(name, problem, f"see {config.paths.run_dir}/md-server.log, or journalctl -u ecompute, if it stays so")
     else:
         yield failure(name, problem, f"see {config.paths.run_dir}/md-server.log, or journalctl -u ecompute")
 

@@ -213,6 +213,7 @@ def record(**changes: object) -> HostRecord:
             {"second ecompute": Level.OK, "ecompute": Level.OK},
         ),
         (ALONE, {"second ecompute": Level.OK, "ecompute": Level.FAILURE}),
+        (dataclasses.replace(ALONE, is_joining=True), {"second ecompute": Level.OK, "ecompute": Level.OK}),
         (
             dataclasses.replace(ALONE, hosts={OURS: record(state=HostState.DEGRADED)}),
             {"second ecompute": Level.OK, "ecompute": Level.WARNING},
