@@ -147,14 +147,12 @@ def _heartbeat_without_process(mine: HostRecord, claims: Claims) -> Result:
 
 
 def _own(claims: Claims, mine: HostRecord | None) -> Result:
-    if claims.pid is None and claims.is_joining:
-        return ok("ecompute", "does not run yet")
+    if claims.is_joining and (claims.pid is None or mine is None):  # one that runs may be of a join that was cut off
+        return ok("ecompute", "does not run yet" if claims.pid is None else f"runs (process {claims.pid}), and is starting")
     if claims.pid is None and claims.left:
         return warning("ecompute", f"does not run: this host was told to leave the cluster by {claims.left}", "ecompute join")
     if claims.pid is None:
         return warning("ecompute", "does not run: this host takes no guests", claims.start)
-    if mine is None and claims.is_joining:  # of a join that was cut off, for example
-        return ok("ecompute", f"runs (process {claims.pid}), and is starting")
     if mine is None:
         return failure(
             "ecompute", f"runs (process {claims.pid}), and has no heartbeat in etcd", "see its log: journalctl -u ecompute"
