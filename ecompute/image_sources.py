@@ -295,9 +295,12 @@ class HttpSource:
         try:
             yield
         except requests.exceptions.TooManyRedirects as error:
-            raise ImageNotFound(f"image {self.shown} is redirected in a circle") from error
+            raise ImageNotFound(f"image {self.shown} is redirected in a circle: see to its server") from error
         except requests.exceptions.InvalidSchema as error:
-            raise ImageNotFound(f"image {self.shown} is redirected to something other than http or https; refused") from error
+            raise ImageNotFound(
+                f"image {self.shown} is redirected to something other than http or https, which is not followed: name the "
+                "address where it really is"
+            ) from error
         except (
             requests.exceptions.InvalidURL,
             requests.exceptions.MissingSchema,
