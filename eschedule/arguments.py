@@ -62,6 +62,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(_unknown(options.command, unknown))
     if options.command is None and not (options.check_config or options.version):
         raise ConfigError(f"nothing was asked for; begin with: eschedule '{EXAMPLE}', or see: eschedule --help")
+    options.json = getattr(options, "output", None) == "json"
     return options
 
 

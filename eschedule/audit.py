@@ -22,11 +22,13 @@ from common.placement_types import OWNER_TRAIT
 from common.retry import Deadline
 from common.text import counted, escaped, quoted
 from common.validate import parse_seconds
-from eschedule import audit_checks, post, render
+from eschedule import audit_checks, post
 from eschedule.audit_checks import Cluster
 from eschedule.audit_fixes import Fixer
 from eschedule.claims import FRESH_SECONDS, totals
+from eschedule.output import emit
 from eschedule.session import Session
+from eschedule.tables import block
 
 WAIT_SECONDS = 10.0  # for the hosts' answers
 ORPHAN_SECONDS = 60.0
@@ -70,10 +72,7 @@ def audit(session: Session, options: argparse.Namespace) -> int:
     if options.fix and any(finding.is_fixable for finding in result.findings):
         fixed = Fixer(session, auditor, orphan_seconds=patience).fix(result)
         result = auditor.look()
-    if options.json:
-        session.screen.data(render.as_json(as_json(result, fixed)))
-    else:
-        session.screen.data(as_text(result, fixed))
+    emit(session.screen, options, lambda: as_json(result, fixed), lambda _: as_text(result, fixed))
     for problem in result.problems:
         session.screen.warning(problem)
     return result.exit_code
@@ -188,7 +187,7 @@ def _block(finding: Finding) -> str:
         f" {finding.name} ({finding.instance})" if finding.name and finding.instance else f" {finding.instance or ''}".rstrip()
     )
     title = escaped(f"{finding.kind}{who} at {finding.where}")
-    body = render.block([("what", finding.what), ("cause", finding.cause), ("cure", finding.cure)])
+    body = block([("what", finding.what), ("cause", finding.cause), ("cure", finding.cure)])
     return f"{title}\n" + "".join(f"  {line}\n" for line in body.splitlines()) + "\n"
 
 

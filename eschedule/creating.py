@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,6 +27,7 @@ from eschedule.follow import Ending, Goal, Outcome
 from eschedule.image_registry import registered
 from eschedule.intake import request_from
 from eschedule.interruption import Interrupted
+from eschedule.output import is_for_programs, rendered
 from eschedule.planning import Planner
 from eschedule.request import Request
 from eschedule.scheduler import Placed, Scheduler
@@ -133,16 +135,13 @@ def _report(
     session: Session, options: argparse.Namespace, placed: Placed, outcome: Outcome | None, timings_ms: dict[str, float]
 ) -> int:
     """Print the end of it; the exit code."""
-    if options.json:
-        try:
+    if is_for_programs(options):
+        with contextlib.suppress(Permanent):  # destroyed by somebody else a moment ago
             row = row_of(session, placed.uuid)
-        except Permanent:  # destroyed by somebody else a moment ago
-            row = None
-        if row:
-            session.screen.data(render.as_json(render.instance_json(row, timings_ms)))
+            session.screen.data(rendered(render.instance_json(row, timings_ms), options.output))
     if outcome is None or outcome.ending is Ending.REACHED:
         tell_notes(session, placed.name, outcome.view.status if outcome and outcome.view else None)
-        if not options.json:
+        if not is_for_programs(options):
             session.screen.data(render.block(_summary(placed, outcome, timings_ms["total"])))
         return 0
     raise unreached(placed.name, outcome, goal_of(options), timings_ms["wait"] / 1000)

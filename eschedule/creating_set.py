@@ -16,6 +16,7 @@ from eschedule.batch import BatchScheduler, PlacedSet
 from eschedule.creating import again_line, milliseconds, place_of, planner_of, repeatable, timings_file_of, write_timings
 from eschedule.follow import Ending, Follower, Goal, Outcome, View, judge
 from eschedule.interruption import Interrupted
+from eschedule.output import emit
 from eschedule.request import Request
 from eschedule.session import Session
 from eschedule.waiting import goal_of, rows_of, tell_notes, unreached, wait_seconds_of
@@ -99,10 +100,13 @@ def _stage(view: View, goal: Goal) -> str:
 
 def _print(session: Session, options: argparse.Namespace, placed: PlacedSet) -> None:
     rows = rows_of(session, [one.uuid for one in placed.instances])
-    if options.json:
-        session.screen.data(render.as_json([render.instance_json(row) for row in rows]))
-    else:
-        session.screen.data(render.instance_table(rows, datetime.datetime.now(datetime.UTC)))
+    now = datetime.datetime.now(datetime.UTC)
+    emit(
+        session.screen,
+        options,
+        lambda: [render.instance_json(row) for row in rows],
+        lambda look: render.instance_table(rows, now, look),
+    )
     for row in rows:
         tell_notes(session, row.name, row.status)
 

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import importlib.metadata
 import itertools
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ from common.placement import Placement, Provider
 from common.placement_checkup import PROBE_NAME
 from common.placement_types import OWNER_TRAIT
 from common.store import Store
+from eschedule.output import emit
 from eschedule.screen import Screen
 from eschedule.session import Session
 
@@ -63,15 +65,15 @@ def doctor(session: Session, options: argparse.Namespace) -> int:
     fixed = list(checkup.cure(report)) if options.fix else []
     if fixed:
         report = examine(session.config)
-    return _print(session.screen, report, fixed, as_json=options.json)
+    return _print(session.screen, report, fixed, options)
 
 
-def report_configuration(screen: Screen, error: ConfigError, *, as_json: bool) -> int:
+def report_configuration(screen: Screen, error: ConfigError, options: argparse.Namespace) -> int:
     """Say what is wrong with a configuration that cannot be read; without it nobody knows where the services are."""
     cure = "correct it; eschedule --check-config"
     wrong = [failure("configuration", line, cure) for line in str(error).splitlines()]
     rest = failure("services", "not looked at, since the configuration says where they are", "correct the configuration")
-    return _print(screen, Report((*wrong, rest)), [], as_json=as_json)
+    return _print(screen, Report((*wrong, rest)), [], options)
 
 
 def examine(config: ScheduleConfig) -> Report:
@@ -115,8 +117,8 @@ class _Once(Generic[T]):
             return self.made
 
 
-def _print(screen: Screen, report: Report, fixed: list[str], *, as_json: bool) -> int:
-    screen.data(report.to_json(fixed) if as_json else report.text(fixed))
+def _print(screen: Screen, report: Report, fixed: list[str], options: argparse.Namespace) -> int:
+    emit(screen, options, lambda: json.loads(report.to_json(fixed)), lambda _: report.text(fixed))
     return report.exit_code
 
 

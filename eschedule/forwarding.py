@@ -10,11 +10,13 @@ from common.errors import Permanent
 from common.model import Forward
 from common.port_notes import PortTrouble, troubles
 from common.validate import parse_forwards, parse_host_port, parse_instance
-from eschedule import cards, render
+from eschedule import cards
 from eschedule.changes import find, forwarding
 from eschedule.listing import InstanceRow
 from eschedule.live import Applied, apply
+from eschedule.output import emit
 from eschedule.session import Session
+from eschedule.tables import Column, Look, table
 from eschedule.waiting import row_of
 
 IN_FORCE = "in force"
@@ -37,7 +39,7 @@ def port_forward(session: Session, options: argparse.Namespace) -> int:
             session.screen.message(f"{applied.spec.name}: all of this is so already")
         who = applied.spec.uuid
     row = row_of(session, who if isinstance(who, UUID) else find(session.store, session.keys, who), who)
-    session.screen.data(render.as_json(_json(row)) if options.json else _table(row))
+    emit(session.screen, options, lambda: _json(row), lambda look: _table(row, look))
     if applied and applied.status and (failed := failure(applied.spec.name, add, applied.status.notes)):
         raise Permanent(failed)
     return 0
@@ -72,13 +74,13 @@ def states(row: InstanceRow) -> list[tuple[Forward, str, str]]:
     return [(forward, there[0].shown if there else IN_FORCE, there[1] if there else "") for forward, there in found]
 
 
-def _table(row: InstanceRow) -> str:
+def _table(row: InstanceRow, look: Look) -> str:
     addresses = row.status.addresses if row.status else ()
     rows = [
         (cards.reached_at(forward, row.host.name), cards.leads_to(forward, addresses), state)
         for forward, state, _ in states(row)
     ]
-    return render.table(("REACHED AT", "LEADS TO", "STATE"), rows)
+    return table(("REACHED AT", "LEADS TO", Column("STATE", 12)), rows, look)
 
 
 def _json(row: InstanceRow) -> list[dict[str, object]]:

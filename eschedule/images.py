@@ -14,7 +14,9 @@ from common.validate import parse_image_name
 from eschedule import image_registry, render
 from eschedule.image_options import record_from
 from eschedule.image_registry import ImageRow
+from eschedule.output import emit
 from eschedule.session import Session, user_at_host
+from eschedule.tables import PLAIN, Column, Look, block, table
 
 
 def image(session: Session, options: argparse.Namespace) -> int:
@@ -38,17 +40,17 @@ def _add(session: Session, options: argparse.Namespace) -> None:
     record = record_from(options, created_at=utc_text(_now()), created_by=user_at_host(), fetch=fetch)
     if not image_registry.add(session.store, session.keys, record):
         session.screen.message(f"the image {record.name} is there already, just so")
-    session.screen.data(render.as_json(image_json(record)) if options.json else image_block(record))
+    emit(session.screen, options, lambda: image_json(record), lambda _: image_block(record))
 
 
 def _list(session: Session, options: argparse.Namespace) -> None:
     rows = image_registry.listed(session.store, session.keys)
-    session.screen.data(render.as_json([_row_json(row) for row in rows]) if options.json else image_table(rows, _now()))
+    emit(session.screen, options, lambda: [_row_json(row) for row in rows], lambda look: image_table(rows, _now(), look))
 
 
 def _show(session: Session, options: argparse.Namespace) -> None:
     record = image_registry.registered(session.store, session.keys, parse_image_name(options.name))
-    session.screen.data(render.as_json(image_json(record)) if options.json else image_block(record))
+    emit(session.screen, options, lambda: image_json(record), lambda _: image_block(record))
 
 
 def _remove(session: Session, options: argparse.Namespace) -> None:
@@ -60,9 +62,9 @@ def _remove(session: Session, options: argparse.Namespace) -> None:
 # -- text and JSON -------------------------------------------------------------------------------------------------------
 
 
-def image_table(rows: Iterable[ImageRow], now: datetime.datetime) -> str:
-    columns = ("NAME", "MIN_DISK_GB", "MIN_MEMORY_MB", "USER", "CHECKSUM", "AGE", "URL")
-    return render.table(columns, [_cells(row, now) for row in rows])
+def image_table(rows: Iterable[ImageRow], now: datetime.datetime, look: Look = PLAIN) -> str:
+    columns = (Column("NAME", 16), "MIN_DISK_GB", "MIN_MEMORY_MB", "USER", Column("CHECKSUM", 14), "AGE", Column("URL", 12))
+    return table(columns, [_cells(row, now) for row in rows], look)
 
 
 def _cells(row: ImageRow, now: datetime.datetime) -> tuple[str, ...]:
@@ -78,7 +80,7 @@ def _cells(row: ImageRow, now: datetime.datetime) -> tuple[str, ...]:
 
 def image_block(record: ImageRecord) -> str:
     """All about one image."""
-    return render.block(
+    return block(
         [
             ("name", record.name),
             ("url", record.url),

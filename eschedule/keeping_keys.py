@@ -14,7 +14,9 @@ from common.validate import parse_key_name, parse_public_keys
 from common.validate_keys import MOST_BYTES, fingerprint
 from eschedule import render, stored_keys
 from eschedule.guest_options import keys_in_files
+from eschedule.output import emit
 from eschedule.session import Session, user_at_host
+from eschedule.tables import Column, Look, table
 
 STANDARD_INPUT = "-"
 
@@ -57,12 +59,12 @@ def _from_standard_input() -> tuple[str, ...]:
 
 def _list(session: Session, options: argparse.Namespace) -> None:
     records = stored_keys.kept(session.store, session.keys)
-    session.screen.data(render.as_json([_json(record) for record in records]) if options.json else _table(records))
+    emit(session.screen, options, lambda: [_json(record) for record in records], lambda look: _table(records, look))
 
 
 def _show(session: Session, options: argparse.Namespace) -> None:
     record = stored_keys.one(session.store, session.keys, parse_key_name(options.name))
-    session.screen.data(render.as_json(_json(record)) if options.json else "".join(f"{line}\n" for line in record.keys))
+    emit(session.screen, options, lambda: _json(record), lambda _: "".join(f"{line}\n" for line in record.keys))
 
 
 def _remove(session: Session, options: argparse.Namespace) -> None:
@@ -71,13 +73,13 @@ def _remove(session: Session, options: argparse.Namespace) -> None:
     session.screen.message(f"{name} is kept no more; instances that have its keys keep them")
 
 
-def _table(records: list[KeyRecord]) -> str:
+def _table(records: list[KeyRecord], look: Look) -> str:
     rows = [
         (record.name, fingerprint(one), one.split(" ", 2)[2] if one.count(" ") > 1 else "",
          render.age(record.created_at, _now()), record.created_by)
         for record in records for one in record.keys
     ]  # fmt: skip
-    return render.table(("NAME", "FINGERPRINT", "COMMENT", "AGE", "BY"), rows)
+    return table(("NAME", Column("FINGERPRINT", 20), Column("COMMENT", 8), "AGE", Column("BY", 8)), rows, look)
 
 
 def _json(record: KeyRecord) -> dict[str, object]:

@@ -8,13 +8,15 @@ import datetime
 from common.errors import PlacementUnavailable
 from eschedule import render
 from eschedule.listing import list_hosts, list_instances
+from eschedule.output import emit
 from eschedule.session import Session
 
 
 def list_(session: Session, options: argparse.Namespace) -> int:
     rows = list_instances(session.store, session.keys)
-    json = options.json
-    session.screen.data(render.as_json(render.instance_list_json(rows)) if json else render.instance_table(rows, _now()))
+    emit(
+        session.screen, options, lambda: render.instance_list_json(rows), lambda look: render.instance_table(rows, _now(), look)
+    )
     return 0
 
 
@@ -25,7 +27,7 @@ def show(session: Session, options: argparse.Namespace) -> int:
 
     who = parse_instance(options.instance)
     row = row_of(session, find(session.store, session.keys, who), who)
-    session.screen.data(render.as_json(render.instance_json(row)) if options.json else render.instance_block(row, _now()))
+    emit(session.screen, options, lambda: render.instance_json(row), lambda _: render.instance_block(row, _now()))
     return 0
 
 
@@ -37,7 +39,7 @@ def hosts(session: Session, options: argparse.Namespace) -> int:
     except PlacementUnavailable as error:
         unavailable = error
         rows = list_hosts(session.store, session.keys, None)
-    session.screen.data(render.as_json(render.host_list_json(rows)) if options.json else render.host_table(rows, _now()))
+    emit(session.screen, options, lambda: render.host_list_json(rows), lambda look: render.host_table(rows, _now(), look))
     if unavailable:
         raise unavailable
     return 0

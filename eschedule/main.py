@@ -111,7 +111,7 @@ def _run(arguments: list[str], screen: Screen, interruption: Interruption) -> in
             raise
         from eschedule.doctor import report_configuration  # noqa: PLC0415
 
-        return report_configuration(screen, error, as_json=options.json)
+        return report_configuration(screen, error, options)
     if options.check_config:
         screen.data("".join(f"{line}\n" for line in describe(config)))
         return 0

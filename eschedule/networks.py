@@ -24,10 +24,11 @@ from common.network_records import NetworkRecord, Subnet
 from common.store import Compare, Store, Transaction, Versioned
 from common.text import utc_text
 from common.validate import parse_network
-from eschedule import render
 from eschedule.free_addresses import span_of, used_of
 from eschedule.network_options import overlap, record_from, wire_of
+from eschedule.output import emit
 from eschedule.session import Session, user_at_host
+from eschedule.tables import PLAIN, Column, Look, block, table
 
 TRIES = 10  # while others make or remove networks
 NAMED_AT_MOST = 5  # of those who keep a network from being removed
@@ -57,13 +58,13 @@ def _add(session: Session, options: argparse.Namespace) -> int:
         session.screen.message(f"the network {record.name} is there already, just so")
     owners = {} if is_new else _read(session.store, session.keys, record.name)[1]
     row = NetworkRow(record.name, record, owners)
-    session.screen.data(render.as_json(network_json(row)) if options.json else render.block(_pairs(record)))
+    emit(session.screen, options, lambda: network_json(row), lambda _: block(_pairs(record)))
     return 0
 
 
 def _list(session: Session, options: argparse.Namespace) -> int:
     rows = list_networks(session.store, session.keys)
-    session.screen.data(render.as_json([network_json(row) for row in rows]) if options.json else network_table(rows))
+    emit(session.screen, options, lambda: [network_json(row) for row in rows], lambda look: network_table(rows, look))
     return 0
 
 
@@ -72,10 +73,10 @@ def _show(session: Session, options: argparse.Namespace) -> int:
     item, owners = _read(session.store, session.keys, name)
     row = NetworkRow(name, NetworkRecord.from_json(item.value), owners)
     names = _names(session.store, session.keys, owners.values())
-    if options.json:
-        session.screen.data(render.as_json({**network_json(row), "addresses": _addresses_json(owners, names)}))
-    else:
-        session.screen.data(network_block(row, names))
+    emit(
+        session.screen, options, lambda: {**network_json(row), "addresses": _addresses_json(owners, names)},
+        lambda look: network_block(row, names, look),
+    )  # fmt: skip
     return 0
 
 
@@ -190,7 +191,7 @@ def _names(store: Store, keys: Keys, owners: Iterable[str]) -> dict[str, str]:
 # -- text and JSON -------------------------------------------------------------------------------------------------------
 
 
-def network_table(rows: Iterable[NetworkRow]) -> str:
+def network_table(rows: Iterable[NetworkRow], look: Look = PLAIN) -> str:
     lines = []
     for row in rows:
         record = row.record
@@ -201,18 +202,18 @@ def network_table(rows: Iterable[NetworkRow]) -> str:
             size, used = span_of(subnet).size, used_of(subnet, row.owners)
             own = (row.name, record.bridge, str(record.vlan or "")) if not at else ("", "", "")
             lines.append((*own, subnet.cidr, f"{subnet.first}-{subnet.last}", str(used), _count(size - used)))
-    return render.table(("NAME", "BRIDGE", "VLAN", "SUBNET", "RANGE", "USED", "FREE"), lines)
+    return table((Column("NAME", 12), "BRIDGE", "VLAN", Column("SUBNET", 18), Column("RANGE", 16), "USED", "FREE"), lines, look)
 
 
-def network_block(row: NetworkRow, names: Mapping[str, str]) -> str:
+def network_block(row: NetworkRow, names: Mapping[str, str], look: Look = PLAIN) -> str:
     """All about one network: what it is, and who has which address."""
     assert row.record is not None  # noqa: S101 - only what can be read is shown
-    head = render.block([*_pairs(row.record), *_use(row.record.subnets, row.owners)])
+    head = block([*_pairs(row.record), *_use(row.record.subnets, row.owners)])
     if not row.owners:
         return head
     by_address = sorted(row.owners.items(), key=lambda pair: _sorting(pair[0]))
     lines = [(address, names.get(owner, owner), owner) for address, owner in by_address]
-    return head + "\n" + render.table(("ADDRESS", "INSTANCE", "UUID"), lines)
+    return head + "\n" + table(("ADDRESS", Column("INSTANCE", 12), Column("UUID", 9)), lines, look)
 
 
 def _pairs(record: NetworkRecord) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """What people and programs see of instances and hosts: tables, blocks, one progress line, JSON. Pure: text out of records.
 
-Everything that came from outside is escaped, so that a name or a message can neither move a cursor nor start a line. The
-JSON shapes are stable: fields are added, never renamed. ``screen`` prints what is made here.
+``tables`` has what all of it is made of. The JSON shapes are stable: fields are added, never renamed. ``screen`` prints what is
+made here.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from common.model import Address, InstanceSpec, InstanceStatus, Move, Ready
+from common.model import Address, HostState, InstanceSpec, InstanceStatus, Move, Phase, Ready, Reason
 from common.text import escaped, shortened
 from eschedule import cards
 from eschedule.listing import HostName, HostRow, InstanceRow
+from eschedule.output import as_json as as_json
+from eschedule.tables import PLAIN, Coloured, Column, Look
+from eschedule.tables import block as block
+from eschedule.tables import table as table
 
 if TYPE_CHECKING:
     from eschedule.follow import View
@@ -22,44 +26,54 @@ if TYPE_CHECKING:
 _MIB = 1024 * 1024
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """*rows* under *columns*, each as wide as its widest cell, two spaces between; no line ends in a space."""
-    cells = [list(columns), *([escaped(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    return "".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() + "\n" for row in cells)
-
-
-def block(pairs: Sequence[tuple[str, str]]) -> str:
-    """*pairs* one a line, their values aligned; those without a value are left out."""
-    shown = [(name, value) for name, value in pairs if value]
-    width = max((len(name) for name, _ in shown), default=0)
-    return "".join(f"{name.ljust(width)}  {escaped(value)}\n" for name, value in shown)
-
-
-def as_json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
 # -- instances ----------------------------------------------------------------------------------------------------------
 
 
-def instance_table(rows: Sequence[InstanceRow], now: datetime.datetime) -> str:
-    columns = ("NAME", "UUID", "HOST", "PHASE", "ADDRESS", "AGE", "IMAGE")
-    return table(
-        columns,
-        [
-            (
-                row.name,
-                str(row.uuid),
-                row.host.name,
-                phase_text(row),
-                ",".join(a.address for a in row.status.addresses if a.address) if row.status else "",
-                age(row.spec.created_at, now) if row.spec else "",
-                shortened(row.spec.image.name or row.spec.image.url.rpartition("/")[2], 40) if row.spec else "",
-            )
-            for row in rows
-        ],
+_INSTANCE_COLUMNS = (
+    Column("NAME", 16), Column("UUID", 9), Column("HOST", 8), Column("PHASE", 12), Column("ADDRESS", 15), "AGE",
+    Column("IMAGE", 6), Column("RESOURCES", is_wide=True), Column("DESIRED", is_wide=True), Column("GROUP", is_wide=True),
+    Column("BY", is_wide=True),
+)  # fmt: skip
+
+
+def instance_table(rows: Sequence[InstanceRow], now: datetime.datetime, look: Look = PLAIN) -> str:
+    return table(_INSTANCE_COLUMNS, [_instance_cells(row, now, look) for row in rows], look)
+
+
+def _instance_cells(row: InstanceRow, now: datetime.datetime, look: Look) -> tuple[str | Coloured, ...]:
+    spec, status = row.spec, row.status
+    addresses = [address for card in status.addresses for address in card.all_addresses] if status else []
+    first = [card.address for card in status.addresses if card.address] if status else []
+    return (
+        row.name,
+        str(row.uuid),
+        row.host.name,
+        Coloured(phase_text(row), phase_colour(row)),
+        ",".join(addresses if look.is_wide else first),
+        age(spec.created_at, now) if spec else "",
+        shortened(spec.image.name or spec.image.url.rpartition("/")[2], 40) if spec else "",
+        _resources(spec) if spec else "",
+        str(spec.desired) if spec else "",
+        spec.group or "" if spec else "",
+        spec.created_by if spec else "",
     )
+
+
+def _resources(spec: InstanceSpec) -> str:
+    return ",".join(f"{name}:{amount}" for name, amount in sorted(spec.resources.items()))
+
+
+def phase_colour(row: InstanceRow) -> str:
+    """Red where somebody should look at it, yellow where it is on its way, green where it runs; "" where it is at rest."""
+    if not row.host.is_alive or row.phase in _BAD or row.reason in _BAD_REASONS:
+        return "red"
+    if row.phase == Phase.RUNNING:
+        return "yellow" if row.reason else "green"
+    return "" if row.phase == Phase.STOPPED else "yellow"
+
+
+_BAD = frozenset({Phase.FAILED, Phase.REFUSED, Phase.HELD, Phase.QUARANTINED})
+_BAD_REASONS = frozenset({Reason.CRASHED, Reason.IO_ERROR, Reason.START_FAILED, Reason.ALLOCATION_MISSING, Reason.DISK_MISSING})
 
 
 def phase_text(row: InstanceRow) -> str:
@@ -190,21 +204,28 @@ def instance_list_json(rows: Sequence[InstanceRow]) -> list[dict[str, Any]]:
 # -- hosts --------------------------------------------------------------------------------------------------------------
 
 
-def host_table(rows: Sequence[HostRow], now: datetime.datetime) -> str:
+def host_table(rows: Sequence[HostRow], now: datetime.datetime, look: Look = PLAIN) -> str:
     classes = ("VCPU", "MEMORY_MB", "DISK_GB")
-    return table(
-        ("NAME", "STATE", "SINCE", *classes, "GUESTS", "PROVIDER"),
-        [
-            (
-                row.host.name,
-                f"{row.state}: {row.record.message}" if row.record and row.record.message else row.state,
-                age(row.record.since, now) if row.record else "",
-                *(_share(row, c) for c in classes),
-                str(row.guests),
-                str(row.host.provider),
-            )
-            for row in rows
-        ],
+    columns = (
+        Column("NAME", 12), Column("STATE", 12), "SINCE", *classes, "GUESTS", Column("PROVIDER", 9),
+        Column("VIRT_TYPE", is_wide=True), Column("VERSIONS", is_wide=True), Column("LIBVIRT_URI", is_wide=True),
+    )  # fmt: skip
+    return table(columns, [_host_cells(row, classes, now) for row in rows], look)
+
+
+def _host_cells(row: HostRow, classes: Sequence[str], now: datetime.datetime) -> tuple[str | Coloured, ...]:
+    record = row.record
+    is_bad = record is None or record.state is not HostState.READY
+    return (
+        row.host.name,
+        Coloured(f"{row.state}: {record.message}" if record and record.message else row.state, "red" if is_bad else "green"),
+        age(record.since, now) if record else "",
+        *(_share(row, c) for c in classes),
+        str(row.guests),
+        str(row.host.provider),
+        record.virt_type if record else "",
+        ",".join(f"{name} {version}" for name, version in sorted(record.versions.items())) if record else "",
+        record.libvirt_uri if record else "",
     )
 
 

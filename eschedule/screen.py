@@ -17,6 +17,7 @@ from typing import TextIO
 
 from common.errors import EcomputeError
 from common.text import escaped
+from eschedule.tables import Look
 
 PROGRAM = "eschedule"
 
@@ -58,6 +59,13 @@ class Screen:
             raise EcomputeError(
                 f"standard output cannot be written: {error.strerror}; what was to be printed is lost"
             ) from error
+
+    def look(self, *, is_wide: bool = False) -> Look:
+        """How what is printed is to look: as the terminal has room, in colour where nobody minds (https://no-color.org)."""
+        if not self._output.isatty():
+            return Look(is_wide=is_wide)
+        has_colour = os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
+        return Look(None if is_wide else shutil.get_terminal_size().columns, is_wide, has_colour)
 
     def message(self, text: str) -> None:
         """One line about what happened."""

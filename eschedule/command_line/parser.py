@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
 from common.errors import ConfigError
+from eschedule.output import parse_form
 
 EXAMPLE = "resources=VCPU:1,MEMORY_MB:256,DISK_GB:1"
 DRIVE, DRIVE_FORMS = "--config-drive", ("auto", "openstack", "nocloud", "none")
@@ -74,7 +75,12 @@ def waiting(parser: Parser, what: str) -> None:
 
 
 def json_option(parser: Parser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    """``-o``, and ``--json`` for short."""
+    parser.add_argument("--json", action="store_const", const="json", dest="output", help="print JSON, like -o json")
+    parser.add_argument(
+        "-o", "--output", type=parse_form, metavar="FORM",
+        help="json, yaml, name (nothing else), wide (more columns) or custom-columns=NAME:.field,…",
+    )  # fmt: skip
 
 
 def instances(parser: Parser) -> None:
