@@ -13,16 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
-from common.errors import ConfigError, Conflict, EcomputeError, Permanent, Transient
+from common.errors import Conflict, EcomputeError, Transient
 from common.findings import Letter
 from common.keys import Keys
 from common.model import HostRecord, InstanceKey
 from common.placement import Placement
 from common.retry import Backoff, Deadline, retry
 from common.store import Compare, Store, Transaction
-from common.text import counted, nearest, quoted
+from common.text import counted
 from eschedule import post
-from eschedule.listing import HostName, host_names
+from eschedule.listing import HostName, find_host
 
 ANSWER_SECONDS = 15.0  # a host lists its guests for it; a busy libvirtd takes its time
 NAMED_AT_MOST = 10
@@ -51,21 +51,7 @@ class Removal:
             Permanent: there is none.
             ConfigError: there are several.
         """
-        keys, store = self.keys, self.store
-        alive = {keys.parse_host(item.key): item for item in store.list(keys.hosts()).items}
-        known = {
-            keys.parse_host(item.key) for prefix in (keys.owners(), keys.host_admins()) for item in store.list(prefix).items
-        }
-        hosts = host_names(store, keys, known | alive.keys(), alive).values()
-        found = [host for host in hosts if who.lower() == str(host.provider)] or [host for host in hosts if host.name == who]
-        if len(found) > 1:
-            providers = ", ".join(sorted(str(host.provider) for host in found))
-            raise ConfigError(f"there are {len(found)} hosts {quoted(who)}; name one by its provider: {providers}")
-        if not found:
-            near = nearest(who, [host.name for host in hosts])
-            hint = f"did you mean {near}?" if near else "see: eschedule hosts"
-            raise Permanent(f"there is no host {quoted(who)}; {hint}", "NotFound")
-        return found[0]
+        return find_host(self.store, self.keys, who)
 
     def remove(self, host: HostName, wait_seconds: float) -> bool:
         """Take *host* out; whether it did that itself.

@@ -1,4 +1,4 @@
-"""The command ``host``: a token for new hosts, a host added over ssh, a host removed."""
+"""The command ``host``: a token for new hosts, a host added over ssh, a host removed; ``host_settings`` has the rest."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from common.model import HostRecord, HostState
 from common.retry import Backoff, Deadline, retry
 from common.text import quoted
 from common.validate import parse_seconds
+from eschedule import host_settings, host_view
 from eschedule.host_removal import Removal
 from eschedule.remote import Remote, file_with
 from eschedule.session import Session, user_at_host
@@ -42,7 +43,11 @@ _ERRORS: dict[int, type[EcomputeError]] = {2: ConfigError, 4: Transient, 5: Conf
 
 def host(session: Session, options: argparse.Namespace) -> int:
     """Run ``host``; its exit code."""
-    return {"token": _token, "add": _add, "remove": _remove}[options.action](session, options)
+    actions = {
+        "token": _token, "add": _add, "remove": _remove, "disable": host_settings.disable, "enable": host_settings.enable,
+        "trait": host_settings.trait, "label": host_settings.label, "show": host_view.show,
+    }  # fmt: skip
+    return actions[options.action](session, options)
 
 
 def _token(session: Session, _: argparse.Namespace) -> int:

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
-from common.errors import EcomputeError, UnsupportedSchema
+from common.errors import ConfigError, EcomputeError, Permanent, UnsupportedSchema
 from common.keys import Keys
-from common.model import HostRecord, InstanceKey, InstanceSpec, InstanceStatus, OwnerRecord, Phase, Reason, Record
+from common.model import HostAdmin, HostRecord, InstanceKey, InstanceSpec, InstanceStatus, OwnerRecord, Phase, Reason, Record
 from common.store import Store, Versioned
+from common.text import nearest, quoted
 
 if TYPE_CHECKING:
     from common.placement import Placement
 
 R = TypeVar("R", bound=Record)
+_NOTHING_SET = HostAdmin()
 NOT_LISTED = ("alternates", "keys", "user_data_base64", "moves", "events", "ready")  # of specs and statuses
 
 
@@ -65,6 +67,7 @@ class HostRow:
     record: HostRecord | None
     used: Mapping[str, int] | None
     guests: int
+    admin: HostAdmin = _NOTHING_SET
 
     @property
     def state(self) -> str:
@@ -124,19 +127,49 @@ def list_hosts(store: Store, keys: Keys, placement: Placement | None) -> list[Ho
     guests = Counter(
         known.provider
         for item in store.list(keys.instances(), serializable=True).items
-        if (known := _read(InstanceKey, item)) is not None
+        if (known := read_record(InstanceKey, item)) is not None
     )
+    admins = {keys.parse_host(item.key): item for item in store.list(keys.host_admins(), serializable=True).items}
     names = host_names(store, keys, enrolled | set(alive), alive)
     rows = [
         HostRow(
             names[provider],
-            _read(HostRecord, alive.get(provider)),
+            read_record(HostRecord, alive.get(provider)),
             placement.usages(provider) if placement else None,
             guests[provider],
+            read_record(HostAdmin, admins.get(provider)) or HostAdmin(),
         )
         for provider in names
     ]
     return sorted(rows, key=lambda row: (row.host.name, str(row.host.provider)))
+
+
+def row_of_host(store: Store, keys: Keys, host: HostName, *, used: Mapping[str, int] | None, guests: int) -> HostRow:
+    """*host* as etcd has it now."""
+    items = store.get_many((keys.host(host.provider), keys.host_admin(host.provider)))
+    record, admin = (items.get(key) for key in (keys.host(host.provider), keys.host_admin(host.provider)))
+    return HostRow(host, read_record(HostRecord, record), used, guests, read_record(HostAdmin, admin) or _NOTHING_SET)
+
+
+def find_host(store: Store, keys: Keys, who: str) -> HostName:
+    """The host that has the name or the provider *who*.
+
+    Raises:
+        Permanent: there is none.
+        ConfigError: there are several.
+    """
+    alive = {keys.parse_host(item.key): item for item in store.list(keys.hosts()).items}
+    known = {keys.parse_host(item.key) for prefix in (keys.owners(), keys.host_admins()) for item in store.list(prefix).items}
+    hosts = host_names(store, keys, known | alive.keys(), alive).values()
+    found = [host for host in hosts if who.lower() == str(host.provider)] or [host for host in hosts if host.name == who]
+    if len(found) > 1:
+        providers = ", ".join(sorted(str(host.provider) for host in found))
+        raise ConfigError(f"there are {len(found)} hosts {quoted(who)}; name one by its provider: {providers}")
+    if not found:
+        near = nearest(who, [host.name for host in hosts])
+        hint = f"did you mean {near}?" if near else "see: eschedule hosts"
+        raise Permanent(f"there is no host {quoted(who)}; {hint}", "NotFound")
+    return found[0]
 
 
 def host_names(store: Store, keys: Keys, providers: Iterable[UUID], alive: Mapping[UUID, Versioned]) -> dict[UUID, HostName]:
@@ -146,12 +179,13 @@ def host_names(store: Store, keys: Keys, providers: Iterable[UUID], alive: Mappi
     owners = {dead[key]: item for key, item in store.get_many(dead).items()} if dead else {}
     names = {}
     for provider in wanted:
-        record = _read(HostRecord, alive.get(provider)) or _read(OwnerRecord, owners.get(provider))
+        record = read_record(HostRecord, alive.get(provider)) or read_record(OwnerRecord, owners.get(provider))
         names[provider] = HostName(provider, record.name if record else str(provider), provider in alive)
     return names
 
 
-def _read(kind: type[R], item: Versioned | None) -> R | None:
+def read_record(kind: type[R], item: Versioned | None) -> R | None:
+    """What *item* holds; None without it, or where this version cannot read it."""
     try:
         return kind.from_json(item.value) if item else None
     except EcomputeError:

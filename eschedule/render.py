@@ -206,9 +206,9 @@ def instance_list_json(rows: Sequence[InstanceRow]) -> list[dict[str, Any]]:
 
 def host_table(rows: Sequence[HostRow], now: datetime.datetime, look: Look = PLAIN) -> str:
     classes = ("VCPU", "MEMORY_MB", "DISK_GB")
-    columns = (
+    columns: tuple[str | Column, ...] = (
         Column("NAME", 12), Column("STATE", 12), "SINCE", *classes, "GUESTS", Column("PROVIDER", 9),
-        Column("VIRT_TYPE", is_wide=True), Column("VERSIONS", is_wide=True), Column("LIBVIRT_URI", is_wide=True),
+        *(Column(name, is_wide=True) for name in ("VIRT_TYPE", "VERSIONS", "LIBVIRT_URI", "LABELS", "TRAITS")),
     )  # fmt: skip
     return table(columns, [_host_cells(row, classes, now) for row in rows], look)
 
@@ -218,7 +218,7 @@ def _host_cells(row: HostRow, classes: Sequence[str], now: datetime.datetime) ->
     is_bad = record is None or record.state is not HostState.READY
     return (
         row.host.name,
-        Coloured(f"{row.state}: {record.message}" if record and record.message else row.state, "red" if is_bad else "green"),
+        Coloured(host_state_text(row), "red" if is_bad else "yellow" if row.admin.disabled else "green"),
         age(record.since, now) if record else "",
         *(_share(row, c) for c in classes),
         str(row.guests),
@@ -226,7 +226,17 @@ def _host_cells(row: HostRow, classes: Sequence[str], now: datetime.datetime) ->
         record.virt_type if record else "",
         ",".join(f"{name} {version}" for name, version in sorted(record.versions.items())) if record else "",
         record.libvirt_uri if record else "",
+        ",".join(f"{name}={value}" for name, value in row.admin.labels.items()),
+        ",".join(row.admin.traits),
     )
+
+
+def host_state_text(row: HostRow) -> str:
+    """The state with what qualifies it: what the host says of it, and that an operator disabled it."""
+    parts = [f"{row.state}: {row.record.message}" if row.record and row.record.message else row.state]
+    if row.admin.disabled:
+        parts.append(f"disabled ({row.admin.reason})" if row.admin.reason else "disabled")
+    return ", ".join(parts)
 
 
 def _share(row: HostRow, resource_class: str) -> str:
@@ -248,6 +258,12 @@ def host_list_json(rows: Sequence[HostRow]) -> list[dict[str, Any]]:
             "guests": row.guests,
             "virt_type": row.record.virt_type if row.record else None,
             "versions": row.record.versions if row.record else None,
+            "disabled": row.admin.disabled,
+            "disabled_reason": row.admin.reason,
+            "disabled_by": row.admin.by if row.admin.disabled else "",
+            "disabled_since": (row.admin.since or None) if row.admin.disabled else None,
+            "labels": row.admin.labels,
+            "operator_traits": list(row.admin.traits),
         }
         for row in rows
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eschedule.command_line.parser import Parser, Verbs, json_option, verb
+from eschedule.command_line.parser import Parser, Verbs, json_option, verb, waiting
 
 
 def add_hosts(verbs: Verbs) -> None:
@@ -10,8 +10,8 @@ def add_hosts(verbs: Verbs) -> None:
 
 
 def add_host(verbs: Verbs) -> None:
-    parser = verb(verbs, "host", "add hosts to the cluster, and remove them", "eschedule host add root@node2")
-    actions = parser.add_subparsers(dest="action", metavar="token|add|remove", parser_class=Parser, required=True)
+    parser = verb(verbs, "host", "add, remove, disable and mark hosts", "eschedule host disable node2 --reason 'new disks'")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser, required=True)
     verb(
         actions,
         "token",
@@ -30,6 +30,35 @@ def add_host(verbs: Verbs) -> None:
     remove = verb(actions, "remove", "take a host out that has no instances, dead or alive", "eschedule host remove node2")
     remove.add_argument("name", metavar="NAME|PROVIDER")
     remove.add_argument("--wait-seconds", metavar="N", help="wait at most so long for it to leave (default: 60)")
+    _add_settings(actions)
+
+
+def _add_settings(actions: Verbs) -> None:
+    show = verb(actions, "show", "show all about one host: inventory, traits, guests, what is set", "eschedule host show node2")
+    show.add_argument("name", metavar="NAME|PROVIDER")
+    json_option(show)
+    off = verb(
+        actions, "disable", "have a host take no new guests; those that it has run on",
+        "eschedule host disable node2 --reason 'new disks'",
+    )  # fmt: skip
+    on = verb(actions, "enable", "have a host take guests again", "eschedule host enable node2")
+    traits = verb(actions, "trait", "give a host traits of your own, or take them", "eschedule host trait add node2 CUSTOM_GPU")
+    labels = verb(
+        actions,
+        "label",
+        "set labels of a host, or take them; they are for people and programs",
+        "eschedule host label node2 rack=7 row-",
+    )
+    off.add_argument("name", metavar="NAME|PROVIDER")
+    off.add_argument("--reason", metavar="TEXT", help="shown to whoever asks why, by eschedule hosts")
+    on.add_argument("name", metavar="NAME|PROVIDER")
+    traits.add_argument("trait_action", metavar="add|rm", choices=("add", "rm"))
+    traits.add_argument("name", metavar="NAME|PROVIDER")
+    traits.add_argument("traits", metavar="TRAIT", nargs="+", help="requests ask for it by required=TRAIT, or required=!TRAIT")
+    for parser in (off, on, traits):
+        waiting(parser, "it")
+    labels.add_argument("name", metavar="NAME|PROVIDER")
+    labels.add_argument("labels", metavar="NAME=VALUE|NAME-", nargs="+", help="to set, or to take away")
 
 
 def add_audit(verbs: Verbs) -> None:

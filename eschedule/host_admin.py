@@ -1,0 +1,162 @@
+"""What operators set for a host: whether it takes new guests, extra traits, labels. Usable as a library; it prints nothing.
+
+It stands under ``host-admin/<provider>`` and outlives the host's daemon, which alone writes the traits of its provider; so
+whoever changes them here waits until Placement has them (``in_force``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Mapping
+from uuid import UUID
+
+from common.errors import ConfigError, Conflict, Transient
+from common.keys import Keys
+from common.model import HostAdmin, with_fields
+from common.placement import Placement
+from common.placement_types import DISABLED_TRAIT, OWNER_TRAIT
+from common.retry import Backoff, Deadline, retry
+from common.store import Store
+from common.text import quoted
+
+Edit = Callable[[HostAdmin], HostAdmin]
+TRIES = 20
+MOST_REASON_CHARACTERS, MOST_LABELS = 500, 64
+_TRAIT = re.compile(r"[A-Z0-9_]{1,255}")
+# As Kubernetes has them, without prefixes.
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_./-]{0,61}[A-Za-z0-9])?")
+_OURS = {DISABLED_TRAIT: "use: eschedule host disable", OWNER_TRAIT: "it says that a host is of etcd-compute"}
+
+
+def change(store: Store, keys: Keys, provider: UUID, edit: Edit) -> tuple[HostAdmin, bool]:
+    """Apply *edit* to what is set for the host of *provider*; what is set then, and whether anything had to be written.
+
+    Raises:
+        Conflict: others kept changing it.
+        StoreUnavailable: whether it was changed is unknown; repeating it is safe.
+        UnsupportedSchema: a newer version wrote it.
+    """
+    key = keys.host_admin(provider)
+    for _ in range(TRIES):
+        item = store.get(key)
+        current = HostAdmin.from_json(item.value) if item else HostAdmin()
+        wanted = edit(current)
+        if wanted == current:
+            return current, False
+        try:
+            if item is None:
+                store.create(key, wanted.to_json())
+            else:
+                store.replace(key, with_fields(item.value, _fields(wanted)), seen=item.mod_revision)
+        except Conflict:
+            continue
+        return wanted, True
+    raise Conflict("others kept changing what is set for this host; try again")
+
+
+def in_force(placement: Placement, provider: UUID, admin: HostAdmin, deadline: Deadline) -> None:
+    """Wait until Placement has the traits of the host as *admin* says.
+
+    Raises:
+        Transient: it had not when *deadline* was over; the host goes on with it.
+    """
+
+    def look() -> None:
+        traits = placement.traits(provider)
+        missing = set(admin.traits) - traits
+        if (DISABLED_TRAIT in traits) != admin.disabled or missing:
+            raise Transient(f"Placement does not have it yet{f' ({_joined(missing)})' if missing else ''}")
+
+    retry(look, on=Transient, deadline=deadline, backoff=Backoff(0.05, 1.0))
+
+
+# -- edits, pure ---------------------------------------------------------------------------------------------------------
+
+
+def disabled(*, reason: str, by: str, at: str) -> Edit:
+    def edit(admin: HostAdmin) -> HostAdmin:
+        if admin.disabled and reason in ("", admin.reason):
+            return admin
+        return dataclasses.replace(admin, disabled=True, reason=reason, by=by, since=at)
+
+    return edit
+
+
+def enabled(*, by: str, at: str) -> Edit:
+    def edit(admin: HostAdmin) -> HostAdmin:
+        return dataclasses.replace(admin, disabled=False, reason="", by=by, since=at) if admin.disabled else admin
+
+    return edit
+
+
+def with_traits(add: Collection[str], remove: Collection[str]) -> Edit:
+    def edit(admin: HostAdmin) -> HostAdmin:
+        return dataclasses.replace(admin, traits=tuple(sorted((set(admin.traits) | set(add)) - set(remove))))
+
+    return edit
+
+
+def with_labels(add: Mapping[str, str], remove: Collection[str]) -> Edit:
+    """Raises: ConfigError: they would be too many."""
+
+    def edit(admin: HostAdmin) -> HostAdmin:
+        labels = {name: value for name, value in sorted({**admin.labels, **add}.items()) if name not in remove}
+        if len(labels) > MOST_LABELS:
+            raise ConfigError(f"a host has at most {MOST_LABELS} labels; take some away: NAME-")
+        return dataclasses.replace(admin, labels=labels)
+
+    return edit
+
+
+# -- what was typed, pure ------------------------------------------------------------------------------------------------
+
+
+def parse_reason(text: str) -> str:
+    """Raises: ConfigError: it is long, or not one line."""
+    if len(text) > MOST_REASON_CHARACTERS or not text.isprintable():
+        raise ConfigError(f"--reason has at most {MOST_REASON_CHARACTERS} printable characters, on one line")
+    return text
+
+
+def parse_trait(text: str) -> str:
+    """Raises: ConfigError: it is no trait, or not for operators."""
+    if text in _OURS:
+        raise ConfigError(f"the trait {text} is not for operators: {_OURS[text]}")
+    if not _TRAIT.fullmatch(text):
+        raise ConfigError(f"{quoted(text)} is no trait: A-Z, 0-9 and _, at most 255; own ones begin with CUSTOM_")
+    return text
+
+
+def parse_labels(texts: Collection[str]) -> tuple[dict[str, str], set[str]]:
+    """``NAME=VALUE`` to set and ``NAME-`` to take away, as kubectl has them.
+
+    Raises:
+        ConfigError: one is neither, or a name is there twice.
+    """
+    add, remove = dict[str, str](), set[str]()
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals and text.endswith("-"):
+            name = text[:-1]
+        elif not equals:
+            raise ConfigError(f"{quoted(text)} is neither NAME=VALUE, which sets a label, nor NAME-, which takes it away")
+        if not _LABEL.fullmatch(name) or (value and not _LABEL.fullmatch(value)):
+            raise ConfigError(
+                f"{quoted(text)}: names and values of labels have 1 to 63 of A-Z a-z 0-9 _ . / -, letters or digits at the ends"
+            )
+        if name in add or name in remove:
+            raise ConfigError(f"the label {name} is named twice")
+        if equals:
+            add[name] = value
+        else:
+            remove.add(name)
+    return add, remove
+
+
+def _fields(admin: HostAdmin) -> dict[str, object]:
+    return {field.name: getattr(admin, field.name) for field in dataclasses.fields(admin)}
+
+
+def _joined(names: Collection[str]) -> str:
+    return ", ".join(sorted(names))
