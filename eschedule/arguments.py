@@ -30,6 +30,7 @@ from eschedule.command_line.instances import (
 from eschedule.command_line.keys import add_key
 from eschedule.command_line.networks import add_network
 from eschedule.command_line.parser import DRIVE, DRIVE_FORMS, EXAMPLE, Parser, Verbs, common_options
+from eschedule.command_line.room import add_capacity, add_explain
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _TAKES_VALUE = ("--config",)  # of the options that may stand before the verb
@@ -143,6 +144,8 @@ _VERBS: dict[str, Callable[[Verbs], None]] = {
     "port-forward": add_port_forward,
     "key": add_key,
     "hosts": add_hosts,
+    "capacity": add_capacity,
+    "explain": add_explain,
     "audit": add_audit,
     "doctor": add_doctor,
     "adopt": add_adopt,

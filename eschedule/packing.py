@@ -11,6 +11,7 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 from common.model import GroupPolicy
@@ -18,6 +19,23 @@ from common.placement_types import Candidate, ProviderSummary
 from eschedule.grouping import Group
 
 Option = tuple[Candidate, UUID]  # and its host
+
+
+@dataclass(frozen=True)
+class Lack:
+    """What there is too little of for one more: *free* of the *amount* that it takes."""
+
+    resource_class: str
+    free: int
+    amount: int
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many fit on a host, and what the next one would lack; nothing where nobody counted further."""
+
+    count: int
+    lacks: tuple[Lack, ...]
 
 
 def pack(
@@ -35,6 +53,19 @@ def pack(
         return _on_one_host(count, options, summaries)
     once = group is not None and group.policy is GroupPolicy.ANTI_AFFINITY
     return _Packing(options, summaries, policy, group, dice, once=once).take(count)
+
+
+def room(options: Sequence[Option], summaries: Mapping[UUID, ProviderSummary], most: int) -> dict[UUID, Room]:
+    """How many of what *options* are of each host has room for, at most *most*, and what the next one would lack."""
+    hosts: dict[UUID, list[Option]] = {}
+    for option in options:
+        hosts.setdefault(option[1], []).append(option)
+    found = {}
+    for host, own in hosts.items():
+        packing = _Packing(own, summaries, "pack", None, random.Random(0), once=False)  # noqa: S311 - no choice
+        taken = len(packing.take(most))
+        found[host] = Room(taken, packing.lacking(own[0]) if taken < most else ())
+    return found
 
 
 def _on_one_host(count: int, options: Sequence[Option], summaries: Mapping[UUID, ProviderSummary]) -> list[Option]:
@@ -82,6 +113,15 @@ class _Packing:
                 taken.append(option)
                 heapq.heapreplace(heap, (self._badness(option), self._dice.random(), at))
         return taken
+
+    def lacking(self, option: Option) -> tuple[Lack, ...]:
+        """What is too little now for *option*."""
+        found = []
+        for key, amount in _amounts(option[0]):
+            free = self._capacity.get(key, 0) - self._used[key]
+            if free < amount:
+                found.append(Lack(key[1], free, amount))
+        return tuple(sorted(found, key=lambda lack: lack.resource_class))
 
     def _put(self, option: Option) -> None:
         candidate, host = option

@@ -29,6 +29,8 @@ PLACES = {
     "port-forward": "forwarding.port_forward",
     "key": "keeping_keys.key",
     "hosts": "looking.hosts",
+    "capacity": "room.capacity",
+    "explain": "room.explain",
     "audit": "audit.audit",
     "doctor": "doctor.doctor",
     "adopt": "adopt.adopt",

@@ -8,7 +8,7 @@ groups) are left out of the question one at a time, to see whom they exclude.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 HostNames = Callable[[set[UUID]], Mapping[UUID, str]]
 MAX_UNITS_LOOKED_AT = 5
+NO_HOST = "there is no host at all; is ecompute running anywhere? See: eschedule hosts"
 
 
 @dataclass
@@ -35,6 +36,19 @@ class Host:
     provider: UUID
     free: Counter[str] = field(default_factory=Counter)
     traits: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What speaks against each host that has anything free; None where it is only Placement that refuses it, or nothing does.
+
+    Args:
+        names: of those that are alive.
+    """
+
+    hosts: Mapping[UUID, Host]
+    names: Mapping[UUID, str]
+    reasons: Mapping[UUID, str | None]
 
 
 def explain(
@@ -49,6 +63,19 @@ def explain(
         group: the request's group as it is now.
         bridges: what its network cards need of a host.
     """
+    found = judged(request, placement=placement, host_names=host_names, lost=lost, group=group, bridges=bridges)
+    hosts, names, reasons = found.hosts, found.names, found.reasons
+    if group and group.anchor:
+        return f"no host can take {describe(request.resources)}: {_of_anchor(request, group.anchor, hosts, names, reasons)}"
+    full = max(0, len(placement.providers(OWNER_TRAIT)) - len(hosts))
+    return f"no host can take {describe(request.resources)}: {summary(request, hosts, names, reasons, full)}"
+
+
+def judged(
+    request: Request, *, placement: Placement, host_names: HostNames, lost: frozenset[UUID] = frozenset(),
+    group: Group | None = None, bridges: Sequence[str] = (), fitting: Collection[UUID] = (),
+) -> Judged:  # fmt: skip
+    """What speaks against each host that has anything free. As ``explain``; *fitting* are known to be candidates."""
     query = Query.parse(request.query)
     hosts = _hosts(placement.candidates(str(any_free(c)), None) for c in sorted(request.resources))
     names = host_names({*hosts, *([group.anchor] if group and group.anchor else [])})
@@ -57,13 +84,10 @@ def explain(
         or _reason(h, request, query, is_lost=p in lost, is_barred=group is not None and group.bars(p))
         for p, h in hosts.items()
     }
-    puzzling = {p for p, reason in reasons.items() if reason is None}
+    puzzling = {p for p, reason in reasons.items() if reason is None and p not in fitting}
     reasons |= _excluded(query, bridges, placement, puzzling)
     reasons |= _too_large_for_one(request, placement, [p for p in puzzling if reasons[p] is None])
-    if group and group.anchor:
-        return f"no host can take {describe(request.resources)}: {_of_anchor(request, group.anchor, hosts, names, reasons)}"
-    full = max(0, len(placement.providers(OWNER_TRAIT)) - len(hosts))
-    return f"no host can take {describe(request.resources)}: {summary(request, hosts, names, reasons, full)}"
+    return Judged(hosts, names, reasons)
 
 
 def summary(
@@ -71,11 +95,11 @@ def summary(
 ) -> str:
     """The counted *reasons* in words; *full* hosts have nothing free at all."""
     if not hosts and not full:
-        return "there is no host at all; is ecompute running anywhere? See: eschedule hosts"
+        return NO_HOST
     parts = []
     for reason, count in Counter(reason or "refused by Placement" for reason in reasons.values()).most_common():
         of_reason = [hosts[p] for p, r in reasons.items() if (r or "refused by Placement") == reason]
-        parts.append(f"{count} {reason}{_nearest(reason, request, of_reason, names)}")
+        parts.append(f"{count} {reason}{nearest_miss(reason, request, of_reason, names)}")
     if full:
         parts.append(f"{full} full")
     total = len(hosts) + full
@@ -92,7 +116,7 @@ def _of_anchor(
         reason = "full"
     else:
         reason = reasons.get(anchor) or "refused by Placement"
-        reason += _nearest(reason, request, [hosts[anchor]], names)
+        reason += nearest_miss(reason, request, [hosts[anchor]], names)
     name = names.get(anchor, f"the host of provider {anchor}")
     return f"the group {request.group} has affinity and lives on {name}: {reason}; see: eschedule hosts"
 
@@ -130,7 +154,7 @@ def _reason(host: Host, request: Request, query: Query, *, is_lost: bool, is_bar
     return "lost to another request just now" if is_lost else None
 
 
-def _nearest(reason: str, request: Request, hosts: list[Host], names: Mapping[UUID, str]) -> str:
+def nearest_miss(reason: str, request: Request, hosts: Sequence[Host], names: Mapping[UUID, str]) -> str:
     """How near the nearest of *hosts* is, where they are short of something."""
     if not reason.startswith("short of "):
         return ""

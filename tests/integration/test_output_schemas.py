@@ -34,6 +34,8 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
         "keys": ["key", "list"],
         "networks": ["network", "list"],
         "forwards": ["port-forward", "web"],
+        "capacity": ["capacity", REQUEST],
+        "explain": ["explain", REQUEST],
         "audit": ["audit"],
         "doctor": ["doctor"],
     }

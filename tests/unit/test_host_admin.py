@@ -60,9 +60,7 @@ class TestWhatIsTyped:
     def test_a_trait(self, text: str) -> None:
         assert parse_trait(text) == text
 
-    @pytest.mark.parametrize(
-        "text", ["", "custom_gpu", "CUSTOM-GPU", "C" * 256, DISABLED_TRAIT, OWNER_TRAIT]
-    )
+    @pytest.mark.parametrize("text", ["", "custom_gpu", "CUSTOM-GPU", "C" * 256, DISABLED_TRAIT, OWNER_TRAIT])
     def test_no_trait_for_operators(self, text: str) -> None:
         with pytest.raises(ConfigError, match="trait"):
             parse_trait(text)
