@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from common.errors import ConfigError
 from common.text import escaped, nearest, quoted
 from eschedule.command_line.creating import add_create
-from eschedule.command_line.hosts import add_audit, add_doctor, add_host, add_hosts
+from eschedule.command_line.hosts import add_audit, add_completion, add_doctor, add_host, add_hosts
 from eschedule.command_line.images import add_image
 from eschedule.command_line.instances import (
     add_adopt,
@@ -58,7 +58,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     given = _with_verb(_with_drive_form(arguments), tuple(_VERBS))
     verb = next(iter(given), None)
-    options, unknown = _parser(verb if verb in _VERBS else None).parse_known_args(given)
+    options, unknown = parser_for(verb).parse_known_args(given)
     if unknown:
         raise ConfigError(_unknown(options.command, unknown))
     if options.command is None and not (options.check_config or options.version):
@@ -116,8 +116,8 @@ def _is_query(argument: str) -> bool:
     return "=" in argument and not argument.startswith("-")
 
 
-def _parser(verb: str | None) -> Parser:
-    """What reads the command line; only the parser of *verb* is made, where one comes first: all of them take their time."""
+def parser_for(verb: str | None) -> Parser:
+    """What reads the command line; only the parser of *verb* is made, where that is one: all of them take their time."""
     parser = Parser(
         prog="eschedule", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -127,7 +127,7 @@ def _parser(verb: str | None) -> Parser:
     parser.add_argument("--version", action="store_true", help="print the version and end")
     verbs = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name, add in _VERBS.items():
-        if verb in (None, name):
+        if verb == name or verb not in _VERBS:
             add(verbs)
     return parser
 
@@ -148,6 +148,7 @@ _VERBS: dict[str, Callable[[Verbs], None]] = {
     "explain": add_explain,
     "audit": add_audit,
     "doctor": add_doctor,
+    "completion": add_completion,
     "adopt": add_adopt,
     "network": add_network,
     "image": add_image,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from common.errors import ConfigError, EcomputeError
-from eschedule.arguments import parse
+from eschedule.arguments import parse, parser_for
 from eschedule.interruption import Interrupted, Interruption
 from eschedule.screen import PROGRAM, Screen
 
@@ -94,12 +94,22 @@ def _open_streams() -> None:
 
 
 def _run(arguments: list[str], screen: Screen, interruption: Interruption) -> int:
+    if arguments[:1] == ["__complete"]:
+        from eschedule.completion import answer  # noqa: PLC0415
+
+        screen.data(answer(arguments[1:], parser_for))
+        return 0
     options = parse(arguments)
     options.arguments = arguments
     if options.version:
         from importlib.metadata import version  # noqa: PLC0415
 
         screen.data(f"{PROGRAM} {version('etcd-compute')}\n")
+        return 0
+    if options.command == "completion":
+        from eschedule.completion import script  # noqa: PLC0415
+
+        screen.data(script(options.shell))
         return 0
     from common import logs  # noqa: PLC0415
     from common.config import describe, load_schedule  # noqa: PLC0415 - imports yaml

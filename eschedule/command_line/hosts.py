@@ -1,4 +1,4 @@
-"""The options of the verbs for hosts and for the whole: ``hosts``, ``host``, ``audit``, ``doctor``."""
+"""The options of the verbs for hosts and for the whole: ``hosts``, ``host``, ``audit``, ``doctor``, ``completion``."""
 
 from __future__ import annotations
 
@@ -82,3 +82,9 @@ def add_doctor(verbs: Verbs) -> None:
     )  # fmt: skip
     parser.add_argument("--fix", action="store_true", help="remove what earlier checks left in Placement, then look again")
     json_option(parser)
+
+
+def add_completion(verbs: Verbs) -> None:
+    example = "source <(eschedule completion bash)"
+    parser = verb(verbs, "completion", "print what a shell needs to complete commands, options and names", example)
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
