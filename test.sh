@@ -132,7 +132,7 @@ main() {
     *" $what "*) ;;
     *) usage ;;
   esac
-  packaging/setup-host.sh --extra test run demo test
+  packaging/setup-host.sh --extra test run demo test guestfs
   case $what in
     lint) lint; return ;;
     soak) soak "$@"; return ;;

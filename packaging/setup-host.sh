@@ -3,7 +3,8 @@
 # setup-host.sh --list SECTION...                                          only print the packages of these sections of debian-packages
 #
 # With --tools, what the section [benchmarks] names is there as well, below .cache/tools where it is not installed; so is,
-# with --extra test, what [parsers], [servers] and [sshd] name, below .cache/cloud-init, .cache/servers and .cache/sshd.
+# with --extra test, what [parsers], [servers] and [sshd] name, below .cache/cloud-init, .cache/servers and .cache/sshd, and the
+# kernel of libguestfs' appliance, below .cache/appliance-kernel.
 # Installs what is missing and nothing else, so that a second run takes no time. Where a run was killed in the middle the
 # next one goes on. Logs are in .cache/logs. Called by demo.sh and test.sh; needs root only where a package is missing.
 set -euo pipefail
@@ -19,6 +20,7 @@ tools_home=$cache/tools
 cloud_init_home=$cache/cloud-init
 servers_home=$cache/servers
 sshd_home=$cache/sshd
+kernel_home=$cache/appliance-kernel
 extras=(placement benchmarks test) # each has all of those before it
 extra=placement
 wants_tools=
@@ -118,6 +120,22 @@ has_servers() { [ "$extra" != test ] || [ -d "$servers_home" ]; }
 
 has_sshd() { [ "$extra" != test ] || [ -d "$sshd_home" ]; }
 
+has_kernel() { [ "$extra" != test ] || [ -d "$kernel_home" ]; }
+
+# The kernel that linux-image-cloud-amd64 stands for, and an index of its modules. supermin wants a folder /lib/modules as well,
+# which hosts without a kernel of their own do not have.
+get_kernel() {
+  local image
+  image=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image-[0-9]/ { print $2; exit }')
+  [ -n "$image" ] || { fresh_package_lists; image=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-[0-9]/ { print $2; exit }'); }
+  [ -n "$image" ] || die "apt-get knows no linux-image-cloud-amd64: check /etc/apt/sources.list*"
+  rm -rf "$kernel_home.partial"
+  unpack_packages "$kernel_home.partial" "$image"
+  depmod -b "$kernel_home.partial" "$(basename "$kernel_home".partial/lib/modules/*)"
+  mkdir -p /lib/modules
+  mv "$kernel_home.partial" "$kernel_home"
+}
+
 # get_unpacked HOME SECTION: what not_installed names, unpacked in HOME
 get_unpacked() {
   local home=$1 section=$2 packages
@@ -149,7 +167,7 @@ setup() {
   local first rest
   first=$(missing_packages python)
   rest=$(missing_packages "$@")
-  [ -z "$first$rest" ] && venv_is_current && has_etcd && has_tools && has_cloud_init && has_servers && has_sshd && return
+  [ -z "$first$rest" ] && venv_is_current && has_etcd && has_tools && has_cloud_init && has_servers && has_sshd && has_kernel && return
   echo "== Installing what is missing" >&2
   mkdir -p "$logs"
   exec 9>"$cache/setup.lock"
@@ -176,6 +194,7 @@ setup() {
   has_cloud_init || timed "cloud-init for tests, unpacked into .cache" get_unpacked "$cloud_init_home" parsers
   has_servers || timed "servers for tests, unpacked into .cache" get_unpacked "$servers_home" servers
   has_sshd || timed "sshd for tests, unpacked into .cache" get_unpacked "$sshd_home" sshd
+  has_kernel || timed "kernel for libguestfs, unpacked into .cache" get_kernel
   [ -z "$venv_job" ] || wait "$venv_job"
 }
 

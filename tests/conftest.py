@@ -10,6 +10,7 @@ pytest_plugins = [
     "tests.support.databases",
     "tests.support.etcd",
     "tests.support.hosts",
+    "tests.support.linux_disks",
     "tests.support.no_skips",
     "tests.support.placement",
     "tests.support.eschedule",
