@@ -130,6 +130,14 @@ class ImagesConfig:
 
 
 @dataclass(frozen=True)
+class GuestfsConfig:
+    """What libguestfs is used for, and how long it may take."""
+
+    inspect: str = "never"  # "never" | "auto": whether images are looked into for the drivers that they have
+    deadline_seconds: float = 180.0  # of one look into a disk, or one change of it
+
+
+@dataclass(frozen=True)
 class BuilderConfig:
     """How many guests are worked on at once, how often, how long."""
 
@@ -170,6 +178,7 @@ class ComputeConfig:
     network: NetworkConfig = NetworkConfig()
     metadata: MetadataConfig = MetadataConfig()
     images: ImagesConfig = ImagesConfig()
+    guestfs: GuestfsConfig = GuestfsConfig()
     builder: BuilderConfig = BuilderConfig()
     metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()

@@ -10,12 +10,25 @@ import dataclasses
 import enum
 from dataclasses import dataclass
 
+from common.disk_content import DiskContent
 from common.errors import UnsupportedSchema
 from common.hardware import CardModel, DiskBus, Hardware
 from common.model import SCHEMA, ImageRef, Record
 
-# Glance's names of the properties that are honoured, and their values; None where any text will do, as it is for people.
-PROPERTIES: dict[str, type[enum.StrEnum] | None] = {"hw_disk_bus": DiskBus, "hw_vif_model": CardModel, "os_distro": None}
+
+class Switch(enum.StrEnum):
+    """Yes or no."""
+
+    TRUE = "true"
+    FALSE = "false"
+
+
+# The properties that are honoured, those that Glance has by its names, and their values; None where any text will do, as it is
+# for people.
+PROPERTIES: dict[str, type[enum.StrEnum] | None] = {
+    "hw_disk_bus": DiskBus, "hw_vif_model": CardModel, "os_distro": None, "os_resize": Switch, "os_inject_identity": Switch,
+}  # fmt: skip
+_OF_HARDWARE = ("hw_disk_bus", "hw_vif_model")
 
 
 @dataclass(frozen=True)
@@ -62,5 +75,19 @@ def hardware_of(record: ImageRecord) -> Hardware:
                 f"the image {record.name} has the property {name}={value}, which this version does not know: upgrade it, "
                 f"or register the image without: eschedule image show {record.name}"
             )
-    disk_bus, card_model = (record.properties.get(name, "virtio") for name in ("hw_disk_bus", "hw_vif_model"))
+    disk_bus, card_model = (record.properties.get(name, "virtio") for name in _OF_HARDWARE)
     return Hardware(DiskBus(disk_bus), CardModel(card_model))
+
+
+def says_hardware(record: ImageRecord) -> bool:
+    """Whether whoever registered the image said what hardware it needs, be it the usual one."""
+    return any(name in record.properties for name in _OF_HARDWARE)
+
+
+def with_image_content(record: ImageRecord, asked: DiskContent) -> DiskContent:
+    """What is to be on the disk of a guest of the image where its request has *asked* for that."""
+    return dataclasses.replace(
+        asked,
+        resize=asked.resize or record.properties.get("os_resize") == Switch.TRUE,
+        identity=asked.identity or record.properties.get("os_inject_identity") == Switch.TRUE,
+    )

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 from uuid import UUID
 
+from common.disk_content import AS_IMAGE
+from common.disk_content import DiskContent as DiskContent
+from common.disk_content import GuestFile as GuestFile
 from common.guest_metadata import ConfigDrive as ConfigDrive
 from common.guest_metadata import MetadataAccess as MetadataAccess
 from common.hardware import USUAL
@@ -161,6 +164,8 @@ class InstanceSpec(Record):
     allow: tuple[str, ...] | None = None  # who may reach it: "tcp:22", "udp:53@10.0.0.0/8", "icmp"; None: everybody
     forwards: tuple[Forward, ...] = ()  # ports of the host that lead to it
     hardware: Hardware = USUAL
+    hardware_is_given: bool = False  # somebody said so, be it that it is the usual one: no host looks into the image for it
+    disk_content: DiskContent = AS_IMAGE  # what is on its disk beside the image
     hostname: str = ""
     alternates: tuple[Alternate, ...] = ()
     group: str | None = None
@@ -181,7 +186,7 @@ class InstanceSpec(Record):
     def __post_init__(self) -> None:
         needed = spec_schema(
             nics=self.nics, metadata=self.metadata, config_drive=self.config_drive, allow=self.allow, forwards=self.forwards,
-            hardware=self.hardware,
+            hardware=self.hardware, disk_content=self.disk_content,
         )  # fmt: skip
         object.__setattr__(self, "schema", needed)
 

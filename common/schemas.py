@@ -138,6 +138,7 @@ COMPUTE: Schema = {
                     "revalidate_after_hours": _or_null(_seconds(0, 87600)),
                 }
             ),
+            "guestfs": _section({"inspect": _one_of("never", "auto"), "deadline_seconds": _seconds(10, 3600)}),
             "builder": _section(
                 {
                     "workers": _or_null(_integer(1, 256)),
@@ -189,9 +190,9 @@ _AMOUNTS: Schema = {"type": "object", "additionalProperties": {"type": "integer"
 _TEXTS: Schema = {"type": "object", "additionalProperties": _STRING}
 _SCHEMA_NUMBER: Schema = {"const": 1}
 _SPEC_SCHEMA_NUMBER: Schema = {
-    "enum": [1, 2, 3],
+    "enum": [1, 2, 3, 4],
     "description": "2 where allow, forwards, metadata, config_drive, or more of a card than its network must be understood; "
-    "3 where hardware must be",
+    "3 where hardware must be, 4 where disk_content must be",
 }
 _PHASES = (
     "Pending", "Building", "Running", "Rebooting", "Paused", "Stopping", "Stopped",
@@ -207,8 +208,8 @@ def _list(items: Schema, **more: Any) -> Schema:
     return {"type": "array", "items": items, **more}
 
 
-def _part(required: tuple[str, ...], properties: dict[str, Schema]) -> Schema:
-    return {"type": "object", "required": list(required), "properties": properties}
+def _part(required: tuple[str, ...], properties: dict[str, Schema], **more: Any) -> Schema:
+    return {"type": "object", "required": list(required), "properties": properties, **more}
 
 
 _IP_ADDRESSES = _list(
@@ -263,6 +264,21 @@ INSTANCE_SPEC = _record(
             )
         ),
         "hardware": _part((), {"disk_bus": {"enum": ["virtio", "sata"]}, "card_model": {"enum": ["virtio", "e1000"]}}),
+        "hardware_is_given": {"type": "boolean", "description": "no host looks into the image for what it has drivers for"},
+        "disk_content": _part(
+            (),
+            {
+                "resize": {"type": "boolean"},
+                "identity": {"type": "boolean"},
+                "files": _list(
+                    _part(
+                        ("path", "content_base64"),
+                        {"path": _STRING, "content_base64": _STRING, "mode": _COUNT, "user_id": _COUNT, "group_id": _COUNT},
+                    )
+                ),
+            },
+            description="how its disk differs from its image",
+        ),
         "hostname": _STRING,
         "alternates": _list(
             _part(

@@ -35,10 +35,12 @@ from ecompute.auditor import Auditor
 from ecompute.blueprint import Blueprint
 from ecompute.bridges import HostBridges
 from ecompute.config_drive import ConfigDrives
+from ecompute.disk_preparation import preparation_by_libguestfs
 from ecompute.disks import Disks
 from ecompute.facts import FactFinder
 from ecompute.filter_guard import FilterGuard
 from ecompute.firewall_keeper import FirewallKeeper
+from ecompute.guest_hardware import FoundHardware
 from ecompute.guest_reports import ReportBell, remove_strays
 from ecompute.health import ETCD, LIBVIRT, NETWORK, PLACEMENT, Health
 from ecompute.heartbeat import Heartbeat, take_provider
@@ -336,13 +338,14 @@ class Agent:
             machine_type=config.libvirt.machine_type, cpu_mode=config.libvirt.cpu_mode,
             filter_name=self._until_it_answers(LIBVIRT, lambda: self._filter(hypervisor)),
             instances_directory=state / "instances", zone=host.name, vendor_data_base64=self._vendor_data,
-            metadata_bridge=config.metadata.bridge,
+            metadata_bridge=config.metadata.bridge, found_hardware=FoundHardware(state / "instances").of,
         )  # fmt: skip
         return World(
             hypervisor=hypervisor,
             placement=PlacementGate(placement, lambda problem: self._health.report(PLACEMENT, problem)),
             images=ImageCache(state / "images", config.images),
             disks=Disks(state / "instances"),
+            preparation=preparation_by_libguestfs(config, uses_kvm=host.virt_type == "kvm"),
             networks=AddressPools(
                 hypervisor, state / "network", reserve_ahead=config.network.reserve_ahead, network=config.network.name,
                 bridges=bridges, second_bridge=config.network.bridge,

@@ -5,10 +5,12 @@ Facts ("is what is there still what the spec means?") and builder ("make it so")
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
+from common.hardware import USUAL, Hardware
 from common.metadata import MetadataDocument
 from common.model import Address, ConfigDrive, InstanceSpec
 from common.renderings import nocloud, openstack
@@ -26,6 +28,7 @@ class Blueprint:
         zone: the availability zone that guests are told, as md_server tells it: the host's name.
         vendor_data_base64: what the operator gives to every guest of the host, None for nothing.
         metadata_bridge: where md-server answers the guests.
+        found_hardware: what was found that an instance's image has drivers for, None where nobody has looked.
     """
 
     provider: UUID
@@ -39,9 +42,17 @@ class Blueprint:
     zone: str = ""
     vendor_data_base64: str | None = None
     metadata_bridge: str = ""
+    found_hardware: Callable[[UUID], Hardware | None] = lambda _: None
 
     def disk_path(self, uuid: UUID) -> Path:
         return self.instances_directory / str(uuid) / "disk.qcow2"
+
+    def as_built(self, spec: InstanceSpec) -> InstanceSpec:
+        """*spec* with the hardware that was found for it on this host, where it does not say itself."""
+        if spec.hardware != USUAL or spec.hardware_is_given:
+            return spec
+        found = self.found_hardware(spec.uuid)
+        return replace(spec, hardware=found) if found else spec
 
     def document(self, spec: InstanceSpec, addresses: tuple[Address, ...]) -> MetadataDocument:
         """What md_server tells the guest of itself."""
@@ -59,7 +70,7 @@ class Blueprint:
             hop_limit=spec.metadata_hop_limit,
             vendor_data_base64=self.vendor_data_base64,
             metadata_bridge=self.metadata_bridge,
-            hardware=spec.hardware,
+            hardware=self.as_built(spec).hardware,
         )
 
     def has_drive(self, spec: InstanceSpec, addresses: tuple[Address, ...]) -> bool:
@@ -90,10 +101,10 @@ class Blueprint:
 
     def digest(self, spec: InstanceSpec, addresses: tuple[Address, ...]) -> str:
         """Changes whenever the domain must be defined anew; the stamp itself has no part in it."""
-        return definition_digest(spec, self._context(spec, addresses, Stamp(self.provider, 0, 0)))
+        return definition_digest(self.as_built(spec), self._context(spec, addresses, Stamp(self.provider, 0, 0)))
 
     def xml(self, spec: InstanceSpec, addresses: tuple[Address, ...], stamp: Stamp, *, known_as: str = "") -> str:
-        return domain_xml(spec, self._context(spec, addresses, stamp, known_as))
+        return domain_xml(self.as_built(spec), self._context(spec, addresses, stamp, known_as))
 
     def _context(self, spec: InstanceSpec, addresses: tuple[Address, ...], stamp: Stamp, known_as: str = "") -> DomainContext:
         folder = self.instances_directory / str(spec.uuid)

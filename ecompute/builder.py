@@ -98,12 +98,17 @@ class Builder:
         self._world.images.fetch(spec.image, progress=hand.progress, is_cancelled=hand.is_cancelled)
         return dataclasses.replace(facts, image_is_cached=True)
 
-    def _build_disk(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+    def takes_long(self, step: Step, spec: InstanceSpec) -> bool:
+        """Whether *step* may last, so that only some of the workers are to be at such."""
+        return step is Step.FETCH_IMAGE or (step is Step.BUILD_DISK and self._world.preparation.takes_long(spec))
+
+    def _build_disk(self, spec: InstanceSpec, facts: Facts, hand: Hand) -> Facts:
         image = self._world.images.is_cached(spec.image)
         if image is None:
             raise Conflict(f"the image {shown_url(spec.image.url)} left the cache again")
         self._world.reports.remove(spec.uuid)  # a new disk is a new guest, and has not said anything yet
-        self._world.disks.build(spec.uuid, image, spec.disk_gib)
+        prepare = self._world.preparation.of(spec, image, facts.addresses or (), hand.is_cancelled)
+        self._world.disks.build(spec.uuid, image, spec.disk_gib, prepare)
         return dataclasses.replace(facts, disk_is_there=True, files_are_there=True)
 
     def _reserve_network(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:

@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -119,10 +120,15 @@ class Disks:
             fsync_directory(self._directory)
             return target
 
-    def build(self, uuid: UUID, image: CachedImage, size_gib: int) -> Path:
+    def build(
+        self, uuid: UUID, image: CachedImage, size_gib: int, prepare: Callable[[Path], None] | None = None
+    ) -> Path:  # fmt: skip
         """Make the instance's disk, *size_gib* GiB over *image*; one that is there already stays as it is.
 
         Not for two threads and one instance at once.
+
+        Args:
+            prepare: writes to the half-made disk at the path; what it raises leaves none.
 
         Raises:
             InvalidSpec: the image's disk is larger, or no such disk can be.
@@ -136,7 +142,7 @@ class Disks:
         make_directory(path.parent, DIRECTORY_MODE)
         remove_partials(path.parent)
         with file_errors("cannot make the disk", path):
-            _write_disk(path, layout)
+            _write_disk(path, layout, prepare)
             fsync_directory(self._directory)
         return path
 
@@ -178,13 +184,15 @@ def _layout(image: CachedImage, size_gib: int) -> qcow2_overlay.Overlay:
         raise InvalidSpec(f"no disk of {size_gib} GiB over {image.path} can be made: {error}") from error
 
 
-def _write_disk(path: Path, layout: qcow2_overlay.Overlay) -> None:
+def _write_disk(path: Path, layout: qcow2_overlay.Overlay, prepare: Callable[[Path], None] | None) -> None:
     partial = partial_path(path)
     try:
         with partial.open("xb", buffering=0) as output:
             os.fchmod(output.fileno(), DISK_MODE)
             output.write(layout.head)
             output.truncate(layout.file_bytes)
+            if prepare:
+                prepare(partial)
             os.fsync(output.fileno())
         partial.rename(path)
     except BaseException:

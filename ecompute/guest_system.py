@@ -24,6 +24,10 @@ _INDEXES = ("modules.dep", "modules.builtin", "modules.order")  # of a kernel's 
 _WINDOWS_DRIVERS = "/Windows/System32/drivers"
 
 
+class Refused(Exception):
+    """The disk or the request is not such that it could be done; no fault of libguestfs."""
+
+
 @dataclass(frozen=True)
 class System:
     """What an image holds.
@@ -58,12 +62,14 @@ class System:
         )
 
 
-def system_from(data: Mapping[str, Any]) -> System:
+def system_from(data: object) -> System:
     """The inverse of ``to_data``, whoever wrote it.
 
     Raises:
         ValueError: it is no such thing.
     """
+    if not isinstance(data, Mapping):
+        raise ValueError("what was found in an image is not in the form that it is kept in")
     texts: dict[str, Any] = {key: data.get(key, "") for key in ("root", "kind", "distribution", "version", "name")}
     answers: dict[str, Any] = {key: data.get(key) for key in ("has_virtio_disk", "has_virtio_card")}
     mounts, has_cloud_init = data.get("mounts", ()), data.get("has_cloud_init", False)

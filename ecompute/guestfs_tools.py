@@ -14,13 +14,43 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from common.disk_content import DiskContent
+from common.errors import Permanent
+from common.nics import Address
 from ecompute.appliance import DIST_PACKAGES, MEMORY_MIB, Appliance
+from ecompute.guest_files import write
+from ecompute.guest_growth import grow
+from ecompute.guest_network import card_data
 from ecompute.guest_sealing import seal
-from ecompute.guest_system import Handle, System, look, system_from
+from ecompute.guest_system import Handle, Refused, System, look, system_from
+
+
+@dataclass(frozen=True)
+class DiskChanges:
+    """What a new disk of *size_bytes* is to have beside its image; the rest counts where *content* asks for the identity."""
+
+    content: DiskContent
+    size_bytes: int
+    hostname: str = ""
+    keys: tuple[str, ...] = ()
+    cards: tuple[Address, ...] = ()
+
+
+class DiskTools(Protocol):
+    """What the making of disks asks for; ``GuestfsTools`` has it, and says what each does."""
+
+    def inspect(self, image: Path, image_format: str, *, what: str, is_cancelled: Callable[[], bool]) -> System: ...
+
+    def customize(
+        self, disk: Path, changes: DiskChanges, known: System | None, *, what: str, is_cancelled: Callable[[], bool]
+    ) -> System: ...
+
+    def seal(self, disk: Path, *, what: str) -> System: ...
 
 
 class GuestfsTools:
@@ -40,7 +70,33 @@ class GuestfsTools:
         """
         job = {"action": "inspect", "format": image_format, "is_read_only": True}
         answer = self._appliance.run(job, image, what=f"{what} cannot be looked into", is_cancelled=is_cancelled)
-        return system_from(answer["system"])
+        return _system_in(answer, what)
+
+    def customize(
+        self, disk: Path, changes: DiskChanges, known: System | None, *, what: str,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> System:  # fmt: skip
+        """Make the qcow2 *disk*, which no guest uses, differ from its image as *changes* say; what it holds.
+
+        In place: where it raises, *disk* is half-changed and to be thrown away.
+
+        Args:
+            known: what was found in the image before, which saves seconds.
+
+        Raises:
+            Permanent: it cannot be done. Cancelled: *is_cancelled* said so.
+        """
+        content, identity = changes.content, None
+        if content.identity:
+            identity = {"hostname": changes.hostname, "keys": changes.keys, "cards": [card_data(one) for one in changes.cards]}
+        job = {
+            "action": "customize", "format": "qcow2", "system": known.to_data() if known else None, "resize": content.resize,
+            "files": [asdict(file) for file in content.files], "identity": identity,
+        }  # fmt: skip
+        answer = self._appliance.run(
+            job, disk, what=f"{what} cannot be prepared", is_cancelled=is_cancelled, most_bytes=changes.size_bytes
+        )
+        return _system_in(answer, what)
 
     def seal(
         self, disk: Path, *, what: str, image_format: str = "qcow2", is_cancelled: Callable[[], bool] = lambda: False
@@ -54,14 +110,17 @@ class GuestfsTools:
         """
         job = {"action": "seal", "format": image_format}
         answer = self._appliance.run(job, disk, what=f"{what} cannot be sealed", is_cancelled=is_cancelled)
-        return system_from(answer["system"])
+        return _system_in(answer, what)
+
+
+def _system_in(answer: Mapping[str, Any], what: str) -> System:
+    try:
+        return system_from(answer.get("system"))
+    except ValueError as error:
+        raise Permanent(f"{what}: libguestfs gave no answer that makes sense", "ApplianceFailed") from error
 
 
 # -- the child -----------------------------------------------------------------------------------------------------------------
-
-
-class Refused(Exception):
-    """The disk or the request is not such that it could be done; no fault of libguestfs."""
 
 
 def _seal(handle: Handle, _: dict[str, Any]) -> System:
@@ -73,8 +132,19 @@ def _seal(handle: Handle, _: dict[str, Any]) -> System:
     return system
 
 
+def _customize(handle: Handle, job: dict[str, Any]) -> System:
+    system = system_from(job["system"]) if job["system"] else look(handle)
+    handle.umount_all()
+    if job["resize"]:
+        grow(handle, system)
+    if job["files"] or (job["identity"] and not system.has_cloud_init):
+        write(handle, system, files=job["files"], identity=job["identity"])
+    return system
+
+
 _ACTIONS: dict[str, Callable[[Handle, dict[str, Any]], System]] = {
     "inspect": lambda handle, _: look(handle),
+    "customize": _customize,
     "seal": _seal,
 }
 

@@ -203,14 +203,14 @@ class Reconciler:
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def _take_in_turn(self, hand: _Pass, spec: InstanceSpec | None, decision: Decision) -> bool:
-        """``_take``; but a download may last, and the other guests want to be served meanwhile."""
+        """``_take``; but some steps last, and the other guests want to be served meanwhile."""
         if spec is not None and decision.phase in (Phase.RESCHEDULING, Phase.FAILED):
             self._announce(hand, spec, decision)
-        if spec is None or decision.step is not Step.FETCH_IMAGE:
+        if spec is None or not self._builder.takes_long(decision.step, spec):
             return self._take(hand, spec, decision)
         if not self._fetches.take(hand.uuid):
             waiting = Decision(Step.NONE, Phase.PENDING, Reason.WAITING)
-            self._report(spec, hand.facts, waiting, "other images are fetched first")
+            self._report(spec, hand.facts, waiting, "other images are fetched first, or other disks prepared")
             return False
         try:
             return self._take(hand, spec, decision)

@@ -9,6 +9,7 @@ from common.reports import ReportStore
 from ecompute.blueprint import Blueprint
 from ecompute.bridges import HostBridges
 from ecompute.config_drive import ConfigDrives
+from ecompute.disk_preparation import DiskPreparation
 from ecompute.disks import Disks
 from ecompute.firewall_keeper import FirewallKeeper
 from ecompute.hypervisor import Hypervisor
@@ -26,6 +27,7 @@ class World:
     placement: Claims
     images: ImageCache
     disks: Disks
+    preparation: DiskPreparation
     networks: AddressPools
     metadata: MetadataStore
     drives: ConfigDrives

@@ -72,7 +72,7 @@ def keys_in_files(paths: Iterable[Path], option: str) -> tuple[str, ...]:
 
 
 def _keys_at(path: Path, option: str) -> tuple[str, ...]:
-    return parse_public_keys(_content(path, KEY_FILE_MOST_BYTES, option), str(path))
+    return parse_public_keys(file_content(path, KEY_FILE_MOST_BYTES, option), str(path))
 
 
 def _few_enough(keys: Collection[str]) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def user_data_of(path: Path) -> bytes:
     Raises:
         ConfigError: it cannot be read, or is larger than a guest may be given.
     """
-    return check_user_data(_content(path, USER_DATA_MOST_BYTES, "--user-data"), str(path))
+    return check_user_data(file_content(path, USER_DATA_MOST_BYTES, "--user-data"), str(path))
 
 
 def allow_of(options: argparse.Namespace, default: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -103,7 +103,7 @@ def allow_of(options: argparse.Namespace, default: tuple[str, ...] | None) -> tu
     return parse_allow(options.allow)
 
 
-def _content(path: Path, most_bytes: int, option: str) -> bytes:
+def file_content(path: Path, most_bytes: int, option: str) -> bytes:
     """What is in *path*, and one byte more than allowed where there is more, so that the check behind it sees that."""
     try:
         # A pipe without a writer would be waited for as it is opened; one with a writer, as the shell's <(…), is read.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from common.errors import ConfigError, Permanent
-from common.image_records import ImageRecord, hardware_of
+from common.image_records import ImageRecord, hardware_of, says_hardware, with_image_content
 from common.validate import parse_image
 from eschedule.request import Request
 
@@ -44,4 +44,7 @@ def made_of(request: Request, record: ImageRecord, checksum: str | None = None) 
         asked = ", ".join(f"{name.partition(':')[0]}:{request.resources.get(name.partition(':')[0], 0)}" for name in short)
         raise ConfigError(f"the image {record.name} needs at least {', '.join(short)}; the request has {asked}: ask for more")
     parse_image(record.url, record.checksum)  # whoever wrote it: a request has no address and no checksum that a host refuses
-    return replace(request, image=record.ref, hardware=hardware)
+    return replace(
+        request, image=record.ref, hardware=hardware, hardware_is_given=says_hardware(record),
+        disk_content=with_image_content(record, request.disk_content),
+    )  # fmt: skip

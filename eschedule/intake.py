@@ -28,6 +28,7 @@ from common.validate import (
     parse_restart,
     parse_uuid,
 )
+from eschedule.disk_options import disk_content_of
 from eschedule.guest_options import StoredKeys, allow_of, keys_in_files, keys_of, none_stored, user_data_of
 from eschedule.image_choice import RegisteredImage, made_of, none_registered
 from eschedule.nic_options import DEFAULT, parse_nic
@@ -69,6 +70,7 @@ def request_from(
         metadata_hop_limit=_hop_limit(options.metadata_hop_limit, defaults.metadata_hop_limit),
         config_drive=parse_config_drive(options.config_drive or defaults.config_drive),
         allow=allow_of(options, defaults.allow),
+        disk_content=disk_content_of(options),
         forwards=_forwards(options.publish, count, group, group_policy),
         hostname=None if options.hostname is None else parse_hostname(options.hostname),
         nics=_nics(options.nics or [DEFAULT], defaults.network, count),

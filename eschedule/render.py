@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from common.model import Address, HostState, InstanceSpec, InstanceStatus, Move, Phase, Ready, Reason
-from common.text import escaped, shortened
+from common.text import counted, escaped, shortened
 from eschedule import cards
 from eschedule.listing import HostName, HostRow, InstanceRow
 from eschedule.output import as_json as as_json
@@ -116,6 +116,7 @@ def _spec_pairs(spec: InstanceSpec, addresses: tuple[Address, ...], now: datetim
         ("resources", ", ".join(f"{c} {amount}" for c, amount in sorted(spec.resources.items()))),
         ("networks", "; ".join(cards.nic_text(nic) for nic in spec.nics)),
         ("hardware", cards.hardware_text(spec)),
+        ("disk", _disk_text(spec)),
         ("metadata", cards.metadata_text(spec, addresses)),
         ("allow", cards.allow_text(spec)),
         ("hostname", spec.hostname if spec.hostname != spec.name else ""),
@@ -128,6 +129,15 @@ def _spec_pairs(spec: InstanceSpec, addresses: tuple[Address, ...], now: datetim
         *(("moved", _move(move)) for move in spec.moves),
         ("created", f"{spec.created_at} ({age(spec.created_at, now)} ago) by {spec.created_by}" if spec.created_at else ""),
     ]
+
+
+def _disk_text(spec: InstanceSpec) -> str:
+    """How its disk differs from its image; nothing where it does not."""
+    content = spec.disk_content
+    said = ["resized"] if content.resize else []
+    said += ["host name, keys and network where the image has no cloud-init"] if content.identity else []
+    said += [f"{file.path} ({counted(file.size_bytes, 'byte')})" for file in content.files]
+    return ", ".join(said)
 
 
 def ready_pairs(ready: Ready, *, is_former: bool = False, now: datetime.datetime | None = None) -> list[tuple[str, str]]:

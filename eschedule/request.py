@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+from common.disk_content import AS_IMAGE
 from common.hardware import USUAL
 from common.model import (
     Alternate,
     ConfigDrive,
+    DiskContent,
     Forward,
     GroupPolicy,
     Hardware,
@@ -40,6 +42,7 @@ _SAID_SINCE = (
     "allow",
     "forwards",
     "hardware",
+    "disk_content",
 )  # fields that the first version had not
 
 
@@ -58,7 +61,8 @@ class Request:
         grace_seconds: how long the guest has to power off when it is asked to, before its plug is pulled.
         allow: rules of who may reach it; None for everybody.
         forwards: ports of its host that lead to it.
-        hardware: what its image has drivers for.
+        hardware: what its image has drivers for. *hardware_is_given*: somebody has said so.
+        disk_content: what is on its disk beside the image.
         count: how many instances; above 1 the request is one for a set, and ``members`` are those for its instances.
     """
 
@@ -83,6 +87,8 @@ class Request:
     allow: tuple[str, ...] | None = None
     forwards: tuple[Forward, ...] = ()
     hardware: Hardware = USUAL
+    hardware_is_given: bool = False
+    disk_content: DiskContent = AS_IMAGE
 
     def digest(self) -> str:
         """A fingerprint of what is asked for; who asks, when, and under which uuid are no part of it."""
@@ -164,6 +170,8 @@ class Request:
             allow=self.allow,
             forwards=self.forwards,
             hardware=self.hardware,
+            hardware_is_given=self.hardware_is_given,
+            disk_content=self.disk_content,
             request_digest=self.digest(),
             created_at=created_at,
             created_by=created_by,

@@ -32,6 +32,20 @@ def add_create(verbs: Verbs) -> None:
     )  # fmt: skip
     parser.add_argument("--user-data", metavar="FILE", help="handed to the guest's cloud-init; at most 64 KiB")
     parser.add_argument(
+        "--inject", metavar="SRC:DST[:MODE[:UID[:GID]]]", action="append",
+        help="write this machine's file SRC to DST on the guest's disk before it boots (mode 0644, of root, unless said);"
+        " 64 KiB in all; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--inject-identity", action="store_true",
+        help="write host name, keys and network to the disk of an image that has no cloud-init to ask for them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resize",
+        action="store_true",
+        help="grow the root's partition and file system, where the image does not do so itself",
+    )
+    parser.add_argument(
         "--nic", metavar="WHERE", action="append", dest="nics",
         help="a network card: default, network=NAME (of the cluster, see network add, else libvirt's on the host) or"
         " bridge=NAME[,vlan=N]; more, with commas: address=IP[/LENGTH] (once for each family), gateway=, dns=, mac=, mtu=;"

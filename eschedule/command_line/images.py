@@ -35,6 +35,7 @@ def _add_image_add(actions: Verbs) -> None:
     parser.add_argument("--user", metavar="NAME", help="whom to log in as; for people")
     parser.add_argument(
         "--property", metavar="KEY=VALUE", action="append",
-        help="hw_disk_bus=virtio|sata, hw_vif_model=virtio|e1000, os_distro=TEXT (for people); may be repeated",
+        help="hw_disk_bus=virtio|sata, hw_vif_model=virtio|e1000, os_resize=true|false, os_inject_identity=true|false,"
+        " os_distro=TEXT (for people); may be repeated",
     )  # fmt: skip
     json_option(parser)

@@ -22,9 +22,11 @@ from ecompute.blueprint import Blueprint
 from ecompute.bridges import HostBridges
 from ecompute.builder import Builder
 from ecompute.config_drive import ConfigDrives
+from ecompute.disk_preparation import DiskPreparation
 from ecompute.disks import Disks
 from ecompute.facts import FactFinder
 from ecompute.firewall_keeper import FirewallKeeper
+from ecompute.guest_hardware import FoundHardware
 from ecompute.hypervisor import PowerState
 from ecompute.images import ImageCache
 from ecompute.moving import Mover
@@ -34,6 +36,7 @@ from ecompute.reconciler import Reconciler
 from ecompute.statuses import Statuses
 from ecompute.watcher import SpecEntry, SpecWatcher, read_entry
 from ecompute.world import World
+from tests.fakes.disk_tools import FakeDiskTools
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.packet_filter import FakePacketFilter
 from tests.fakes.placement import FakePlacement
@@ -80,6 +83,7 @@ class Loop:
         self.image = make_raw_image(directory / "image.raw")
         self.directory, self.is_live, self.delays, self.now = directory, True, dict[UUID, float](), 1000.0
         self.look_again: Callable[[UUID, float], None] = self.delays.__setitem__
+        self.tools, self.inspects = FakeDiskTools(), False
         self.packet_filter, self.listening = FakePacketFilter(), frozenset[tuple[str, int]]()
         self.specs_of: Callable[[], Specs | SpecWatcher] = lambda: Specs(self.store, self.provider)
         self.restart()
@@ -88,11 +92,11 @@ class Loop:
         """As a new process would begin: nothing remembered but what is in the store, the hypervisor and the files."""
         blueprint = blueprint or Blueprint(
             provider=self.provider, boot_id="boot", virt_type="qemu", architecture="x86_64", machine_type=None, cpu_mode=None,
-            filter_name=None, instances_directory=self.directory / "instances",
+            filter_name=None, instances_directory=self.directory / "instances", found_hardware=FoundHardware(self.directory / "instances").of,
         )  # fmt: skip
         self.world = World(
             hypervisor=self.hypervisor, placement=self.placement, images=ImageCache(self.directory / "images", ImagesConfig()),  # type: ignore[arg-type]
-            disks=Disks(self.directory / "instances"), networks=AddressPools(self.hypervisor, self.directory / "network", bridges=AnyBridges(None)),
+            disks=Disks(self.directory / "instances"), preparation=DiskPreparation(self.tools, self.directory / "guestfs", FoundHardware(self.directory / "instances"), inspects=self.inspects), networks=AddressPools(self.hypervisor, self.directory / "network", bridges=AnyBridges(None)),
             metadata=MetadataStore(self.directory / "metadata"), drives=ConfigDrives(self.directory / "instances"),
             reports=report_store(self.directory), blueprint=blueprint, patience=Patience(lambda: self.now), bridges=AnyBridges(None),
             firewall=FirewallKeeper(self.directory / "firewall", self.packet_filter, listening=lambda: self.listening),

@@ -19,8 +19,10 @@ from common.model import (
     Alternate,
     ConfigDrive,
     Desired,
+    DiskContent,
     Event,
     Forward,
+    GuestFile,
     HostRecord,
     HostState,
     ImageRef,
@@ -56,6 +58,10 @@ SPECS = (
     ),
     InstanceSpec(A, "web-1", ImageRef("/image"), {"VCPU": 1}, metadata=MetadataAccess.OFF, allow=()),
     InstanceSpec(A, "web-1", ImageRef("/image", name="old"), {"VCPU": 1}, hardware=Hardware(DiskBus.SATA, CardModel.E1000)),
+    InstanceSpec(
+        A, "web-1", ImageRef("/image"), {"VCPU": 1}, hardware_is_given=True,
+        disk_content=DiskContent(resize=True, identity=True, files=(GuestFile("/etc/motd", "aGk=", 0o600, 33, 33),)),
+    ),
 )  # fmt: skip
 STATUSES = (
     *(InstanceStatus(phase) for phase in Phase),
@@ -154,7 +160,7 @@ def test_schemas_are_schemas_and_plain_data(schema):
         (SPECS[0], {"name": "No Name"}),
         (SPECS[0], {"uuid": "x"}),
         (SPECS[0], {"resources": {"VCPU": "1"}}),
-        (SPECS[0], {"schema": 4}),
+        (SPECS[0], {"schema": 5}),
         (STATUSES[0], {"schema": 2}),
         (STATUSES[0], {"phase": "Sleeping"}),
         (STATUSES[0], {"events": [{}]}),

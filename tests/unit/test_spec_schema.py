@@ -13,7 +13,9 @@ from common.hardware import CardModel, DiskBus, Hardware
 from common.model import (
     ConfigDrive,
     Desired,
+    DiskContent,
     Forward,
+    GuestFile,
     ImageRef,
     InstanceSpec,
     MetadataAccess,
@@ -45,12 +47,18 @@ NEEDS_THIRD = (
     {"hardware": Hardware(disk_bus=DiskBus.SATA)},
     {"hardware": Hardware(card_model=CardModel.E1000), "allow": ()},
 )
+NEEDS_FOURTH = (
+    {"disk_content": DiskContent(resize=True)},
+    {"disk_content": DiskContent(identity=True), "allow": ()},
+    {"disk_content": DiskContent(files=(GuestFile("/etc/motd", "aGk="),)), "hardware": Hardware(disk_bus=DiskBus.SATA)},
+)
 READ_BY_ALL = (
     {},
     {"nics": ()},
     {"nics": (Nic("a"), Nic("b"))},
     {"config_drive": ConfigDrive.NONE},
     {"metadata_hop_limit": 2},
+    {"hardware_is_given": True},  # virtio, which they make anyway
     {"keys": ("ssh-ed25519 A",), "user_data_base64": "AA==", "desired": Desired.STOPPED, "boot_request": 3, "group": "g"},
 )
 
@@ -85,6 +93,15 @@ def test_a_reader_that_knows_no_other_hardware_than_virtio_holds_a_guest_that_ca
         EarlierSpec.from_json(spec.to_json())
 
 
+@pytest.mark.parametrize("fields", NEEDS_FOURTH, ids=str)
+def test_a_reader_that_writes_nothing_to_disks_holds_a_guest_that_counts_on_it(fields):
+    spec = dataclasses.replace(SPEC, **fields)
+    assert number_in(spec.to_json()) == 4
+    assert InstanceSpec.from_json(spec.to_json()) == spec
+    with pytest.raises(UnsupportedSchema, match="of schema 4; this version reads 1: upgrade it"):
+        EarlierSpec.from_json(spec.to_json())
+
+
 def test_the_name_of_an_image_is_passed_over_by_who_does_not_know_it():
     spec = dataclasses.replace(SPEC, image=ImageRef("/i", "sha256:00", "debian-12"))
     assert number_in(spec.to_json()) == 1
@@ -113,7 +130,7 @@ def test_an_earlier_reader_reads_all_others(fields):
 
 def test_each_field_that_is_asked_for_since_is_judged():
     """Whoever adds a field has to say whether earlier readers may pass over it."""
-    judged = {name for fields in (*NEEDS_SECOND, *NEEDS_THIRD, *READ_BY_ALL) for name in fields}
+    judged = {name for fields in (*NEEDS_SECOND, *NEEDS_THIRD, *NEEDS_FOURTH, *READ_BY_ALL) for name in fields}
     same_for_all = {
         "uuid", "name", "image", "resources", "hostname", "alternates", "group_policy", "restart", "grace_seconds",
         "reboot_request", "hard_reboot", "adopts", "moves", "request_digest", "created_at", "created_by", "schema",
@@ -124,7 +141,7 @@ def test_each_field_that_is_asked_for_since_is_judged():
     assert said == {field.name for field in dataclasses.fields(Nic)}
 
 
-@pytest.mark.parametrize("fields", [*NEEDS_SECOND, *NEEDS_THIRD], ids=str)
+@pytest.mark.parametrize("fields", [*NEEDS_SECOND, *NEEDS_THIRD, *NEEDS_FOURTH], ids=str)
 def test_a_change_takes_the_number_up_and_back_down(fields):
     changed = spec_with_fields(SPEC.to_json(), fields)
     assert changed == dataclasses.replace(SPEC, **fields).to_json()
