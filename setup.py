@@ -1,7 +1,7 @@
 """Package metadata of etcd-compute; tool settings live in pyproject.toml.
 
 libvirt-python and guestfs are bindings to system libraries: take them from the distribution (``packaging/debian-packages``)
-rather than building them. guestfs is not on PyPI, so it cannot be named here; without it only image inspection is missing.
+rather than building them. guestfs is not on PyPI, so it cannot be named here; without it only what changes disks is missing.
 """
 
 from pathlib import Path

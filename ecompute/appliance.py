@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -212,10 +213,10 @@ class _Child:
 
     def answer(self, job: Mapping[str, Any], seconds: float, what: str, is_cancelled: Callable[[], bool]) -> dict[str, Any]:
         try:
-            code = self._wait(json.dumps(job).encode() + b"\n", seconds, is_cancelled)
+            has_ended = self._wait(json.dumps(job).encode() + b"\n", seconds, is_cancelled)
         finally:
             self._end()
-        if code is None:
+        if not has_ended:
             raise Permanent(
                 f"{what}: libguestfs' appliance was not done after {seconds:.0f} s and was ended{self._said()}; is the host "
                 "overloaded? guestfs.deadline_seconds in compute.yaml allows more",
@@ -225,6 +226,7 @@ class _Child:
         try:
             answer = json.loads(self._answer.read(_MOST_ANSWER_BYTES))
         except ValueError:
+            code = self._process.returncode
             how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
             raise Permanent(f"{what}: libguestfs {how}{self._said()}", "ApplianceFailed") from None
         finally:
@@ -232,18 +234,22 @@ class _Child:
             self._words.close()
         return _checked(answer, what)
 
-    def _wait(self, job: bytes, seconds: float, is_cancelled: Callable[[], bool]) -> int | None:
-        """Its exit code; None where it is still at it after *seconds*. Its input stays open: the child ends with that."""
+    def _wait(self, job: bytes, seconds: float, is_cancelled: Callable[[], bool]) -> bool:
+        """Whether it has ended within *seconds*. Its input stays open meanwhile: the child ends with that."""
         ends_at = time.monotonic() + seconds
         with contextlib.suppress(BrokenPipeError):  # it ended at once
             self._input.write(job)
             self._input.flush()
-        while time.monotonic() < ends_at:
-            if is_cancelled():
-                raise Cancelled("it is no longer wanted")
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return self._process.wait(_LOOK_EVERY_SECONDS)
-        return None
+        process = os.pidfd_open(self._process.pid)
+        try:
+            while time.monotonic() < ends_at:
+                if is_cancelled():
+                    raise Cancelled("it is no longer wanted")
+                if select.select([process], [], [], _LOOK_EVERY_SECONDS)[0]:
+                    return True  # and not reaped yet: its number, which is that of its group, is nobody else's until then
+            return False
+        finally:
+            os.close(process)
 
     def _end(self) -> None:
         """End the child and all that it started; its QEMU may outlive it for a moment."""
@@ -268,6 +274,8 @@ def _checked(answer: Any, what: str) -> dict[str, Any]:
         raise Permanent(f"{what}: libguestfs gave no answer", "ApplianceFailed")
     if "failure" in answer:
         text = shortened(escaped(" ".join(str(answer["failure"]).split())), _MOST_WORDS_CHARACTERS)
+        if text.startswith("guestfs_launch failed"):
+            text = "libguestfs' appliance did not start, or crashed; libguestfs-test-tool (package libguestfs-tools) says more"
         if "No space left" in text:
             raise NoSpace(f"{what}: {text}; free space on the file system of paths.state_dir")
         raise Permanent(f"{what}: {text}", "CannotChange" if answer.get("is_refusal") else "ApplianceFailed")
@@ -308,6 +316,14 @@ def missing() -> str:
         "libguestfs itself": _parts(),
     }
     return ", ".join(name for name, found in parts.items() if not found)
+
+
+def has_kernel() -> bool:
+    """Whether supermin finds a kernel with its modules on this host, or is told of one."""
+    if "SUPERMIN_KERNEL" in os.environ:
+        return os.access(os.environ["SUPERMIN_KERNEL"], os.R_OK)
+    kernels = [path.name.removeprefix("vmlinuz-") for path in Path("/boot").glob("vmlinuz-*")]
+    return any((Path("/lib/modules") / kernel).is_dir() for kernel in kernels)
 
 
 def check_installed(what: str) -> None:

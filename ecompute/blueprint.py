@@ -54,6 +54,13 @@ class Blueprint:
         found = self.found_hardware(spec.uuid)
         return replace(spec, hardware=found) if found else spec
 
+    def notes(self, spec: InstanceSpec) -> tuple[str, ...]:
+        """What is otherwise than *spec* says, for people."""
+        has = self.as_built(spec).hardware
+        if has == spec.hardware:
+            return ()
+        return (f"its image lacks drivers for virtio: its disk is on {has.disk_bus}, its cards are {has.card_model}",)
+
     def document(self, spec: InstanceSpec, addresses: tuple[Address, ...]) -> MetadataDocument:
         """What md_server tells the guest of itself."""
         return MetadataDocument(

@@ -109,7 +109,8 @@ class Builder:
         self._world.reports.remove(spec.uuid)  # a new disk is a new guest, and has not said anything yet
         prepare = self._world.preparation.of(spec, image, facts.addresses or (), hand.is_cancelled)
         self._world.disks.build(spec.uuid, image, spec.disk_gib, prepare)
-        return dataclasses.replace(facts, disk_is_there=True, files_are_there=True)
+        notes = (*self._world.blueprint.notes(spec), *facts.notes)
+        return dataclasses.replace(facts, disk_is_there=True, files_are_there=True, notes=notes)
 
     def _reserve_network(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         addresses = self._world.networks.reserve(spec.uuid, spec.nics)
@@ -131,7 +132,7 @@ class Builder:
         return dataclasses.replace(facts, drive_is_current=True)
 
     def _write_rules(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
-        notes = self._world.firewall.write(spec, facts.addresses or ())
+        notes = (*self._world.blueprint.notes(spec), *self._world.firewall.write(spec, facts.addresses or ()))
         return dataclasses.replace(facts, rules_are_there=True, rules_are_current=True, notes=notes)
 
     def _define(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:

@@ -68,7 +68,10 @@ class DiskPreparation:
             if self._looks_for_hardware(spec):
                 found = system.hardware if system else USUAL
                 if found != USUAL:
-                    logger.info("the image lacks drivers for virtio", extra=fields(name=spec.name, hardware=found))
+                    logger.info(
+                        "the image lacks drivers for virtio",
+                        extra=fields(name=spec.name, disk=found.disk_bus, cards=found.card_model),
+                    )
                 self._hardware.keep(spec.uuid, found)
 
         return prepare

@@ -70,7 +70,7 @@ class FactFinder:
             drive_is_current=self._drive_is_current(spec, domain, addresses),
             rules_are_there=self._world.firewall.has(uuid),
             rules_are_current=rules.is_current,
-            notes=rules.notes,
+            notes=(*(self._world.blueprint.notes(spec) if spec else ()), *rules.notes),
             definition_is_current=self._definition_is_current(spec, domain, addresses),
             shutdown_is_due=press,
             grace_is_over=grace_over,

@@ -6,11 +6,13 @@ header belongs at the disk's end.
 
 from __future__ import annotations
 
+import struct
+
 from ecompute.guest_system import Handle, Refused, System
 
 DISK = "/dev/sda"
 _SECTOR = 512
-_GPT_TAIL_SECTORS = 34  # the second header, its table, and the sector that counts from 0
+_GPT_LAST_USABLE = struct.Struct("<Q")  # of the header, which is the second sector: UEFI 2.10, 5.3.2
 _MBR_MOST_SECTORS = 1 << 32
 _EXT = ("ext2", "ext3", "ext4")
 _PACKAGES = {"xfs": "libguestfs-xfs", "btrfs": "libguestfs0"}
@@ -47,7 +49,7 @@ def _grow_partition(handle: Handle, device: str) -> None:
     sectors, kind = handle.blockdev_getsz(DISK), handle.part_get_parttype(DISK)
     if kind == "gpt":
         handle.part_expand_gpt(DISK)
-        last = sectors - _GPT_TAIL_SECTORS
+        (last,) = _GPT_LAST_USABLE.unpack(handle.pread_device(DISK, _GPT_LAST_USABLE.size, _SECTOR + 48))
     elif kind == "msdos" and number <= 4:
         last = min(sectors, _MBR_MOST_SECTORS) - 1
     else:

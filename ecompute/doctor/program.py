@@ -12,11 +12,11 @@ from common.arguments import OneLineParser
 from common.checkup import Report, Result, failure, ok
 from common.config import ComputeConfig, load_compute
 from common.errors import ConfigError
-from ecompute.doctor import daemon, hypervisor, leftovers, machine, network, services, storage
+from ecompute.doctor import daemon, guestfs, hypervisor, leftovers, machine, network, services, storage
 from ecompute.doctor.scene import Scene
 from ecompute.vendor_data import read_vendor_data
 
-FIELDS = (machine, hypervisor, network, storage, services, daemon, leftovers)
+FIELDS = (machine, hypervisor, network, storage, guestfs, services, daemon, leftovers)
 
 
 def command(config_file: Path | None, arguments: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import pytest
 
-from common.model import Phase
+from common.model import DiskContent, GuestFile, Phase
 from ecompute.hypervisor import Stamp
 from ecompute.libvirt_driver import LibvirtDriver
 from ecompute.machine import Step
@@ -23,6 +23,7 @@ from tests.support.clients import Clients
 from tests.support.cluster import Cluster, Node, running_cluster
 from tests.support.hosts import HostNetwork
 from tests.support.ledger import Ledger
+from tests.support.linux_disks import SYSTEM, make_disk
 from tests.support.processes import wait_until
 from tests.support.small_guest import make_small_guest
 from tests.support.snapshot import World, look
@@ -32,6 +33,7 @@ STEPS_OF: dict[str, tuple[Step, ...]] = {
         Step.RESERVE_NETWORK, Step.FETCH_IMAGE, Step.BUILD_DISK, Step.WRITE_METADATA, Step.DEFINE, Step.START, Step.MARK_BOOTED,
     ),
     "build with rules": (Step.WRITE_RULES,),
+    "build with a changed disk": (Step.BUILD_DISK,),
     "stop": (Step.SHUTDOWN,),
     "stop a deaf guest": (Step.SHUTDOWN, Step.DESTROY),
     "start": (Step.START,),
@@ -58,6 +60,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         "before:status:Running",
         "after:status:Running",
     ),
+    "build with a changed disk": ("after:BuildDisk:os.chown",),  # lent to whoever changes it
     "build of a known image": ("before:FetchImage:pathlib.Path.rename",),
     "start": ("after:Start:ecompute.libvirt_driver.LibvirtDriver.write_stamp",),
     "reboot": ("after:Shutdown:ecompute.libvirt_driver.LibvirtDriver.write_stamp",),
@@ -94,6 +97,11 @@ class Bench:
         image = make_small_guest(self.cluster.directory / f"image-{number}.raw", content=content)
         return self.clients.create(self.node, **{"image": str(image), **more})
 
+    def create_on_linux(self, **more: object) -> UUID:
+        """As ``create``, of an image whose disk holds a system's files as well."""
+        image = make_disk(self.cluster.directory / f"linux-{next(self._images)}.qcow2", SYSTEM, boots=True)
+        return self.clients.create(self.node, **{"image": str(image), **more})
+
     def guest(self) -> UUID:
         """One that runs on the first host, and is up."""
         if not self.running:
@@ -112,18 +120,18 @@ class Bench:
             lambda: self.boots(uuid) > after, timeout_seconds=30, what="the guest has booted", evidence=self.cluster.evidence
         )
 
-    def settle(self) -> World:
+    def settle(self, timeout_seconds: float = 30) -> World:
         assert not self.is_spoilt, "an earlier case left the cluster in disorder; see there"
         self.is_spoilt = True
-        world = self.ledger.settle(self.cluster, timeout_seconds=30)
+        world = self.ledger.settle(self.cluster, timeout_seconds=timeout_seconds)
         self.is_spoilt = False
         return world
 
-    def strike(self, failpoint: str, act: Callable[[], object]) -> None:
+    def strike(self, failpoint: str, act: Callable[[], object], timeout_seconds: float = 30) -> None:
         """Do *act*, which has ecompute come to *failpoint*; return when it is dead and another one serves."""
         self.node.arm(failpoint)
         act()
-        self.node.wait_ecompute_ended()
+        self.node.wait_ecompute_ended(timeout_seconds=timeout_seconds)
         assert self.node.ecompute is not None
         assert self.node.ecompute.wait() == -9, self.cluster.evidence()
         self.restart()
@@ -136,7 +144,7 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(host_network: HostNetwork, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(appliance_kernel: None, host_network: HostNetwork, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with running_cluster(tmp_path_factory.mktemp("killed"), host_network, with_ecompute=False) as cluster:
         bench = Bench(cluster)
         bench.node.start_with_failpoint()
@@ -168,6 +176,13 @@ def build(bench: Bench, failpoint: str) -> None:
 def build_with_rules(bench: Bench, failpoint: str) -> None:
     bench.strike(failpoint, lambda: bench.running.append(bench.create(allow=("tcp:22",))))
     bench.settle()
+
+
+def build_with_a_changed_disk(bench: Bench, failpoint: str) -> None:
+    content = DiskContent(files=(GuestFile("/etc/motd", "aGk="),))
+    act = lambda: bench.running.append(bench.create_on_linux(disk_content=content))  # noqa: E731
+    bench.strike(failpoint, act, timeout_seconds=120)
+    bench.settle(timeout_seconds=120)
 
 
 def build_of_a_known_image(bench: Bench, failpoint: str) -> None:
@@ -289,7 +304,7 @@ def stamp_as_of_another_cluster(node: Node, uuid: UUID) -> Stamp:
 
 
 FLOWS: dict[str, Callable[[Bench, str], None]] = {
-    "build": build, "build with rules": build_with_rules, "build of a known image": build_of_a_known_image, "stop": stop, "stop a deaf guest": stop_a_deaf_guest, "start": start, "reboot": reboot,
+    "build": build, "build with rules": build_with_rules, "build with a changed disk": build_with_a_changed_disk, "build of a known image": build_of_a_known_image, "stop": stop, "stop a deaf guest": stop_a_deaf_guest, "start": start, "reboot": reboot,
     "reboot hard": reboot_hard, "destroy": destroy, "reschedule": reschedule, "give up": give_up,
     "regain a lost claim": regain_a_lost_claim, "adopt": adopt,
 }  # fmt: skip

@@ -9,7 +9,8 @@ import json
 import os
 import stat
 import subprocess
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from ecompute.appliance import Appliance
 from ecompute.guestfs_tools import GuestfsTools
 from tests.support.disk_images import MIB, qemu_img
 from tests.support.processes import ROOT
+from tests.support.small_guest import make_small_guest
 
 SECTOR = 512
+_BOOT_CODE_BYTES = 440  # what is behind it is the partition table's
 START_MIB = 1
 KERNEL = "6.1.0-test"
 SYSTEM = {
@@ -41,9 +44,12 @@ def _run(command: list[str | Path], *, stdin: str | None = None) -> str:
 
 
 def make_disk(
-    path: Path, files: Mapping[str, str], *, size_mib: int = 24, label: str = "dos", swap_mib: int = 0
+    path: Path, files: Mapping[str, str], *, size_mib: int = 24, label: str = "dos", swap_mib: int = 0, boots: bool = False
 ) -> Path:  # fmt: skip
-    """A qcow2 at *path* with one partition that holds *files*; behind it, with *swap_mib*, another one."""
+    """A qcow2 at *path* with one partition that holds *files*; behind it, with *swap_mib*, another one.
+
+    With *boots* its first sector is the small guest's system (``small_guest``), which does not look at the partition.
+    """
     tree, raw = path.with_suffix(".tree"), path.with_suffix(".raw")
     for name, content in files.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +64,10 @@ def make_disk(
         ["mke2fs", "-q", "-t", "ext4", "-b", "4096", "-E", f"offset={START_MIB * MIB},root_owner=0:0", "-d", tree, raw,
          str(root_mib * MIB // 4096)]
     )  # fmt: skip
+    if boots:
+        code = make_small_guest(path.with_suffix(".boot")).read_bytes()[:_BOOT_CODE_BYTES]
+        with raw.open("r+b") as output:
+            output.write(code)
     qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, path)
     raw.unlink()
     path.chmod(0o644)
@@ -132,13 +142,12 @@ def appliance_kernel() -> None:
 
 
 @pytest.fixture(scope="session")
-def open_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that every user can pass to, as a state directory is."""
-    path = tmp_path_factory.mktemp("open")
-    for folder in (path, *path.parents):
-        if not folder.stat().st_mode & stat.S_IXOTH:
-            folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
-    return path
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can pass to, as a state directory is; pytest shuts its own, at the start of each run of anybody."""
+    with tempfile.TemporaryDirectory(prefix="etcd-compute-disks-", dir="/var/tmp") as name:
+        path = Path(name)
+        path.chmod(0o711)
+        yield path
 
 
 @pytest.fixture(scope="session")

@@ -109,6 +109,9 @@ def test_without_libguestfs_the_reason_says_what_to_install(
 def test_an_image_without_drivers_gets_hardware_that_it_can_drive(loop: Loop) -> None:
     spec = built(inspecting(loop, OLD))
     assert hardware(loop, spec) == SATA
+    assert loop.status(spec).notes == (
+        "its image lacks drivers for virtio: its disk is on sata, its cards are e1000",
+    )  # fmt: skip
     assert [path.suffix for path in loop.tools.inspected] == [".raw"], "the image, not the disk"
     built(loop)
     assert len(loop.tools.inspected) == 1
