@@ -26,7 +26,7 @@ def image(tiny_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def deployment(
     appliance_kernel: None, deployment_host: NamespacedHost, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    with deployment_inside(deployment_host, tmp_path_factory.mktemp("prepared"), guestfs={"deadline_seconds": 150}) as found:
+    with deployment_inside(deployment_host, tmp_path_factory.mktemp("prepared"), guestfs={"deadline_seconds": 280}) as found:
         yield found
 
 
@@ -36,18 +36,23 @@ def children(deployment: Deployment) -> str:
     return "\n".join(line for line in told.splitlines() if "dnsmasq" not in line)
 
 
+def create(deployment: Deployment, *words: str | Path) -> None:
+    deployment.eschedule(*words, "--wait-seconds", "300", timeout_seconds=320)
+
+
+@pytest.mark.timeout(900)  # two guests, of which each waits for an appliance, on a machine that does other things as well
 def test_a_guest_has_the_size_the_files_and_the_identity_that_it_was_asked_for(
     deployment: Deployment, deployment_host: NamespacedHost, image: Path, tmp_path: Path
 ) -> None:
     key = make_key(tmp_path)
     (tmp_path / "secret").write_text("of web alone\n")
     known = ("--key", f"{key}.pub", "--inject-identity")
-    deployment.eschedule(REQUEST, image, "--name", "as-it-is", *known)
+    create(deployment, REQUEST, image, "--name", "as-it-is", *known)
     guest = Guest(deployment_host, deployment, "as-it-is", key)
     assert int(guest.say("df -k / | tail -1 | awk '{print $2}'")) < 60_000, "the image does not grow by itself"
 
     injected = f"{tmp_path}/secret:/etc/app/secret:0600:7"
-    deployment.eschedule(REQUEST, image, "--name", "web", *known, "--inject", injected, "--resize")
+    create(deployment, REQUEST, image, "--name", "web", *known, "--inject", injected, "--resize")
     web = Guest(deployment_host, deployment, "web", key)
     answers = web.answers(
         {
@@ -72,7 +77,7 @@ def test_an_appliance_that_hangs_is_ended_at_the_deadline_and_the_reason_is_show
     deployment: Deployment, image: Path
 ) -> None:  # fmt: skip
     usual = deployment.compute_file.read_text()
-    deployment.compute_file.write_text(usual.replace("deadline_seconds: 150", "deadline_seconds: 15"))
+    deployment.compute_file.write_text(usual.replace("deadline_seconds: 280", "deadline_seconds: 15"))
     deployment.stop_ecompute()
     deployment.start_ecompute()
     deployment.wait_ready()
