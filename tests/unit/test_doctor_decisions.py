@@ -14,7 +14,7 @@ from common.etcd_checkup import Member, expiry, judge
 from common.host_checkup import judge_versions
 from common.model import HostRecord, HostState, OwnerRecord
 from common.placement_checkup import judge_clock, skew_of
-from ecompute.doctor import daemon, hypervisor, machine, network, storage
+from ecompute.doctor import daemon, guestfs, hypervisor, machine, network, storage
 from ecompute.doctor.daemon import Claims, judge_claims
 from ecompute.doctor.leftovers import dead_partials
 from ecompute.doctor.storage import Speed
@@ -294,3 +294,25 @@ def test_half_made_files_are_dead_only_where_their_writer_is_and_they_are_old(tm
     now = dead.stat().st_mtime
     assert dead_partials(tmp_path, now=now + 10) == []
     assert dead_partials(tmp_path, now=now + 100) == [dead]
+
+
+# -- libguestfs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("absent", "is_wanted", "has_kernel", "level", "said"),
+    [
+        ("", False, True, Level.OK, "is there"),
+        ("", True, False, Level.WARNING, "no kernel that its appliance could use"),
+        ("supermin", False, True, Level.OK, "not installed (supermin missing)"),
+        ("supermin", True, True, Level.WARNING, "guestfs.inspect of compute.yaml wants it"),
+    ],
+)
+def test_libguestfs_is_missed_only_by_who_wants_it(
+    absent: str, is_wanted: bool, has_kernel: bool, level: Level, said: str
+) -> None:  # fmt: skip
+    found = guestfs.judge(absent, is_wanted=is_wanted, has_kernel=has_kernel)
+    assert (found.name, found.level) == ("libguestfs", level)
+    assert said in found.text
+    if level is Level.WARNING:
+        assert found.cure.startswith("apt-get install")
