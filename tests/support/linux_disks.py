@@ -132,6 +132,7 @@ class Opened:
 def use_appliance_kernel() -> None:
     """Have what is started from here on make the appliance with the kernel that setup-host.sh has unpacked."""
     home = ROOT / ".cache/appliance-kernel"
+    assert home.is_dir(), "there is no kernel for libguestfs: packaging/setup-host.sh --extra test run demo test guestfs"
     os.environ["SUPERMIN_KERNEL"] = str(next((home / "boot").glob("vmlinuz-*")))
     os.environ["SUPERMIN_MODULES"] = str(next((home / "lib/modules").iterdir()))
 
