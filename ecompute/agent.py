@@ -51,6 +51,7 @@ from ecompute.kvm_probe import choose_virt_type
 from ecompute.learning import AddressLearner
 from ecompute.leaving import Leaver
 from ecompute.libvirt_driver import LibvirtDriver
+from ecompute.machine import Step
 from ecompute.mail import Mailbox
 from ecompute.measured_builder import MeasuredBuilder
 from ecompute.metadata_service import MetadataServiceSupervisor
@@ -266,6 +267,7 @@ class Agent:
             keys=self._keys, provider=host.provider, max_attempts=builder_config.max_attempts,
             is_live=lambda: heartbeat.is_live, look_again=self._queue.add_after, now=wall_time, stopping=self._stop,
             fetches_at_once=max(1, worker_count // 2), reports=world.reports,
+            long_steps=(Step.FETCH_IMAGE,) if config.disk.mode == "overlay" else (Step.FETCH_IMAGE, Step.BUILD_DISK),
         )  # fmt: skip
         admin = HostAdminWatcher(store, self._keys, host.provider, self._ask_resync)
         keeper = InventoryKeeper(for_looks, host.provider, host.name, config)
@@ -336,13 +338,13 @@ class Agent:
             machine_type=config.libvirt.machine_type, cpu_mode=config.libvirt.cpu_mode,
             filter_name=self._until_it_answers(LIBVIRT, lambda: self._filter(hypervisor)),
             instances_directory=state / "instances", zone=host.name, vendor_data_base64=self._vendor_data,
-            metadata_bridge=config.metadata.bridge,
+            metadata_bridge=config.metadata.bridge, disk=config.disk,
         )  # fmt: skip
         return World(
             hypervisor=hypervisor,
             placement=PlacementGate(placement, lambda problem: self._health.report(PLACEMENT, problem)),
             images=ImageCache(state / "images", config.images),
-            disks=Disks(state / "instances"),
+            disks=Disks(state / "instances", config.disk),
             networks=AddressPools(
                 hypervisor, state / "network", reserve_ahead=config.network.reserve_ahead, network=config.network.name,
                 bridges=bridges, second_bridge=config.network.bridge,

@@ -1,19 +1,22 @@
-"""What a spec means on this host: its metadata document and its domain, as pure derivations. Writes nothing, asks nobody.
+"""What a spec means on this host: its metadata document and its domain, as pure derivations. Writes nothing, asks nobody, and
+looks at nothing but the name of a guest's disk.
 
 Facts ("is what is there still what the spec means?") and builder ("make it so") both come here, so that they cannot differ.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
+from common.config import DiskConfig
 from common.metadata import MetadataDocument
 from common.model import Address, ConfigDrive, InstanceSpec
 from common.renderings import nocloud, openstack
 from common.renderings.guest import Guest, Host
 from ecompute.config_drive import DRIVE_NAME, LABELS, Drive, form_of
+from ecompute.disks import disk_in
 from ecompute.domain_xml import DomainContext, definition_digest, domain_xml
 from ecompute.hypervisor import Stamp
 
@@ -26,6 +29,7 @@ class Blueprint:
         zone: the availability zone that guests are told, as md_server tells it: the host's name.
         vendor_data_base64: what the operator gives to every guest of the host, None for nothing.
         metadata_bridge: where md-server answers the guests.
+        disk: how QEMU is to use the guests' disks.
     """
 
     provider: UUID
@@ -39,9 +43,11 @@ class Blueprint:
     zone: str = ""
     vendor_data_base64: str | None = None
     metadata_bridge: str = ""
+    disk: DiskConfig = field(default_factory=DiskConfig)
 
     def disk_path(self, uuid: UUID) -> Path:
-        return self.instances_directory / str(uuid) / "disk.qcow2"
+        """Which of the two names a disk can have is looked at: it keeps the format that it was built with."""
+        return disk_in(self.instances_directory / str(uuid))
 
     def document(self, spec: InstanceSpec, addresses: tuple[Address, ...]) -> MetadataDocument:
         """What md_server tells the guest of itself."""
@@ -109,4 +115,5 @@ class Blueprint:
             stamp=stamp,
             known_as=known_as,
             drive_path=folder / DRIVE_NAME if self.has_drive(spec, addresses) else None,
+            disk=self.disk,
         )

@@ -98,12 +98,12 @@ class Builder:
         self._world.images.fetch(spec.image, progress=hand.progress, is_cancelled=hand.is_cancelled)
         return dataclasses.replace(facts, image_is_cached=True)
 
-    def _build_disk(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
-        image = self._world.images.is_cached(spec.image)
-        if image is None:
-            raise Conflict(f"the image {shown_url(spec.image.url)} left the cache again")
-        self._world.reports.remove(spec.uuid)  # a new disk is a new guest, and has not said anything yet
-        self._world.disks.build(spec.uuid, image, spec.disk_gib)
+    def _build_disk(self, spec: InstanceSpec, facts: Facts, hand: Hand) -> Facts:
+        with self._world.images.held(spec.image) as image:
+            if image is None:
+                raise Conflict(f"the image {shown_url(spec.image.url)} left the cache again")
+            self._world.reports.remove(spec.uuid)  # a new disk is a new guest, and has not said anything yet
+            self._world.disks.build(spec.uuid, image, spec.disk_gib, progress=hand.progress, is_cancelled=hand.is_cancelled)
         return dataclasses.replace(facts, disk_is_there=True, files_are_there=True)
 
     def _reserve_network(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:

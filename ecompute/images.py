@@ -33,7 +33,7 @@ from common.config import ImagesConfig
 from common.errors import Cancelled, ChecksumMismatch, ImageInvalid, ImageNotFound, ImageUnavailable, InvalidSpec, NoSpace
 from common.files import PARTIAL, file_errors, fsync_directory, make_directory, partial_path, remove_partials, write_atomically
 from common.model import ImageRef
-from ecompute import image_conversion, image_probe, image_unpacking
+from ecompute import image_conversion, image_holds, image_probe, image_unpacking
 from ecompute.image_flight import Flight
 from ecompute.image_sources import Source, Stream, shown_url, source_of
 
@@ -85,6 +85,13 @@ class ImageCache:
             return None
         entry = self._read_entry(key)
         return self._by_digest(str(entry["digest"])) if entry else None
+
+    @contextlib.contextmanager
+    def held(self, image: ImageRef) -> Iterator[CachedImage | None]:
+        """*image*, which does not leave the cache meanwhile, and counts as used now; None where it is not here."""
+        cached = self.is_cached(image)
+        with image_holds.shared(cached.path) if cached else contextlib.nullcontext(False) as is_held:
+            yield cached if is_held else None
 
     def is_ready(self, image: ImageRef) -> bool:
         """Whether *image* is here, and its server need not be asked for something newer before a guest gets it."""

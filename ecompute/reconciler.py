@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -97,6 +97,7 @@ class Reconciler:
         look_again: have an instance looked at after so many seconds.
         now: wall time as ISO 8601 text with milliseconds, for people.
         fetches_at_once: how many passes may wait for an image at one time; fewer than there are workers.
+        long_steps: what may last as long as that, and takes turns with it.
         reports: what guests say of themselves; shown in their statuses.
     """
 
@@ -104,11 +105,12 @@ class Reconciler:
         self, *, specs: SpecWatcher, statuses: Statuses, finder: FactFinder, builder: Builder, patience: Patience, store: Store,
         keys: Keys, provider: UUID, max_attempts: int, is_live: Callable[[], bool], look_again: Callable[[UUID, float], None],
         now: Callable[[], str], stopping: threading.Event, fetches_at_once: int, reports: ReportStore,
+        long_steps: Collection[Step] = (Step.FETCH_IMAGE,),
     ) -> None:  # fmt: skip
         self._specs, self._statuses, self._finder, self._builder = specs, statuses, finder, builder
         self._patience, self._store, self._keys, self._provider = patience, store, keys, provider
         self._max_attempts, self._is_live, self._look_again = max_attempts, is_live, look_again
-        self._now, self._stopping, self._reports = now, stopping, reports
+        self._now, self._stopping, self._reports, self._long_steps = now, stopping, reports, long_steps
         self._fetches = Turns(fetches_at_once, lambda uuid: look_again(uuid, 0.0))
         self._open_attempts: dict[
             UUID, int
@@ -206,7 +208,7 @@ class Reconciler:
         """``_take``; but a download may last, and the other guests want to be served meanwhile."""
         if spec is not None and decision.phase in (Phase.RESCHEDULING, Phase.FAILED):
             self._announce(hand, spec, decision)
-        if spec is None or decision.step is not Step.FETCH_IMAGE:
+        if spec is None or decision.step not in self._long_steps:
             return self._take(hand, spec, decision)
         if not self._fetches.take(hand.uuid):
             waiting = Decision(Step.NONE, Phase.PENDING, Reason.WAITING)
