@@ -1,7 +1,7 @@
 """What the host itself takes of the file system that guests' disks are on, beyond what their claims cover.
 
-Whoever keeps files there, such as the image cache, adds a measure; the inventory reserves their sum. Whole GiB, rounded up, so
-that what changes by a few bytes changes nothing in Placement. Knows nothing of what is measured.
+Whoever keeps files there, such as the image cache, adds a measure; the inventory reserves their sum. Whole GiB, to the nearest,
+so that what changes by a few bytes changes nothing in Placement. Knows nothing of what is measured.
 """
 
 from __future__ import annotations
@@ -33,4 +33,4 @@ class DiskUse:
                 self._known[what] = measure()
             except (EcomputeError, OSError) as error:
                 logger.warning("what %s take of the disk cannot be measured: %s", what, error)
-        return -(-sum(self._known.values()) // _GIB)
+        return (sum(self._known.values()) + _GIB // 2) // _GIB

@@ -25,8 +25,10 @@ from common.text import counted, nearest, quoted, shortened
 from common.validate import is_image_name, parse_image, parse_seconds
 from eschedule import image_registry, post, render
 from eschedule.listing import host_names
+from eschedule.output import emit
 from eschedule.screen import seconds_text
 from eschedule.session import Session
+from eschedule.tables import Coloured, Column, Look, table
 
 ANSWER_SECONDS = 15.0  # a host reads all its disks for the list
 _MOST_SILENCES = 3  # in a row, before a host is given up: it may be restarted meanwhile
@@ -76,7 +78,7 @@ def prefetch(session: Session, options: argparse.Namespace) -> int:
         raise ConfigError("there is no host with a heartbeat; see: eschedule hosts")
     fetch = _Prefetch(session, image, hosts)
     fetch.run(0.0 if options.no_wait else wait_seconds)
-    session.screen.data(render.as_json(fetch.as_json()) if options.json else fetch.table())
+    emit(session.screen, options, fetch.as_json, fetch.table)
     return fetch.exit_code(may_go_on=options.no_wait)
 
 
@@ -143,25 +145,28 @@ class _Prefetch:
         well = {FetchState.HERE, FetchState.WAITING, FetchState.FETCHING} if may_go_on else {FetchState.HERE}
         return 0 if states <= well else 4
 
-    def table(self) -> str:
+    def table(self, look: Look) -> str:
         rows = [(name, *self._row(host)) for host, name in sorted(self._hosts.items(), key=lambda item: item[1])]
-        return render.table(("HOST", "STATE", "RESULT"), rows)
+        return table((Column("HOST", 12), "STATE", Column("RESULT", 24)), rows, look)
 
-    def _row(self, host: UUID) -> tuple[str, str]:
+    def _row(self, host: UUID) -> tuple[str | Coloured, str]:
         report = self._known.get(host)
         if report is None or self._silences[host]:
-            return "silent", _SILENT
-        return str(report.state), _result(report) if report.state.is_over else f"{_amount(report)}; it goes on"
+            return Coloured("silent", "red"), _SILENT
+        colour = {FetchState.HERE: "green", FetchState.FAILED: "red", FetchState.UNAVAILABLE: "red"}.get(report.state, "yellow")
+        return Coloured(str(report.state), colour), _result(
+            report
+        ) if report.state.is_over else f"{_amount(report)}; it goes on"
 
     def as_json(self) -> list[dict[str, Any]]:
-        """The shape is documented in ``docs/images.md``: fields are added, never renamed."""
+        """The shape is documented in ``docs/json``: fields are added, never renamed."""
         rows = []
         for host, name in sorted(self._hosts.items(), key=lambda item: item[1]):
             report = self._known.get(host)
             state = "silent" if report is None or self._silences[host] else str(report.state)
             known = report or PrefetchReport(host, name, FetchState.WAITING)
             rows.append(
-                {"host": name, "provider": str(host), "state": state, "done_bytes": known.done, "total_bytes": known.total,
+                {"name": name, "provider": str(host), "state": state, "done_bytes": known.done, "total_bytes": known.total,
                  "digest": f"sha256:{known.digest}" if known.digest else None, "message": known.message}
             )  # fmt: skip
         return rows
@@ -195,12 +200,10 @@ def cache(session: Session, options: argparse.Namespace) -> int:
     reports = post.ask(session.store, session.keys, hosts, Letter(CACHE), deadline, read=CacheReport.from_json)
     names = _registered_names(session.store, session.keys)
     told = sorted((hosts[host], host, report) for host, report in reports.items())
-    if options.json:
-        session.screen.data(render.as_json([_host_json(name, host, report, names) for name, host, report in told]))
-    else:
-        now = datetime.datetime.now(datetime.UTC)
-        rows = [_cells(name, row, names, now) for name, _, report in told for row in report.images]
-        session.screen.data(render.table(("HOST", "IMAGE", "DIGEST", "SIZE_MB", "USED", "INSTANCES", "PINNED"), rows))
+    emit(
+        session.screen, options, lambda: [_host_json(name, host, report, names) for name, host, report in told],
+        lambda look: _cache_table([(name, row) for name, _, report in told for row in report.images], names, look),
+    )  # fmt: skip
     for name, _, report in told:
         if report.problem:
             session.screen.warning(f"{name}: nobody can say what rests on its images: {report.problem}")
@@ -209,6 +212,15 @@ def cache(session: Session, options: argparse.Namespace) -> int:
     for host in sorted(hosts.keys() - reports.keys(), key=hosts.__getitem__):
         session.screen.warning(f"{hosts[host]} {_SILENT} (waited {seconds_text(ANSWER_SECONDS)})")
     return 4 if hosts.keys() - reports.keys() else 0
+
+
+def _cache_table(rows: Iterable[tuple[str, CachedRow]], names: Mapping[str, list[str]], look: Look) -> str:
+    now = datetime.datetime.now(datetime.UTC)
+    columns = (
+        Column("HOST", 12), Column("IMAGE", 20), "DIGEST", "SIZE_MB", "USED", "INSTANCES", "PINNED",
+        Column("SOURCES", is_wide=True),
+    )  # fmt: skip
+    return table(columns, [_cells(host, row, names, now) for host, row in rows], look)
 
 
 def _registered_names(store: Store, keys: Keys) -> dict[str, list[str]]:
@@ -225,16 +237,17 @@ def _names_of(row: CachedRow, names: Mapping[str, list[str]]) -> list[str]:
 
 
 def _cells(host: str, row: CachedRow, names: Mapping[str, list[str]], now: datetime.datetime) -> tuple[str, ...]:
-    shown = ", ".join(_names_of(row, names)) or ", ".join(row.sources)
+    sources = ", ".join(row.sources)
+    shown = ", ".join(_names_of(row, names)) or sources
     instances = "?" if row.instances < 0 else str(row.instances)
     size, pinned = str(round(row.taken_bytes / _MIB)), "yes" if row.is_pinned else ""
-    return (host, shortened(shown, 60), row.digest[:12], size, render.age(row.used_at, now), instances, pinned)
+    return (host, shortened(shown, 100), row.digest[:12], size, render.age(row.used_at, now), instances, pinned, sources)
 
 
 def _host_json(name: str, host: UUID, report: CacheReport, names: Mapping[str, list[str]]) -> dict[str, Any]:
-    """The shape is documented in ``docs/images.md``: fields are added, never renamed."""
+    """The shape is documented in ``docs/json``: fields are added, never renamed."""
     return {
-        "host": name,
+        "name": name,
         "provider": str(host),
         "max_bytes": report.most_bytes or None,
         "problem": report.problem,

@@ -61,16 +61,35 @@ def ecompute(here: Deployment, *arguments: str | Path) -> subprocess.CompletedPr
 
 def cached(here: Deployment, *more: str) -> list[dict[str, Any]]:
     (host,) = json.loads(here.eschedule("image", "cache", "--json", *more).stdout)
-    assert (host["host"], host["problem"], host["left_out"]) == ("testhost", "", 0)
+    assert (host["name"], host["problem"], host["left_out"]) == ("testhost", "", 0)
     return host["images"]
 
 
+def refuse_what_is_wrong(here: Deployment, tmp_path: Path) -> None:
+    """It is said for each host, and in the exit code."""
+    image, _ = image_of(tmp_path, "debian")
+    for code, words, said in (
+        (1, (image, "--checksum", f"sha256:{'0' * 64}"), "it was changed at its source"),
+        (1, ("/not/there",), "cannot be read"),
+        (4, ("http://127.0.0.1:9/x.qcow2", "--wait-seconds", "20"), "cannot be fetched"),
+        (2, (image, "--hosts", "node7"), 'no host with a heartbeat is called "node7"'),
+        (2, (image, "--hosts", "testhos"), "did you mean testhost?"),
+        (2, (image, "--hosts", ","), "names no host"),
+        (2, ("x.qcow2",), "is a path on this machine"),
+        (1, ("debian-12",), "there is no image debian-12"),
+    ):
+        answer = here.eschedule("image", "prefetch", *words, check=False)
+        assert answer.returncode == code and said in answer.stderr, (words, answer)
+    assert cached(here) == []
+
+
 def test_a_host_is_asked_for_an_image_and_says_what_it_has(here: Deployment, tmp_path: Path) -> None:
+    refuse_what_is_wrong(here, tmp_path)
     (image, digest), (other, other_digest) = image_of(tmp_path, "debian"), image_of(tmp_path, "other")
     here.eschedule("image", "add", "debian-12", image, "--sha256", digest)
     asked = here.eschedule("image", "prefetch", "debian-12", "--json")
     assert json.loads(asked.stdout)[0] | {"provider": "", "done_bytes": 0, "total_bytes": 0} == {
-        "host": "testhost", "provider": "", "state": "here", "done_bytes": 0, "total_bytes": 0, "digest": f"sha256:{digest}", "message": "",
+        "name": "testhost", "provider": "", "state": "here", "done_bytes": 0, "total_bytes": 0, "digest": f"sha256:{digest}", "message": "",
     }  # fmt: skip
     assert f"testhost: here as sha256:{digest[:12]}" in asked.stderr
     (row,) = cached(here)
@@ -88,23 +107,6 @@ def test_a_host_is_asked_for_an_image_and_says_what_it_has(here: Deployment, tmp
     assert again.stdout.splitlines()[1].split()[:3] == ["testhost", "here", "here"]
 
 
-def test_what_is_wrong_is_said_for_each_host_and_in_the_exit_code(here: Deployment, tmp_path: Path) -> None:
-    image, _ = image_of(tmp_path, "debian")
-    for code, words, said in (
-        (1, (image, "--checksum", f"sha256:{'0' * 64}"), "it was changed at its source"),
-        (1, ("/not/there",), "cannot be read"),
-        (4, ("http://127.0.0.1:9/x.qcow2", "--wait-seconds", "20"), "cannot be fetched"),
-        (2, (image, "--hosts", "node7"), 'no host with a heartbeat is called "node7"'),
-        (2, (image, "--hosts", "testhos"), "did you mean testhost?"),
-        (2, (image, "--hosts", ","), "names no host"),
-        (2, ("x.qcow2",), "is a path on this machine"),
-        (1, ("debian-12",), "there is no image debian-12"),
-    ):
-        answer = here.eschedule("image", "prefetch", *words, check=False)
-        assert answer.returncode == code and said in answer.stderr, (words, answer)
-    assert cached(here) == []
-
-
 def test_a_long_fetch_holds_up_nobody_and_goes_on_alone(here: Deployment, slow: SlowImages) -> None:
     slow.begin(at_once=1 << 20)
     url = f"{slow.url}/slow.raw"
@@ -118,11 +120,14 @@ def test_a_long_fetch_holds_up_nobody_and_goes_on_alone(here: Deployment, slow: 
     slow.hurry()
     assert process.wait(60) == 0, (here.directory / "prefetch.log").read_text()
     assert [row["sources"] for row in cached(here)] == [[url]]
+    go_on_after_a_kill(here, slow)
+    name_a_silent_host(here)
 
 
-def test_an_ecompute_that_is_killed_in_a_fetch_begins_it_anew_with_the_next_letter(here: Deployment, slow: SlowImages) -> None:
+def go_on_after_a_kill(here: Deployment, slow: SlowImages) -> None:
+    """The next letter begins the fetch anew."""
     slow.begin(at_once=1 << 20)
-    process = here.spawn_eschedule("image", "prefetch", f"{slow.url}/slow.raw", log=here.directory / "prefetch.log")
+    process = here.spawn_eschedule("image", "prefetch", f"{slow.url}/again.raw", log=here.directory / "prefetch.log")
     assert slow.asked.wait(30)
     here.kill_ecompute()
     slow.hurry()
@@ -131,11 +136,11 @@ def test_an_ecompute_that_is_killed_in_a_fetch_begins_it_anew_with_the_next_lett
     assert [path for path in (Path(here.state_dir) / "images").iterdir() if ".partial" in path.name] == []
 
 
-def test_a_silent_host_is_named(here: Deployment, tmp_path: Path) -> None:
+def name_a_silent_host(here: Deployment) -> None:
     assert here.ecompute is not None
     os.kill(here.ecompute.pid, signal.SIGSTOP)  # type: ignore[attr-defined]
     try:
-        answer = here.eschedule("image", "prefetch", image_of(tmp_path, "x")[0], "--wait-seconds", "3", check=False)
+        answer = here.eschedule("image", "prefetch", "/x", "--wait-seconds", "3", check=False)
     finally:
         os.kill(here.ecompute.pid, signal.SIGCONT)  # type: ignore[attr-defined]
     assert answer.returncode == 4 and "silent" in answer.stdout and "does not answer" in answer.stdout
