@@ -229,6 +229,7 @@ def _check_fits(image: CachedImage, size_gib: int) -> None:
 
 def _check_direct(directory: Path, cache: str) -> None:
     """See that files of *directory* can be opened around the host's cache; else no guest could start."""
+    remove_partials(directory)
     partial = partial_path(directory / "direct")
     with file_errors("cannot look at what the file system can", directory):
         try:
