@@ -127,6 +127,21 @@ class ImagesConfig:
     fetch_timeout_seconds: float = 30.0  # not a byte for so long
     max_size_gib: int = 100
     revalidate_after_hours: float | None = 24.0  # an address without a checksum is asked again; None: never
+    max_cache_gib: int | None = None  # images that no disk rests on go, the longest unused first; None: while there is room
+    evict_after_days: float | None = None  # so long unused an image goes; None: never for its age
+    prefetch: tuple[str, ...] = ()  # names, addresses, paths: fetched without a guest, and kept
+
+
+@dataclass(frozen=True)
+class DiskConfig:
+    """What guests' disks are; the mode is that of disks to come, the rest counts from a guest's next start."""
+
+    mode: str = "overlay"  # "overlay" | "copy" | "raw"
+    preallocation: str = "off"  # "off" | "metadata" | "falloc" | "full"; of copies
+    cache: str = "writeback"  # "writeback" | "none" | "writethrough" | "directsync"
+    aio: str = "threads"  # "threads" | "native" | "io_uring"
+    discard: str = "unmap"  # "unmap" | "ignore"
+    detect_zeroes: str = "off"  # "off" | "on" | "unmap"
 
 
 @dataclass(frozen=True)
@@ -179,6 +194,7 @@ class ComputeConfig:
     metadata: MetadataConfig = MetadataConfig()
     images: ImagesConfig = ImagesConfig()
     guestfs: GuestfsConfig = GuestfsConfig()
+    disk: DiskConfig = DiskConfig()
     builder: BuilderConfig = BuilderConfig()
     metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()

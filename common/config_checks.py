@@ -229,11 +229,57 @@ def check_default_allow(values: Values) -> Iterator[Problem]:
             yield _problem(str(error), "defaults.allow")
 
 
+def check_prefetch(values: Values) -> Iterator[Problem]:
+    if values["images.prefetch"]:
+        from common.validate import is_image_name, parse_image  # noqa: PLC0415 - only where somebody has a list
+
+        for index, text in enumerate(values["images.prefetch"]):
+            try:
+                if not is_image_name(text):
+                    parse_image(text)
+            except ConfigError as error:
+                yield _problem(f"images.prefetch[{index}]: {error}", "images.prefetch")
+
+
+def check_disk(values: Values) -> Iterator[Problem]:
+    """What QEMU refuses to put together, and what undoes itself."""
+    mode, preallocation, cache, aio, discard, zeroes = (
+        values[f"disk.{key}"] for key in ("mode", "preallocation", "cache", "aio", "discard", "detect_zeroes")
+    )
+    if mode == "overlay" and preallocation != "off":
+        yield _problem(
+            f"disk.preallocation is {preallocation}, and an overlay has nothing to take ahead; needs disk.mode: copy or raw",
+            "disk.preallocation", "disk.mode",
+        )  # fmt: skip
+    if mode == "raw" and preallocation == "metadata":
+        yield _problem(
+            "disk.preallocation is metadata, which raw disks do not have; needs off, falloc or full",
+            "disk.preallocation", "disk.mode",
+        )  # fmt: skip
+    if preallocation in ("falloc", "full") and discard == "unmap":
+        yield _problem(
+            f"disk.discard is unmap, which gives back what disk.preallocation: {preallocation} has taken; needs ignore",
+            "disk.discard", "disk.preallocation",
+        )  # fmt: skip
+    if aio == "native" and cache not in ("none", "directsync"):
+        yield _problem(
+            f"disk.aio is native, which works around the host's cache only, and disk.cache is {cache}; "
+            "needs disk.cache: none or directsync",
+            "disk.aio", "disk.cache",
+        )  # fmt: skip
+    if zeroes == "unmap" and discard != "unmap":
+        yield _problem(
+            f"disk.detect_zeroes is unmap, and disk.discard is {discard}; needs disk.discard: unmap, or detect_zeroes: on",
+            "disk.detect_zeroes", "disk.discard",
+        )  # fmt: skip
+
+
 _BOTH: tuple[Check, ...] = (
     check_endpoints, check_tls, check_login, check_files, check_placement_url, check_placement_deadline,
 )  # fmt: skip
 COMPUTE_CHECKS: tuple[Check, ...] = (
     *_BOTH, check_lease, check_virt_type, check_metadata_address, check_paths, check_vendor_data_file,
+    check_prefetch, check_disk,
 )  # fmt: skip
 # Of files that only ecompute reads, and that may be nobody else's to read: see ``load_compute``.
 ECOMPUTE_FILE_CHECKS: tuple[Check, ...] = (check_files, check_vendor_data_file)

@@ -136,6 +136,19 @@ COMPUTE: Schema = {
                     "fetch_timeout_seconds": _seconds(1, 3600),
                     "max_size_gib": _integer(1, 1024 * 1024),
                     "revalidate_after_hours": _or_null(_seconds(0, 87600)),
+                    "max_cache_gib": _or_null(_integer(1, 1024 * 1024)),
+                    "evict_after_days": _or_null(_seconds(0.01, 36500)),
+                    "prefetch": {"type": "array", "uniqueItems": True, "maxItems": 100, "items": _IMAGE},
+                }
+            ),
+            "disk": _section(
+                {
+                    "mode": _one_of("overlay", "copy", "raw"),
+                    "preallocation": _one_of("off", "metadata", "falloc", "full"),
+                    "cache": _one_of("writeback", "none", "writethrough", "directsync"),
+                    "aio": _one_of("threads", "native", "io_uring"),
+                    "discard": _one_of("unmap", "ignore"),
+                    "detect_zeroes": _one_of("off", "on", "unmap"),
                 }
             ),
             "guestfs": _section({"inspect": _one_of("never", "auto"), "deadline_seconds": _seconds(10, 3600)}),

@@ -47,6 +47,7 @@ from ecompute.heartbeat import Heartbeat, take_provider
 from ecompute.host_network import HostNetwork
 from ecompute.host_traits import guest_flags
 from ecompute.hypervisor import Domain, HostInfo
+from ecompute.image_service import ImageService
 from ecompute.images import ImageCache
 from ecompute.inventory import InventoryKeeper, foreign_use
 from ecompute.kvm_probe import choose_virt_type
@@ -244,13 +245,15 @@ class Agent:
         )  # fmt: skip
         self._until_it_answers(ETCD, statuses.load)
         specs = self._specs = SpecWatcher(store, self._keys, host.provider, self._queue.add)
-        world = self._world(host, hypervisor, placement)
+        images = ImageService(config, hypervisor, store, self._keys, provider=host.provider, host=host.name)
+        world = self._world(host, hypervisor, placement, images.cache)
         host_network = self._host_network(host, world)
 
         def look_at_host() -> None:
             self._guard.keep()
             host_network.keep()
             world.firewall.keep()
+            images.look()
 
         builder_config = config.builder
         # Twice as many as start guests, so that the next ones are prepared, and others are stopped, while those start.
@@ -270,7 +273,7 @@ class Agent:
             fetches_at_once=max(1, worker_count // 2), reports=world.reports,
         )  # fmt: skip
         admin = HostAdminWatcher(store, self._keys, host.provider, self._ask_resync)
-        keeper = InventoryKeeper(for_looks, host.provider, host.name, config)
+        keeper = InventoryKeeper(for_looks, host.provider, host.name, config, disk_use=images.disk_use)
         auditor = Auditor(
             world=world, placement=placement, specs=specs, statuses=statuses, store=store, keys=self._keys,
             provider=host.provider, host=host.name, state_directory=config.paths.state_dir, is_live=lambda: heartbeat.is_live,
@@ -283,7 +286,7 @@ class Agent:
         )  # fmt: skip
         mailbox = Mailbox(
             store, self._keys, host.provider, fence=heartbeat.fence, answered=leaver.answered,
-            answer=lambda letter: leaver.answer(letter) or auditor.answer(letter),
+            answer=lambda letter: leaver.answer(letter) or images.answer(letter) or auditor.answer(letter),
         )  # fmt: skip
         self._resync = Resync(
             hypervisor=hypervisor, placement=for_looks, provider=host.provider, specs=specs, statuses=statuses,
@@ -302,7 +305,7 @@ class Agent:
             add_after=self._queue.add_after, boot_of=lambda uuid: (known := statuses.get(uuid)) and known.booted,
         )  # fmt: skip
         hypervisor.subscribe(bell.started, lambda: None)
-        self._on_stop += [world.networks.wake, learner.wake, mailbox.wake, bell.wake]
+        self._on_stop += [world.networks.wake, learner.wake, mailbox.wake, bell.wake, images.wake]
         self._thread("networks", world.networks.run)
         self._thread("learn-addresses", learner.run)
         self._thread("watch", specs.run)
@@ -316,10 +319,11 @@ class Agent:
         self._metrics.watch(Sources(lambda: heartbeat.seconds_left, statuses.phases, lambda: len(self._queue)))
         workers.start()
         self._signs.watch(workers)
-        self._thread("resync", self._resync.run)
-        self._thread("watch-mail", mailbox.watch)
-        self._thread("mail", mailbox.run)
-        self._thread("guest-reports", bell.run)
+        for name, run in (
+            ("resync", self._resync.run), ("watch-mail", mailbox.watch), ("mail", mailbox.run), ("guest-reports", bell.run),
+            ("prefetch", images.run),
+        ):  # fmt: skip
+            self._thread(name, run)
         logger.info("serving", extra=fields(provider=host.provider, instances=len(specs.uuids())))
         self._stop.wait()
         self._put_down(workers)
@@ -329,7 +333,7 @@ class Agent:
         one_try = dataclasses.replace(self._config.placement, deadline_seconds=self._config.placement.timeout_seconds)
         return Placement(one_try, etcd_prefix=self._config.etcd.prefix, keeps_connections=keeps_connections)
 
-    def _world(self, host: Host, hypervisor: LibvirtDriver, placement: Placement) -> World:
+    def _world(self, host: Host, hypervisor: LibvirtDriver, placement: Placement, images: ImageCache) -> World:
         config, state = self._config, self._config.paths.state_dir
         # In libvirt's simulation nothing is real but what the configuration says.
         bridges = HostBridges(None) if host.virt_type == "test" else HostBridges()
@@ -338,13 +342,13 @@ class Agent:
             machine_type=config.libvirt.machine_type, cpu_mode=config.libvirt.cpu_mode,
             filter_name=self._until_it_answers(LIBVIRT, lambda: self._filter(hypervisor)),
             instances_directory=state / "instances", zone=host.name, vendor_data_base64=self._vendor_data,
-            metadata_bridge=config.metadata.bridge, found_hardware=FoundHardware(state / "instances").of,
+            metadata_bridge=config.metadata.bridge, found_hardware=FoundHardware(state / "instances").of, disk=config.disk,
         )  # fmt: skip
         return World(
             hypervisor=hypervisor,
             placement=PlacementGate(placement, lambda problem: self._health.report(PLACEMENT, problem)),
-            images=ImageCache(state / "images", config.images),
-            disks=Disks(state / "instances"),
+            images=images,
+            disks=Disks(state / "instances", config.disk),
             preparation=preparation_by_libguestfs(config, uses_kvm=host.virt_type == "kvm"),
             networks=AddressPools(
                 hypervisor, state / "network", reserve_ahead=config.network.reserve_ahead, network=config.network.name,

@@ -1,4 +1,5 @@
-"""What a spec means on this host: its metadata document and its domain, as pure derivations. Writes nothing, asks nobody.
+"""What a spec means on this host: its metadata document and its domain, as pure derivations. Writes nothing, asks nobody, and
+looks at nothing but the name of a guest's disk.
 
 Facts ("is what is there still what the spec means?") and builder ("make it so") both come here, so that they cannot differ.
 """
@@ -6,16 +7,18 @@ Facts ("is what is there still what the spec means?") and builder ("make it so")
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import UUID
 
+from common.config import DiskConfig
 from common.hardware import USUAL, Hardware
 from common.metadata import MetadataDocument
 from common.model import Address, ConfigDrive, InstanceSpec
 from common.renderings import nocloud, openstack
 from common.renderings.guest import Guest, Host
 from ecompute.config_drive import DRIVE_NAME, LABELS, Drive, form_of
+from ecompute.disks import disk_in
 from ecompute.domain_xml import DomainContext, definition_digest, domain_xml
 from ecompute.hypervisor import Stamp
 
@@ -29,6 +32,7 @@ class Blueprint:
         vendor_data_base64: what the operator gives to every guest of the host, None for nothing.
         metadata_bridge: where md-server answers the guests.
         found_hardware: what was found that an instance's image has drivers for, None where nobody has looked.
+        disk: how QEMU is to use the guests' disks.
     """
 
     provider: UUID
@@ -43,9 +47,11 @@ class Blueprint:
     vendor_data_base64: str | None = None
     metadata_bridge: str = ""
     found_hardware: Callable[[UUID], Hardware | None] = lambda _: None
+    disk: DiskConfig = field(default_factory=DiskConfig)
 
     def disk_path(self, uuid: UUID) -> Path:
-        return self.instances_directory / str(uuid) / "disk.qcow2"
+        """Which of the two names a disk can have is looked at: it keeps the format that it was built with."""
+        return disk_in(self.instances_directory / str(uuid))
 
     def as_built(self, spec: InstanceSpec) -> InstanceSpec:
         """*spec* with the hardware that was found for it on this host, where it does not say itself."""
@@ -127,4 +133,5 @@ class Blueprint:
             stamp=stamp,
             known_as=known_as,
             drive_path=folder / DRIVE_NAME if self.has_drive(spec, addresses) else None,
+            disk=self.disk,
         )

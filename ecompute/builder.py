@@ -100,15 +100,18 @@ class Builder:
 
     def takes_long(self, step: Step, spec: InstanceSpec) -> bool:
         """Whether *step* may last, so that only some of the workers are to be at such."""
-        return step is Step.FETCH_IMAGE or (step is Step.BUILD_DISK and self._world.preparation.takes_long(spec))
+        is_long_build = self._world.disks.copies or self._world.preparation.takes_long(spec)
+        return step is Step.FETCH_IMAGE or (step is Step.BUILD_DISK and is_long_build)
 
     def _build_disk(self, spec: InstanceSpec, facts: Facts, hand: Hand) -> Facts:
-        image = self._world.images.is_cached(spec.image)
-        if image is None:
-            raise Conflict(f"the image {shown_url(spec.image.url)} left the cache again")
-        self._world.reports.remove(spec.uuid)  # a new disk is a new guest, and has not said anything yet
-        prepare = self._world.preparation.of(spec, image, facts.addresses or (), hand.is_cancelled)
-        self._world.disks.build(spec.uuid, image, spec.disk_gib, prepare)
+        with self._world.images.held(spec.image) as image:
+            if image is None:
+                raise Conflict(f"the image {shown_url(spec.image.url)} left the cache again")
+            self._world.reports.remove(spec.uuid)  # a new disk is a new guest, and has not said anything yet
+            prepare = self._world.preparation.of(spec, image, facts.addresses or (), hand.is_cancelled)
+            self._world.disks.build(
+                spec.uuid, image, spec.disk_gib, prepare, progress=hand.progress, is_cancelled=hand.is_cancelled
+            )
         notes = (*self._world.blueprint.notes(spec), *facts.notes)
         return dataclasses.replace(facts, disk_is_there=True, files_are_there=True, notes=notes)
 

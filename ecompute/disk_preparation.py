@@ -11,6 +11,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import ComputeConfig
@@ -34,6 +35,12 @@ _GIB = 1 << 30
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Disk:
+    path: Path
+    format: str  # as QEMU names it
+
+
 class DiskPreparation:
     """Prepares the disks of one host's guests.
 
@@ -55,16 +62,16 @@ class DiskPreparation:
 
     def of(
         self, spec: InstanceSpec, image: CachedImage, cards: tuple[Address, ...], is_cancelled: Callable[[], bool]
-    ) -> Callable[[Path], None] | None:
-        """What is to be done to the half-made disk of *spec* over *image*; None for nothing.
+    ) -> Callable[[Path, str], None] | None:
+        """What is to be done to the half-made disk of *spec* over *image*, by its path and format; None for nothing.
 
         It raises ``Permanent`` where the disk cannot become what was asked for, ``Cancelled`` where *is_cancelled* said so.
         """
         if not self.takes_long(spec):
             return None
 
-        def prepare(disk: Path) -> None:
-            system = self._prepared(spec, image, cards, disk, is_cancelled)
+        def prepare(disk: Path, disk_format: str) -> None:
+            system = self._prepared(spec, image, cards, _Disk(disk, disk_format), is_cancelled)
             if self._looks_for_hardware(spec):
                 found = system.hardware if system else USUAL
                 if found != USUAL:
@@ -80,7 +87,12 @@ class DiskPreparation:
         return self._inspects and spec.hardware == USUAL and not spec.hardware_is_given
 
     def _prepared(
-        self, spec: InstanceSpec, image: CachedImage, cards: tuple[Address, ...], disk: Path, is_cancelled: Callable[[], bool]
+        self,
+        spec: InstanceSpec,
+        image: CachedImage,
+        cards: tuple[Address, ...],
+        disk: _Disk,
+        is_cancelled: Callable[[], bool],
     ) -> System | None:
         """What is on the disk, once it is as it is to be; None where that cannot be told, and nothing was to be written."""
         known = self._known(image)
@@ -95,14 +107,21 @@ class DiskPreparation:
             return system
 
     def _changed(
-        self, spec: InstanceSpec, cards: tuple[Address, ...], disk: Path, known: System | None, is_cancelled: Callable[[], bool]
+        self,
+        spec: InstanceSpec,
+        cards: tuple[Address, ...],
+        disk: _Disk,
+        known: System | None,
+        is_cancelled: Callable[[], bool],
     ) -> System:
         if known and spec.disk_content == AS_IMAGE:
             return known
         changes = DiskChanges(
             spec.disk_content, spec.disk_gib * _GIB, hostname=spec.hostname or spec.name, keys=spec.keys, cards=cards
         )
-        return self.tools.customize(disk, changes, known, what=f"the disk of {spec.name}", is_cancelled=is_cancelled)
+        return self.tools.customize(
+            disk.path, changes, known, what=f"the disk of {spec.name}", is_cancelled=is_cancelled, disk_format=disk.format
+        )
 
     def _inspected(self, spec: InstanceSpec, image: CachedImage, is_cancelled: Callable[[], bool]) -> System | None:
         """What *image* holds. Nobody asked for the look, so that no guest fails by it: it gets virtio, as without."""

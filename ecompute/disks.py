@@ -1,14 +1,17 @@
 """The disk of each instance, and the folder that it is in: ``<directory>/<uuid>/{disk.qcow2,console.log}``.
 
-A disk is a thin qcow2 overlay over an image of the cache. It is there when its name is there: it is written under a partial
-name, synced and renamed. Nothing here overwrites a disk that exists, for it may be somebody's data. Removing begins with
-renaming the folder away, so that a crash never leaves half an instance that looks whole. Knows nothing of libvirt, which makes
-the files its own when the guest starts; only the folders' modes let QEMU's user pass. Called by the builder and the facts.
+A disk is a thin qcow2 overlay over an image of the cache, or a copy of it that stands alone: a qcow2, or a plain file, then
+``disk.raw``. What one is built as it stays, whatever the configuration says later: its name tells its format. It is there when
+its name is there: it is written under a partial name, synced and renamed. Nothing here overwrites a disk that exists, for it
+may be somebody's data. Removing begins with renaming the folder away, so that a crash never leaves half an instance that looks
+whole. Knows nothing of libvirt, which makes the files its own when the guest starts; only the folders' modes let QEMU's user
+pass. Called by the builder and the facts.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import shutil
@@ -17,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from common.errors import InvalidSpec, NoSpace
+from common.config import DiskConfig
+from common.errors import Cancelled, ConfigError, InvalidSpec, NoSpace
 from common.files import PARTIAL, file_errors, fsync_directory, make_directory, partial_path, remove_partials
-from ecompute import qcow2_overlay
+from ecompute import disk_copies, qcow2_overlay
 from ecompute.images import CachedImage
 
-DISK_NAME = "disk.qcow2"
+DISK_NAME, RAW_DISK_NAME = "disk.qcow2", "disk.raw"
 CONSOLE_LOG_NAME = "console.log"
 DIRECTORY_MODE = 0o711  # QEMU, which runs as another user, passes to files whose names it knows
 DISK_MODE = 0o600
@@ -30,6 +34,12 @@ SPARE_BYTES = 64 << 20
 _REMOVED = ".removed"
 _GIB = 1 << 30
 _serial = itertools.count()
+
+
+def disk_in(folder: Path) -> Path:
+    """The disk in an instance's *folder*, where it has one; else where an overlay would be."""
+    raw = folder / RAW_DISK_NAME
+    return raw if raw.is_file() else folder / DISK_NAME
 
 
 @dataclass(frozen=True)
@@ -43,17 +53,31 @@ class Folder:
 
 
 class Disks:
-    """The instances' folders in *directory*, which is made where it is missing and rid of what dead removals left."""
+    """The instances' folders in *directory*, which is made where it is missing and rid of what dead removals left.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    Args:
+        config: what disks to come are.
+
+    Raises:
+        ConfigError: the file system cannot do as *config* says.
+    """
+
+    def __init__(self, directory: Path, config: DiskConfig = DiskConfig()) -> None:  # noqa: B008 - frozen
+        self._directory, self._config = directory, config
         make_directory(directory, DIRECTORY_MODE)
+        if config.cache in ("none", "directsync"):
+            _check_direct(directory, config.cache)
         with file_errors("cannot clean up", directory):
             for left in directory.glob(f"*{_REMOVED}"):
                 _remove_tree(left)
 
+    @property
+    def copies(self) -> bool:
+        """Whether disks to come are copied, which may last."""
+        return self._config.mode != "overlay"
+
     def disk_path(self, uuid: UUID) -> Path:
-        return self._folder(uuid) / DISK_NAME
+        return disk_in(self._folder(uuid))
 
     def console_log_path(self, uuid: UUID) -> Path:
         return self._folder(uuid) / CONSOLE_LOG_NAME
@@ -88,7 +112,8 @@ class Disks:
             except NotADirectoryError:
                 return Folder(path)
         partials = tuple(name for name in names if name.endswith(PARTIAL))
-        return Folder(path, DISK_NAME in names, partials, is_empty=len(partials) == len(names))
+        has_disk = DISK_NAME in names or RAW_DISK_NAME in names
+        return Folder(path, has_disk, partials, is_empty=len(partials) == len(names))
 
     def remove_partial(self, uuid: UUID, name: str) -> None:
         """Remove a half-made file that no living writer has. What is gone already is success."""
@@ -121,30 +146,57 @@ class Disks:
             return target
 
     def build(
-        self, uuid: UUID, image: CachedImage, size_gib: int, prepare: Callable[[Path], None] | None = None
+        self, uuid: UUID, image: CachedImage, size_gib: int, prepare: Callable[[Path, str], None] | None = None, *,
+        progress: Callable[[int, int], None] = lambda *_: None, is_cancelled: Callable[[], bool] = lambda: False,
     ) -> Path:  # fmt: skip
-        """Make the instance's disk, *size_gib* GiB over *image*; one that is there already stays as it is.
+        """Make the instance's disk, *size_gib* GiB of *image*; one that is there already stays as it is.
 
         Not for two threads and one instance at once.
 
         Args:
-            prepare: writes to the half-made disk at the path; what it raises leaves none.
+            prepare: writes to the half-made disk at the path, which has that format; what it raises leaves none.
+            progress: called with the bytes that are copied and all that will be, where there is much to copy.
+            is_cancelled: asked often meanwhile.
 
         Raises:
+            Cancelled: *is_cancelled* said so; nothing half-made is left.
             InvalidSpec: the image's disk is larger, or no such disk can be.
+            ImageInvalid: QEMU cannot read the image.
             NoSpace: the file system is (all but) full; nothing half-made is left.
         """
         path = self.disk_path(uuid)
         if path.is_file():
             return path
-        layout = _layout(image, size_gib)
-        self._check_room()
+        path = path.with_name(RAW_DISK_NAME if self._config.mode == "raw" else DISK_NAME)
+
+        def report(done: int, total: int) -> None:
+            if is_cancelled():
+                raise Cancelled(f"the disk of {uuid} was given up: it is no longer wanted")
+            progress(done, total)
+
+        _check_fits(image, size_gib)
+        if self._config.mode == "overlay":
+            write = _overlayer(image, size_gib)
+            self._check_room()
+        else:
+            write = self._copier(image, size_gib, report)
         make_directory(path.parent, DIRECTORY_MODE)
         remove_partials(path.parent)
         with file_errors("cannot make the disk", path):
-            _write_disk(path, layout, prepare)
+            _write_disk(path, write, prepare)
             fsync_directory(self._directory)
         return path
+
+    def _copier(self, image: CachedImage, size_gib: int, report: disk_copies.Report) -> Callable[[int], None]:
+        size_bytes, preallocation = size_gib * _GIB, self._config.preallocation
+        disk_format = "raw" if self._config.mode == "raw" else "qcow2"
+        if preallocation in ("falloc", "full"):
+            self._check_room(size_bytes)
+        else:
+            self._check_room()
+
+        plan = disk_copies.Plan(image, size_bytes, disk_format, preallocation, report)
+        return lambda descriptor: disk_copies.write_copy(descriptor, plan)
 
     def remove(self, uuid: UUID) -> None:
         """Remove everything of the instance. What is gone already is success."""
@@ -161,38 +213,65 @@ class Disks:
     def _folder(self, uuid: UUID) -> Path:
         return self._directory / str(uuid)
 
-    def _check_room(self) -> None:
+    def _check_room(self, needed_bytes: int = 0) -> None:
         with file_errors("cannot look at the free space", self._directory):
             free = shutil.disk_usage(self._directory).free
-        if free < SPARE_BYTES:
+        if free < needed_bytes + SPARE_BYTES:
+            why = f"it would take {needed_bytes >> 20} MiB" if needed_bytes else "a guest could not write to it"
             raise NoSpace(
-                f"no disk is made in {self._directory}: {free >> 20} MiB are free there, and a guest could not write to it; "
+                f"no disk is made in {self._directory}: {free >> 20} MiB are free there, and {why}; "
                 "free space on that file system, or delete instances"
             )
 
 
-def _layout(image: CachedImage, size_gib: int) -> qcow2_overlay.Overlay:
+def _check_fits(image: CachedImage, size_gib: int) -> None:
     if image.virtual_size_bytes > size_gib * _GIB:
         needed = -(-image.virtual_size_bytes // _GIB)
         raise InvalidSpec(
             f"the image's disk has {image.virtual_size_bytes / _GIB:.4g} GiB, more than the {size_gib} GiB of DISK_GB: "
             f"ask for DISK_GB:{needed} or more"
         )
+
+
+def _check_direct(directory: Path, cache: str) -> None:
+    """See that files of *directory* can be opened around the host's cache; else no guest could start."""
+    remove_partials(directory)
+    partial = partial_path(directory / "direct")
+    with file_errors("cannot look at what the file system can", directory):
+        try:
+            os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_DIRECT, 0o600))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise ConfigError(
+                f"disk.cache is {cache}, which needs O_DIRECT, and the file system of {directory} does not have it: "
+                "set disk.cache to writeback, or move paths.state_dir"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _overlayer(image: CachedImage, size_gib: int) -> Callable[[int], None]:
     try:
-        return qcow2_overlay.overlay(size_gib * _GIB, image.path.absolute(), image.format)
+        layout = qcow2_overlay.overlay(size_gib * _GIB, image.path.absolute(), image.format)
     except ValueError as error:
         raise InvalidSpec(f"no disk of {size_gib} GiB over {image.path} can be made: {error}") from error
 
+    def write(descriptor: int) -> None:
+        os.write(descriptor, layout.head)
+        os.ftruncate(descriptor, layout.file_bytes)
 
-def _write_disk(path: Path, layout: qcow2_overlay.Overlay, prepare: Callable[[Path], None] | None) -> None:
+    return write
+
+
+def _write_disk(path: Path, write: Callable[[int], None], prepare: Callable[[Path, str], None] | None) -> None:
     partial = partial_path(path)
     try:
-        with partial.open("xb", buffering=0) as output:
+        with partial.open("x+b", buffering=0) as output:
             os.fchmod(output.fileno(), DISK_MODE)
-            output.write(layout.head)
-            output.truncate(layout.file_bytes)
+            write(output.fileno())
             if prepare:
-                prepare(partial)
+                prepare(partial, "raw" if path.name == RAW_DISK_NAME else "qcow2")
             os.fsync(output.fileno())
         partial.rename(path)
     except BaseException:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
+from common.config import DiskConfig
 from common.hardware import CardModel, DiskBus, Hardware
 from common.model import Address, InstanceSpec
 from ecompute.anti_spoofing import filter_of, filter_parameters
@@ -46,6 +47,7 @@ class DomainContext:
         addresses: one per network card, in the spec's order.
         filter_name: libvirt network filter that binds each card to its own address, or None.
         drive_path: the config drive, or None where the guest has none.
+        disk: how QEMU is to use the disk, whose format its name tells.
     """
 
     virt_type: str
@@ -59,6 +61,7 @@ class DomainContext:
     cpu_mode: str | None = None
     filter_name: str | None = None
     drive_path: Path | None = None
+    disk: DiskConfig = field(default_factory=DiskConfig)
 
 
 def domain_name(name: str, uuid: UUID) -> str:
@@ -157,7 +160,7 @@ def _clock(root: ET.Element, context: DomainContext) -> None:
 def _devices(root: ET.Element, hardware: Hardware, context: DomainContext) -> None:
     """A server's devices. No graphics: a screen on a port of the host needs a password of its own first."""
     devices = ET.SubElement(root, "devices")
-    _disk(devices, context.disk_path, hardware.disk_bus)
+    _disk(devices, context.disk_path, hardware.disk_bus, context.disk)
     if context.drive_path:
         _config_drive(devices, context.drive_path, hardware.disk_bus)
     for address in context.addresses:
@@ -171,11 +174,17 @@ def _devices(root: ET.Element, hardware: Hardware, context: DomainContext) -> No
     ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
 
 
-def _disk(devices: ET.Element, path: Path, bus: DiskBus) -> None:
+def _disk(devices: ET.Element, path: Path, bus: DiskBus, config: DiskConfig) -> None:
     disk = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
-    # writeback heeds the guest's flushes, shares the base image's pages among all its overlays, and works on every file
-    # system; none needs O_DIRECT, which tmpfs and some overlays lack. unmap: what the guest trims is given back.
-    ET.SubElement(disk, "driver", {"name": "qemu", "type": "qcow2", "cache": "writeback", "discard": "unmap"})
+    # What each of them means is said where it can be set, in compute.yaml. What is as QEMU has it anyway is left out, so that
+    # the definitions of guests that are there do not change by our being able to say it.
+    driver = {"name": "qemu", "type": "raw" if path.suffix == ".raw" else "qcow2", "cache": config.cache}
+    if config.aio != "threads":
+        driver["io"] = config.aio
+    driver["discard"] = config.discard
+    if config.detect_zeroes != "off":
+        driver["detect_zeroes"] = config.detect_zeroes
+    ET.SubElement(disk, "driver", driver)
     ET.SubElement(disk, "source", {"file": str(path)})
     ET.SubElement(disk, "target", {"dev": _NAMES[bus][0], "bus": bus.value})
 

@@ -47,8 +47,9 @@ class DiskTools(Protocol):
     def inspect(self, image: Path, image_format: str, *, what: str, is_cancelled: Callable[[], bool]) -> System: ...
 
     def customize(
-        self, disk: Path, changes: DiskChanges, known: System | None, *, what: str, is_cancelled: Callable[[], bool]
-    ) -> System: ...
+        self, disk: Path, changes: DiskChanges, known: System | None, *, what: str, is_cancelled: Callable[[], bool],
+        disk_format: str = "qcow2",
+    ) -> System: ...  # fmt: skip
 
     def seal(self, disk: Path, *, what: str) -> System: ...
 
@@ -74,9 +75,9 @@ class GuestfsTools:
 
     def customize(
         self, disk: Path, changes: DiskChanges, known: System | None, *, what: str,
-        is_cancelled: Callable[[], bool] = lambda: False,
+        is_cancelled: Callable[[], bool] = lambda: False, disk_format: str = "qcow2",
     ) -> System:  # fmt: skip
-        """Make the qcow2 *disk*, which no guest uses, differ from its image as *changes* say; what it holds.
+        """Make *disk*, which no guest uses, differ from its image as *changes* say; what it holds.
 
         In place: where it raises, *disk* is half-changed and to be thrown away.
 
@@ -90,7 +91,8 @@ class GuestfsTools:
         if content.identity:
             identity = {"hostname": changes.hostname, "keys": changes.keys, "cards": [card_data(one) for one in changes.cards]}
         job = {
-            "action": "customize", "format": "qcow2", "system": known.to_data() if known else None, "resize": content.resize,
+            "action": "customize", "format": disk_format, "system": known.to_data() if known else None,
+            "resize": content.resize,
             "files": [asdict(file) for file in content.files], "identity": identity,
         }  # fmt: skip
         answer = self._appliance.run(

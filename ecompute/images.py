@@ -7,7 +7,8 @@ downloaded, the name is that of what is kept.
 it led to, so that the second guest asks nobody: a URL once fetched is asked again only where a checksum is given that no image
 here has, or after ``images.revalidate_after_hours``, by the age of that file; then it is asked whether it has something newer.
 A local file is known by path, size, time of change and inode. Threads that want the same image share one fetch.
-``*.partial`` files are a fetch in hand, locked by its process; what a dead process left goes at the next start.
+``*.partial`` files are a fetch in hand, locked by its process; what a dead process left goes at the next start. An image's time
+of change is when it was last used: by that ``cache_keeper`` removes what nothing rests on, never while it is held (``held``).
 
 Knows sources only through ``image_sources``, formats only through ``image_probe`` and ``image_conversion``. Called by the
 builder and the facts.
@@ -18,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -27,14 +27,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from common.config import ImagesConfig
 from common.errors import Cancelled, ChecksumMismatch, ImageInvalid, ImageNotFound, ImageUnavailable, InvalidSpec, NoSpace
-from common.files import PARTIAL, file_errors, fsync_directory, make_directory, partial_path, remove_partials, write_atomically
+from common.files import PARTIAL, file_errors, fsync_directory, make_directory, partial_path
 from common.model import ImageRef
-from ecompute import image_conversion, image_probe, image_unpacking
+from ecompute import image_conversion, image_holds, image_probe, image_unpacking
 from ecompute.image_flight import Flight
+from ecompute.image_index import PIN, ImageIndex
 from ecompute.image_sources import Source, Stream, shown_url, source_of
 
 FORMATS = ("qcow2", "raw")
@@ -62,17 +62,28 @@ class CachedImage:
 
 
 class ImageCache:
-    """The cache in *directory*, which is made where it is missing and rid of what dead fetches left."""
+    """The cache in *directory*, which is made where it is missing.
 
-    def __init__(self, directory: Path, config: ImagesConfig) -> None:
-        self._directory, self._index, self._config = directory, directory / "index", config
+    Args:
+        make_room: called with how many bytes are missing for a fetch; it may remove images that nothing rests on, and says
+            whether it did.
+        grown: called when an image has come, before those who wait for it have it; it never raises.
+        is_owner: whether it is rid of what dead fetches left; of several at one time only the daemon's own.
+    """
+
+    def __init__(
+        self, directory: Path, config: ImagesConfig, *, make_room: Callable[[int], bool] = lambda _: False,
+        grown: Callable[[], None] = lambda: None, is_owner: bool = True,
+    ) -> None:  # fmt: skip
+        self._directory, self._config, self._make_room, self._grown = directory, config, make_room, grown
         self._lock = threading.Lock()
         self._flights: dict[tuple[str, str | None], Flight[CachedImage]] = {}
         self._not_asked_until: dict[str, float] = {}  # by the monotonic clock: addresses whose server did not answer
         make_directory(directory, DIRECTORY_MODE)
-        make_directory(self._index, 0o700)
-        _remove_dead_partials(directory)
-        remove_partials(self._index)
+        self._index = ImageIndex(directory / "index")
+        if is_owner:
+            _remove_dead_partials(directory)
+            self._index.clean()
 
     def is_cached(self, image: ImageRef) -> CachedImage | None:
         """*image*, where it is here; asks no server and changes nothing."""
@@ -83,8 +94,21 @@ class ImageCache:
             key = f"{algorithm}:{wanted}" if algorithm else self._source(image).key()
         except (ImageNotFound, InvalidSpec):  # ``fetch`` says so
             return None
-        entry = self._read_entry(key)
+        entry = self._index.read(key)
         return self._by_digest(str(entry["digest"])) if entry else None
+
+    @contextlib.contextmanager
+    def held(self, image: ImageRef) -> Iterator[CachedImage | None]:
+        """*image*, which does not leave the cache meanwhile, and counts as used now; None where it is not here."""
+        cached = self.is_cached(image)
+        with image_holds.shared(cached.path) if cached else contextlib.nullcontext(False) as is_held:
+            yield cached if is_held else None
+
+    def pin(self, item: str, cached: CachedImage) -> None:
+        """Note that *item* of compute.yaml, a name or an address, is *cached*, which stays for as long as it stands there."""
+        entry = self._index.read(f"{PIN}{item}")
+        if entry is None or entry["digest"] != cached.digest:
+            self._write_entry(f"{PIN}{item}", item, cached, {})
 
     def is_ready(self, image: ImageRef) -> bool:
         """Whether *image* is here, and its server need not be asked for something newer before a guest gets it."""
@@ -98,11 +122,9 @@ class ImageCache:
         key = source.key()
         if time.monotonic() < self._not_asked_until.get(key, 0.0):
             return False
-        try:
-            age_seconds = time.time() - self._entry_path(key).stat().st_mtime
-        except OSError:
-            return False
-        return not 0 <= age_seconds < hours * 3600  # a clock that was set back makes it due, too
+        touched_at = self._index.touched_at(key)
+        # A clock that was set back makes it due, too.
+        return touched_at is not None and not 0 <= time.time() - touched_at < hours * 3600
 
     def fetch(self, image: ImageRef, *, progress: Callable[[int, int], None], is_cancelled: Callable[[], bool]) -> CachedImage:
         """*image*, fetched where it is not here yet, or where its address has something newer; returns at once where it is.
@@ -157,7 +179,9 @@ class ImageCache:
         """Fetch it; where nothing newer can be had, what this address led to before is good enough."""
         known = self.is_cached(image)
         try:
-            return self._fetch(source, image, algorithms, flight, known)
+            fetched = self._fetch(source, image, algorithms, flight, known)
+            self._grown()
+            return fetched
         except (ImageInvalid, ImageNotFound, ImageUnavailable, NoSpace) as error:
             if known is None:
                 raise
@@ -169,11 +193,10 @@ class ImageCache:
         self, source: Source, image: ImageRef, algorithms: set[str], flight: Flight[CachedImage], known: CachedImage | None
     ) -> CachedImage:
         key = source.key()
-        validators = (self._read_entry(key) or {}) if known else {}
+        validators = (self._index.read(key) or {}) if known else {}
         with source.open(validators) as stream, self._partial(source.shown) as partial:
             if known and stream.is_unchanged:
-                with contextlib.suppress(OSError):  # it is only asked again the sooner
-                    os.utime(self._entry_path(key))
+                self._index.touch(key)
                 return known
             self._check_room(stream.total_bytes, source.shown)
             published, digest = self._receive(stream, partial.descriptor, source.shown, flight, algorithms)
@@ -195,7 +218,7 @@ class ImageCache:
         """The qcow2 made of *source*, whose sha256 is *digest*; made once, wherever such a file comes from."""
         what, key = f"image {shown}", f"{image_conversion.RECIPE}:{digest}"
         image_conversion.check(source.descriptor, image_format, what)
-        entry = self._read_entry(key)
+        entry = self._index.read(key)
         if entry and (known := self._by_digest(str(entry["digest"]))):
             return known
         size = os.fstat(source.descriptor).st_size
@@ -256,14 +279,19 @@ class ImageCache:
     def _check_room(self, total_bytes: int, shown: str) -> None:
         """Before *total_bytes* are fetched (0: unknown) and on the way: they may be kept at all, and there is room for them."""
         self._check_size(total_bytes, shown)
-        with file_errors("cannot look at the free space", self._directory):
-            free = shutil.disk_usage(self._directory).free
+        free = self._free_bytes()
+        if free < total_bytes + SPARE_BYTES and self._make_room(total_bytes + SPARE_BYTES - free):
+            free = self._free_bytes()
         if free < total_bytes + SPARE_BYTES:
             raise NoSpace(
                 f"image {shown} has {f'{total_bytes >> 20} MiB' if total_bytes else 'more to come'}, and {self._directory} has "
                 f"{free >> 20} MiB free: "
                 "free space on that file system, or move paths.state_dir to a larger one"
             )
+
+    def _free_bytes(self) -> int:
+        with file_errors("cannot look at the free space", self._directory):
+            return shutil.disk_usage(self._directory).free
 
     def _check_size(self, size_bytes: int, shown: str) -> None:
         if size_bytes > self._config.max_size_gib * _GIB:
@@ -277,11 +305,9 @@ class ImageCache:
     @contextlib.contextmanager
     def _partial(self, shown: str) -> Iterator[_Partial]:
         """A new file to be filled; it is gone afterwards, unless it was kept under its final name."""
-        path = partial_path(self._directory / "fetch")
         with file_errors(f"cannot keep image {shown}", self._directory):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            path, descriptor = _new_partial(self._directory)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield _Partial(path, descriptor)
         finally:
             os.close(descriptor)
@@ -289,7 +315,9 @@ class ImageCache:
 
     def _keep(self, partial: _Partial, digest: str, probed: image_probe.Probed) -> CachedImage:
         path = self._directory / f"{digest}.{probed.format}"
-        if not path.exists():  # else the same bytes came from elsewhere before, and guests may rest on that file
+        with image_holds.shared(path) as is_there:  # the same bytes came from elsewhere before: guests may rest on that file
+            pass
+        if not is_there:
             with file_errors("cannot keep image", path):
                 os.fchmod(partial.descriptor, IMAGE_MODE)
                 os.fsync(partial.descriptor)
@@ -311,20 +339,8 @@ class ImageCache:
                     os.close(descriptor)
         return None
 
-    def _entry_path(self, key: str) -> Path:
-        return self._index / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-
-    def _read_entry(self, key: str) -> dict[str, Any] | None:
-        """What *key* led to; None where that is not known, or not readable: then it is fetched again."""
-        try:
-            entry = json.loads(self._entry_path(key).read_bytes())
-        except (OSError, ValueError):
-            return None
-        return entry if isinstance(entry, dict) and entry.get("key") == key and "digest" in entry else None
-
     def _write_entry(self, key: str, shown: str, cached: CachedImage, validators: dict[str, str]) -> None:
-        entry = {"key": key, "source": shown, "digest": cached.digest, **validators}
-        write_atomically(self._entry_path(key), json.dumps(entry, sort_keys=True).encode())
+        self._index.write(key, shown, cached.digest, validators)
 
     def _source(self, image: ImageRef) -> Source:
         return source_of(image.url, fetch_timeout_seconds=self._config.fetch_timeout_seconds)
@@ -382,6 +398,17 @@ def _sha256(descriptor: int, go_on: Callable[[], None]) -> str:
         offset += len(piece)
         go_on()
     return digest.hexdigest()
+
+
+def _new_partial(directory: Path) -> tuple[Path, int]:
+    """A new file and its descriptor, locked: whoever cleans up just now may take it for a dead one's until it is."""
+    while True:
+        path = partial_path(directory / "fetch")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return path, descriptor
+        os.close(descriptor)
 
 
 def _remove_dead_partials(directory: Path) -> None:

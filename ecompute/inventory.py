@@ -34,6 +34,7 @@ from common.logs import fields
 from common.model import HostAdmin
 from common.placement import Inventory, Placement
 from common.retry import Backoff, Deadline, retry
+from ecompute.disk_use import DiskUse
 from ecompute.host_traits import MEASURABLE, wanted_traits
 from ecompute.hypervisor import Domain, HostInfo
 
@@ -48,19 +49,23 @@ T = TypeVar("T")
 
 
 def wanted_inventory(
-    host: HostInfo, disk_gib: int, config: InventoryConfig, *, foreign_vcpus: int = 0, foreign_memory_mib: int = 0
-) -> dict[str, Inventory]:
+    host: HostInfo, disk_gib: int, config: InventoryConfig, *, foreign_vcpus: int = 0, foreign_memory_mib: int = 0,
+    taken_disk_gib: int = 0,
+) -> dict[str, Inventory]:  # fmt: skip
     """What *host* has to offer, by resource class; a class of which it has nothing is left out.
 
     Args:
         disk_gib: size of the file system that guests' disks are on.
         foreign_vcpus: virtual CPUs of running guests that are not ours; as much is reserved as they take of the capacity.
         foreign_memory_mib: likewise their memory.
+        taken_disk_gib: what the host itself takes of that file system, cached images above all. The configured reserve is for
+            that; where it is less, as much as is taken is reserved.
     """
+    disk = dataclasses.replace(config.disk_gb, reserved=max(config.disk_gb.reserved, taken_disk_gib))
     offers = {
         "VCPU": _offer(host.cpus, config.vcpu, foreign_vcpus),
         "MEMORY_MB": _offer(host.memory_mib, config.memory_mb, foreign_memory_mib),
-        "DISK_GB": _offer(disk_gib, config.disk_gb, 0),
+        "DISK_GB": _offer(disk_gib, disk, 0),
     }
     return {name: inventory for name, inventory in offers.items() if inventory.total > 0}
 
@@ -95,14 +100,16 @@ class InventoryKeeper:
     Args:
         name: the provider's name in Placement, which no other provider may have.
         measure_disk: the size in GiB of the file system that a directory is on.
+        disk_use: what the host itself takes of it.
     """
 
     def __init__(
         self, placement: Placement, provider: UUID, name: str, config: ComputeConfig, *,
         measure_disk: Callable[[Path], int] = disk_total_gib, clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], object] = time.sleep,
+        sleep: Callable[[float], object] = time.sleep, disk_use: DiskUse | None = None,
     ) -> None:  # fmt: skip
         self._placement, self._provider, self._name, self._config = placement, provider, name, config
+        self._disk_use = disk_use or DiskUse()
         self._measure_disk, self._clock, self._sleep = measure_disk, clock, sleep
         self._added = AddedTraits(config.paths.state_dir / ADDED_TRAITS_FILE, provider)
         self._settled: tuple[object, ...] = ()  # the generation at which all was as wanted, and what was wanted
@@ -126,8 +133,9 @@ class InventoryKeeper:
         """
         disk_gib = self._measure_disk(self._config.paths.state_dir)
         inventory = wanted_inventory(
-            host, disk_gib, self._config.inventory, foreign_vcpus=foreign_vcpus, foreign_memory_mib=foreign_memory_mib
-        )
+            host, disk_gib, self._config.inventory, foreign_vcpus=foreign_vcpus, foreign_memory_mib=foreign_memory_mib,
+            taken_disk_gib=self._disk_use.gib(),
+        )  # fmt: skip
         traits = wanted_traits(host, host_admin, bridges)
         with self._lock:
             self._complain_of_full_reserve(inventory)
@@ -216,7 +224,7 @@ class InventoryKeeper:
             else:
                 self._complain(
                     key, f"all {offer.total} {name} of this host are reserved, by inventory.{name.lower()}.reserved and for"
-                    " guests that are not ours: nothing can be placed here",
+                    f" {'cached images' if name == 'DISK_GB' else 'guests that are not ours'}: nothing can be placed here",
                 )  # fmt: skip
 
     # -- traits ----------------------------------------------------------------------------------------------------------

@@ -52,6 +52,12 @@ def _arguments() -> argparse.ArgumentParser:
         action="store_true",
         help="take this host out of the cluster: its provider, keys and DHCP entries; refused while it has guests",
     )
+    action.add_argument(
+        "--prefetch",
+        nargs="*",
+        metavar="NAME|URL",
+        help="fetch images before a guest needs them, beside a running ecompute, too; without any: images.prefetch",
+    )
     return parser
 
 
@@ -81,7 +87,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parsed(argv: list[str]) -> argparse.Namespace:
     """The options; those behind a verb are the verb's own, and are left in ``rest``."""
-    at = next((number for number, word in enumerate(argv) if word in VERBS and argv[number - 1 : number] != ["--config"]), None)
+    words = [] if "--prefetch" in argv else argv  # an image may be called like a verb
+    at = next(
+        (number for number, word in enumerate(words) if word in VERBS and argv[number - 1 : number] != ["--config"]), None
+    )
     options = _arguments().parse_args(argv if at is None else argv[:at])
     options.verb, options.rest = (None, []) if at is None else (argv[at], argv[at + 1 :])
     return options
@@ -113,6 +122,10 @@ def _run(config: ComputeConfig, options: argparse.Namespace) -> int:
 
         leave(config)
         return EXIT_OK
+    if options.prefetch is not None:
+        from ecompute.prefetch import prefetch  # noqa: PLC0415
+
+        return prefetch(config, options.prefetch)
     from ecompute.agent import Agent  # noqa: PLC0415 - --help and --check-config must work without libvirt's bindings
     from ecompute.leaving import has_left  # noqa: PLC0415
 

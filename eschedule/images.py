@@ -1,4 +1,4 @@
-"""The command ``image``: names for images, with the checksums that make them mean the same for good."""
+"""The command ``image``: names for images, with the checksums that make them mean the same for good, and what hosts have."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ def image(session: Session, options: argparse.Namespace) -> int:
     """Run ``image``; its exit code.
 
     Raises:
-        EcomputeError: as the functions of ``image_registry`` and ``image_options``.
+        EcomputeError: as the functions of ``image_registry``, ``image_options`` and ``image_hosts``.
     """
+    if options.action in ("prefetch", "cache"):
+        from eschedule import image_hosts  # noqa: PLC0415 - the others ask no host
+
+        return (image_hosts.prefetch if options.action == "prefetch" else image_hosts.cache)(session, options)
     actions = {"add": _add, "list": _list, "show": _show, "rm": _remove}
     actions[options.action](session, options)
     return 0

@@ -9,7 +9,8 @@ import contextlib
 import logging
 import threading
 import uuid as uuids
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, overload
 from uuid import UUID
 
 from common.errors import EcomputeError
@@ -19,11 +20,28 @@ from common.retry import Deadline
 from common.store import ListWatch, Store, Transaction, Versioned
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 _AT_ONCE = 100  # letters in one transaction
 
 
-def ask(store: Store, keys: Keys, hosts: Iterable[UUID], letter: Letter, deadline: Deadline) -> dict[UUID, Report]:
+@overload
+def ask(store: Store, keys: Keys, hosts: Iterable[UUID], letter: Letter, deadline: Deadline) -> dict[UUID, Report]: ...
+
+
+@overload
+def ask(
+    store: Store, keys: Keys, hosts: Iterable[UUID], letter: Letter, deadline: Deadline, *, read: Callable[[str], T]
+) -> dict[UUID, T]: ...
+
+
+def ask(
+    store: Store, keys: Keys, hosts: Iterable[UUID], letter: Letter, deadline: Deadline, *,
+    read: Callable[[str], Any] = Report.from_json,
+) -> dict[UUID, Any]:  # fmt: skip
     """What each of *hosts* answers to *letter* before *deadline*; those that do not answer are not in it.
+
+    Args:
+        read: what makes an answer of its text.
 
     Raises:
         StoreUnavailable: etcd did not take the letters.
@@ -32,7 +50,7 @@ def ask(store: Store, keys: Keys, hosts: Iterable[UUID], letter: Letter, deadlin
     if not letters:
         return {}
     lease = store.grant_lease(LEASE_SECONDS)
-    tray = _Tray(store, keys, letters)
+    tray = _Tray(store, keys, letters, read)
     stop = threading.Event()
     try:
         threading.Thread(target=tray.watch.run, args=(stop,), name="replies", daemon=True).start()
@@ -49,13 +67,13 @@ def ask(store: Store, keys: Keys, hosts: Iterable[UUID], letter: Letter, deadlin
 class _Tray:
     """Where the answers to *letters* arrive; those to other people's are passed over."""
 
-    def __init__(self, store: Store, keys: Keys, letters: dict[UUID, UUID]) -> None:
-        self._keys, self._letters = keys, letters
+    def __init__(self, store: Store, keys: Keys, letters: dict[UUID, UUID], read: Callable[[str], Any]) -> None:
+        self._keys, self._letters, self._read = keys, letters, read
         self._changed = threading.Condition()
-        self._reports: dict[UUID, Report] = {}
+        self._reports: dict[UUID, Any] = {}
         self.watch = ListWatch(store, keys.mail_replies(), self._arrived)
 
-    def wait(self, deadline: Deadline) -> dict[UUID, Report]:
+    def wait(self, deadline: Deadline) -> dict[UUID, Any]:
         with self._changed:
             self._changed.wait_for(lambda: len(self._reports) == len(self._letters), deadline.remaining())
             return dict(self._reports)
@@ -65,7 +83,7 @@ class _Tray:
             host = self._letters.get(self._keys.parse_letter(key))
             if host is None or item is None:
                 return
-            report = Report.from_json(item.value)
+            report = self._read(item.value)
         except (ValueError, EcomputeError) as error:
             log.info("an answer that cannot be read was passed over: %s", error)
             return

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from eschedule.command_line.parser import Parser, Verbs, json_option, verb
+from eschedule.command_line.parser import Parser, Verbs, json_option, verb, waiting
 
 
 def add_image(verbs: Verbs) -> None:
     parser = verb(
-        verbs, "image", "register images under names, list, show and remove them", "eschedule create 'resources=…' debian-12"
+        verbs, "image", "register images under names, list, show and remove them, have hosts fetch them",
+        "eschedule create 'resources=…' debian-12",
     )  # fmt: skip
-    actions = parser.add_subparsers(dest="action", metavar="add|list|show|rm", parser_class=Parser, required=True)
+    actions = parser.add_subparsers(
+        dest="action", metavar="add|list|show|rm|prefetch|cache", parser_class=Parser, required=True
+    )
     _add_image_add(actions)
     json_option(verb(actions, "list", "list the images that have a name", "eschedule image list"))
     show = verb(actions, "show", "show an image: where it is, its checksum, what it needs", "eschedule image show debian-12")
@@ -17,6 +20,21 @@ def add_image(verbs: Verbs) -> None:
     json_option(show)
     remove = verb(actions, "rm", "forget a name; instances that were made of it stay", "eschedule image rm debian-12")
     remove.add_argument("name", metavar="NAME")
+    _add_host_actions(actions)
+
+
+def _add_host_actions(actions: Verbs) -> None:
+    prefetch = verb(
+        actions, "prefetch", "have hosts fetch an image before a guest needs it",
+        "eschedule image prefetch debian-12 --hosts node1,node2",
+    )  # fmt: skip
+    prefetch.add_argument("image", metavar="NAME|URL", help="a registered name, an http(s):// or file:// URL, or a path there")
+    prefetch.add_argument("--checksum", metavar="ALGORITHM:HEX", help="sha256: or sha512: of what is at a URL")
+    waiting(prefetch, "the fetch")
+    cache = verb(actions, "cache", "list the images that hosts have, and what uses them", "eschedule image cache")
+    for parser in (prefetch, cache):
+        parser.add_argument("--hosts", metavar="NAME,NAME", help="these only (default: all that have a heartbeat)")
+        json_option(parser)
 
 
 def _add_image_add(actions: Verbs) -> None:

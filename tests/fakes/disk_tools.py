@@ -33,7 +33,7 @@ class FakeDiskTools:
 
     def customize(
         self, disk: Path, changes: DiskChanges, known: System | None, *, what: str,
-        is_cancelled: Callable[[], bool] = lambda: False,
+        is_cancelled: Callable[[], bool] = lambda: False, disk_format: str = "qcow2",
     ) -> System:  # fmt: skip
         self._answer(disk, f"{what} cannot be prepared", is_cancelled)
         self.changed.append((disk, changes, known))

@@ -62,6 +62,11 @@ INSIDE: dict[str, tuple[str, ...]] = {
     ),
     "build with a changed disk": ("after:BuildDisk:os.chown",),  # lent to whoever changes it
     "build of a known image": ("before:FetchImage:pathlib.Path.rename",),
+    "build of a copy": (
+        "after:BuildDisk:ecompute.disk_copies._copy_piece",
+        "before:BuildDisk:pathlib.Path.rename",
+        "after:BuildDisk",
+    ),
     "start": ("after:Start:ecompute.libvirt_driver.LibvirtDriver.write_stamp",),
     "reboot": ("after:Shutdown:ecompute.libvirt_driver.LibvirtDriver.write_stamp",),
     "destroy": (
@@ -193,6 +198,19 @@ def build_of_a_known_image(bench: Bench, failpoint: str) -> None:
     bench.settle()
 
 
+def build_of_a_copy(bench: Bench, failpoint: str) -> None:
+    """The disk is a plain file of its own."""
+    bench.node.configure(disk={"mode": "raw"})
+    bench.restart()
+    try:
+        bench.strike(failpoint, lambda: bench.running.append(bench.create()))
+        bench.settle()
+        assert (bench.node.state("instances") / str(bench.running[-1]) / "disk.raw").is_file()
+    finally:
+        bench.node.configure()
+        bench.restart()
+
+
 def stop(bench: Bench, failpoint: str) -> None:
     uuid = bench.guest()
     bench.strike(failpoint, lambda: bench.clients.stop(uuid))
@@ -304,7 +322,7 @@ def stamp_as_of_another_cluster(node: Node, uuid: UUID) -> Stamp:
 
 
 FLOWS: dict[str, Callable[[Bench, str], None]] = {
-    "build": build, "build with rules": build_with_rules, "build with a changed disk": build_with_a_changed_disk, "build of a known image": build_of_a_known_image, "stop": stop, "stop a deaf guest": stop_a_deaf_guest, "start": start, "reboot": reboot,
+    "build": build, "build with rules": build_with_rules, "build with a changed disk": build_with_a_changed_disk, "build of a known image": build_of_a_known_image, "build of a copy": build_of_a_copy, "stop": stop, "stop a deaf guest": stop_a_deaf_guest, "start": start, "reboot": reboot,
     "reboot hard": reboot_hard, "destroy": destroy, "reschedule": reschedule, "give up": give_up,
     "regain a lost claim": regain_a_lost_claim, "adopt": adopt,
 }  # fmt: skip

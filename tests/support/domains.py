@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from common.config import DiskConfig
 from common.model import Address, ImageRef, InstanceSpec
 from ecompute.domain_xml import DomainContext
 from ecompute.hypervisor import Stamp
@@ -41,11 +42,13 @@ def a_context(
     machine_type: str | None = None,
     cpu_mode: str | None = None,
     has_drive: bool = False,
+    disk: DiskConfig = DiskConfig(),  # noqa: B008 - frozen
 ) -> DomainContext:
     return DomainContext(
         virt_type=virt_type,
         architecture=architecture,
-        disk_path=directory / "disk.qcow2",
+        disk_path=directory / ("disk.raw" if disk.mode == "raw" else "disk.qcow2"),
+        disk=disk,
         console_log_path=directory / "console.log",
         addresses=addresses,
         stamp=stamp or a_stamp(),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from common.config import ImagesConfig
+from common.config import DiskConfig, ImagesConfig
 from common.errors import Transient
 from common.keys import Keys
 from common.metadata import MetadataStore
@@ -85,6 +85,7 @@ class Loop:
         self.look_again: Callable[[UUID, float], None] = self.delays.__setitem__
         self.tools, self.inspects = FakeDiskTools(), False
         self.packet_filter, self.listening = FakePacketFilter(), frozenset[tuple[str, int]]()
+        self.disk = DiskConfig()
         self.specs_of: Callable[[], Specs | SpecWatcher] = lambda: Specs(self.store, self.provider)
         self.restart()
 
@@ -92,11 +93,11 @@ class Loop:
         """As a new process would begin: nothing remembered but what is in the store, the hypervisor and the files."""
         blueprint = blueprint or Blueprint(
             provider=self.provider, boot_id="boot", virt_type="qemu", architecture="x86_64", machine_type=None, cpu_mode=None,
-            filter_name=None, instances_directory=self.directory / "instances", found_hardware=FoundHardware(self.directory / "instances").of,
+            filter_name=None, instances_directory=self.directory / "instances", found_hardware=FoundHardware(self.directory / "instances").of, disk=self.disk,
         )  # fmt: skip
         self.world = World(
             hypervisor=self.hypervisor, placement=self.placement, images=ImageCache(self.directory / "images", ImagesConfig()),  # type: ignore[arg-type]
-            disks=Disks(self.directory / "instances"), preparation=DiskPreparation(self.tools, self.directory / "guestfs", FoundHardware(self.directory / "instances"), inspects=self.inspects), networks=AddressPools(self.hypervisor, self.directory / "network", bridges=AnyBridges(None)),
+            disks=Disks(self.directory / "instances", self.disk), preparation=DiskPreparation(self.tools, self.directory / "guestfs", FoundHardware(self.directory / "instances"), inspects=self.inspects), networks=AddressPools(self.hypervisor, self.directory / "network", bridges=AnyBridges(None)),
             metadata=MetadataStore(self.directory / "metadata"), drives=ConfigDrives(self.directory / "instances"),
             reports=report_store(self.directory), blueprint=blueprint, patience=Patience(lambda: self.now), bridges=AnyBridges(None),
             firewall=FirewallKeeper(self.directory / "firewall", self.packet_filter, listening=lambda: self.listening),

@@ -18,6 +18,7 @@ import libvirt
 
 from common.model import GroupMembers, InstanceKey, InstanceSpec, InstanceStatus
 from ecompute.address_pairs import is_ours
+from ecompute.disks import disk_in
 from ecompute.hypervisor import DhcpHost
 from ecompute.libvirt_xml import STAMP_NAMESPACE, network_of
 from tests.support.cluster import Cluster, Node
@@ -154,7 +155,7 @@ def _host(cluster: Cluster, node: Node) -> HostView:
     strays += [str(path.name) for path in node.state("images").rglob("*") if ".partial" in path.name]
     return HostView(
         name=node.name, provider=node.provider, guests=guests, qemus=qemus_on(node), folders=frozenset(instances),
-        disks={uuid: (folder / "disk.qcow2").stat().st_ino for uuid, folder in instances.items() if _has_disk(folder)},
+        disks={uuid: disk_in(folder).stat().st_ino for uuid, folder in instances.items() if _has_disk(folder)},
         boots={uuid: _boots(folder / "console.log") for uuid, folder in instances.items()},
         strays=tuple(strays), addresses=_addresses(node.state("network")), documents=_documents(node.state("metadata")),
         reports=_documents(node.state("metadata", "reports")),
@@ -214,7 +215,7 @@ def _folders(directory: Path) -> tuple[dict[UUID, Path], list[str]]:
 
 
 def _has_disk(folder: Path) -> bool:
-    return (folder / "disk.qcow2").is_file()
+    return disk_in(folder).is_file()
 
 
 def _boots(log: Path) -> int:

@@ -468,3 +468,35 @@ def test_describe_says_when_there_was_no_file():
     lines = describe(ScheduleConfig())
     assert re.match("# no file was found", lines[0])
     assert not any("lease_ttl" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("disk: {preallocation: falloc, discard: ignore}", "disk.preallocation is falloc, and an overlay has nothing to take ahead; needs disk.mode: copy or raw"),
+        ("disk: {mode: raw, preallocation: metadata}", "disk.preallocation is metadata, which raw disks do not have; needs off, falloc or full"),
+        ("disk: {mode: raw, preallocation: full}", "disk.discard is unmap, which gives back what disk.preallocation: full has taken; needs ignore"),
+        ("disk: {aio: native}", "disk.aio is native, which works around the host's cache only, and disk.cache is writeback; needs disk.cache: none or directsync"),
+        ("disk: {discard: ignore, detect_zeroes: unmap}", "disk.detect_zeroes is unmap, and disk.discard is ignore; needs disk.discard: unmap, or detect_zeroes: on"),
+        ("disk: {cache: unsafe}", "disk.cache is \"unsafe\", needs one of writeback, none, writethrough, directsync"),
+        ("images: {prefetch: [./x.qcow2]}", None),
+        ("images: {max_cache_gib: 0}", None),
+    ],
+)  # fmt: skip
+def test_disks_that_qemu_would_refuse_are_refused_here(text: str, said: str | None, faults) -> None:
+    (line,) = faults(text)
+    assert said is None or line == said
+    assert line.startswith(text.partition(":")[0])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "disk: {mode: raw, preallocation: falloc, discard: ignore, cache: none, aio: native}",
+        "disk: {mode: copy, preallocation: metadata, cache: directsync, aio: native, detect_zeroes: unmap}",
+        "disk: {preallocation: off, aio: io_uring, detect_zeroes: on}",
+        "images: {prefetch: [debian-12, https://images.example.org/a.qcow2, /srv/a.raw], max_cache_gib: 50, evict_after_days: 0.5}",
+    ],
+)
+def test_disks_that_qemu_takes_are_taken(text: str, compute) -> None:
+    assert compute(text).source is not None

@@ -17,6 +17,7 @@ from uuid import UUID
 import libvirt
 import pytest
 
+from common.config import DiskConfig
 from common.hardware import CardModel, DiskBus, Hardware
 from common.model import Address, InstanceSpec, IpAddress
 from common.nics import AddressSource
@@ -57,6 +58,11 @@ EXAMPLES = {
     ),
     "mock": example(virt_type="test"),
     "filtered": (dataclasses.replace(example()[0], allow=("tcp:22",)), example(virt_type="qemu", addresses=(FIRST, SECOND))[1]),
+    "raw-disk": example(virt_type="qemu", disk=DiskConfig(mode="raw")),
+    "raw-disk-around-the-cache": example(virt_type="kvm", disk=DiskConfig("raw", "falloc", "none", "native", "ignore")),
+    "copied-disk": example(virt_type="qemu", disk=DiskConfig(mode="copy", detect_zeroes="unmap")),
+    "disk-by-io-uring": example(virt_type="kvm", disk=DiskConfig(cache="writethrough", aio="io_uring", detect_zeroes="on")),
+    "disk-directsync": example(virt_type="qemu", disk=DiskConfig(cache="directsync")),
     "escaped-path": example(virt_type="qemu", directory=Path("/srv/a & b/<c>\"d'")),
 }
 
@@ -118,6 +124,8 @@ def test_the_digest_does_not_see_the_stamp() -> None:
         lambda s, c: (s, dataclasses.replace(c, addresses=(SECOND,))),
         lambda s, c: (s, dataclasses.replace(c, filter_name=None)),
         lambda s, c: (s, dataclasses.replace(c, disk_path=Path("/elsewhere"))),
+        lambda s, c: (s, dataclasses.replace(c, disk=DiskConfig(cache="none"))),
+        lambda s, c: (s, dataclasses.replace(c, disk=DiskConfig(discard="ignore"))),
         lambda s, c: (s, dataclasses.replace(c, drive_path=Path("/drive.iso"))),
     ],
 )
@@ -126,6 +134,14 @@ def test_the_digest_sees_everything_else(
 ) -> None:
     before = example()
     assert definition_digest(*before) != definition_digest(*change(*before))
+
+
+def test_what_could_not_be_configured_before_is_no_change() -> None:
+    """The digest that guests are stamped with, of a version that knew no such keys: an upgrade defines none anew."""
+    assert definition_digest(*EXAMPLES["tcg"]) == "cb76d9a89e137a1dcd8e446a4f3610e9"
+    assert definition_digest(*EXAMPLES["kvm"]) == "e612606d12f2cece2883c9477dc907ca"
+    copied = example(virt_type="qemu", disk=DiskConfig(mode="copy", preallocation="metadata"))
+    assert definition_digest(*copied) == definition_digest(*EXAMPLES["tcg"]), "both are qcow2"
 
 
 def test_a_guest_that_has_an_address_by_now_is_not_made_anew_for_it() -> None:

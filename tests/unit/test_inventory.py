@@ -45,6 +45,11 @@ class TestInventory:
         config = dataclasses.replace(PLAIN, vcpu=ResourceConfig(0, 4.0))
         assert wanted_inventory(HOST, 100, config, foreign_vcpus=5)["VCPU"].reserved == 2  # 5 of 16, rounded up to 8 of 16
 
+    def test_the_reserve_of_the_disk_is_what_is_taken_where_that_is_more(self) -> None:
+        config = dataclasses.replace(PLAIN, disk_gb=ResourceConfig(2, 1.5))
+        reserved = [wanted_inventory(HOST, 100, config, taken_disk_gib=gib)["DISK_GB"].reserved for gib in (0, 2, 3, 50, 200)]
+        assert reserved == [2, 2, 3, 50, 100]
+
     def test_what_the_host_has_nothing_of_is_left_out(self) -> None:
         assert set(wanted_inventory(HOST, 0, PLAIN)) == {"VCPU", "MEMORY_MB"}
 
