@@ -10,29 +10,21 @@ VMDK's header is laid out as in VMware's "Virtual Disk Format 5.0", VHD's footer
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import shutil
-import signal
 import struct
-import subprocess
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from common.errors import ImageInvalid, NoSpace, Permanent
+from common.errors import ImageInvalid, NoSpace
+from ecompute import qemu_img
 from ecompute.image_probe import HEAD_BYTES, QCOW2_MAGIC
 
 RECIPE = "qemu-img-qcow2-1"  # part of the key of what was converted; to be raised where the result would be another one
 _NAMES = {"vmdk": "VMDK", "vhdx": "VHDX", "vpc": "VHD", "vdi": "VDI"}  # by QEMU's names
-_NOBODY = 65534
-_MOST_MEMORY_BYTES = 2 << 30  # of address space: QEMU reserves far more than it uses
 _INFO_SECONDS, _CONVERT_SECONDS = 60, 3600
 _MOST_OUTPUT_BYTES = 1 << 20
-_LOOK_EVERY_SECONDS = 0.1
 _SECTOR = 512
 _VMDK_HEADER = struct.Struct("<4sIIQQQQ")  # magic, version, flags, capacity, grain, descriptor's offset and size, in sectors
 _VMDK_KINDS = {b"monolithicSparse", b"streamOptimized"}  # everything is in the one file
@@ -134,7 +126,7 @@ def convert(source: Path, target: int, image_format: str, *, what: str, most_byt
             {"driver": image_format, "file": {"driver": "file", "filename": f"/proc/self/fd/{reading}", "locking": "off"}}
             | ({"backing": None} if image_format == "vmdk" else {})
         )
-        with _lent(reading, target, what):
+        with qemu_img.lent((reading, target), f"{what} cannot be converted"):
             size = _virtual_size(name, reading, image_format, disk, report)
             if size > most_bytes:
                 raise ImageInvalid(
@@ -162,30 +154,6 @@ def convert(source: Path, target: int, image_format: str, *, what: str, most_byt
     finally:
         os.close(reading)
     return size
-
-
-@contextlib.contextmanager
-def _lent(reading: int, writing: int, what: str) -> Iterator[None]:
-    """The two files belong to nobody meanwhile, who opens them by the descriptors, without a way to their folder."""
-    if os.geteuid() != 0:
-        yield
-        return
-    before = [(descriptor, os.fstat(descriptor)) for descriptor in (reading, writing)]
-    try:
-        try:
-            for descriptor, _ in before:
-                os.fchown(descriptor, _NOBODY, _NOBODY)
-        except PermissionError as error:
-            raise Permanent(
-                f"{what} cannot be converted: ecompute may not hand files to nobody; give its service the capabilities "
-                "CAP_CHOWN, CAP_SETUID and CAP_SETGID, as the unit that comes with it does, or convert the image yourself",
-                "MayNotConvert",
-            ) from error
-        yield
-    finally:
-        for descriptor, found in before:
-            if os.fstat(descriptor).st_uid != found.st_uid:
-                os.fchown(descriptor, found.st_uid, found.st_gid)
 
 
 def _virtual_size(name: str, reading: int, image_format: str, what: str, report: Callable[[], None]) -> int:
@@ -217,53 +185,22 @@ def _run(
     report: Callable[[], None],
 ) -> bytes:
     """What ``qemu-img`` prints, run as in a cage."""
-    program = shutil.which("qemu-img")
-    if program is None:
-        raise Permanent(f"{what} cannot be converted: qemu-img is not on this host (apt-get install qemu-utils)", "NoQemuImg")
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            [*_cage(seconds, most_file_bytes), program, *arguments],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd="/", start_new_session=True,
-            pass_fds=descriptors, env={"PATH": os.defpath, "LC_ALL": "C", "MALLOC_ARENA_MAX": "1"},
-        )  # fmt: skip
-        try:
-            code = _wait(process, seconds, report)
-        finally:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in the kernel, on a disk that does not answer
-                    process.wait(timeout=10)
-        output.seek(0)
-        told = output.read(_MOST_OUTPUT_BYTES)
-    if code is None:
+    ending = qemu_img.run(
+        arguments,
+        descriptors,
+        what=f"{what} cannot be converted",
+        seconds=seconds,
+        most_file_bytes=most_file_bytes,
+        report=report,
+    )
+    if ending.code is None:
         raise ImageInvalid(f"{what} is not converted within {seconds} s: convert it yourself (qemu-img convert -O qcow2)")
-    if code:
-        raise _failure(what, code, told)
-    return told
+    if ending.code:
+        raise _failure(what, ending.code, ending.text)
+    return ending.told
 
 
-def _cage(seconds: int, most_file_bytes: int) -> list[str]:
-    limits = ["prlimit", f"--as={_MOST_MEMORY_BYTES}", f"--cpu={seconds}", f"--fsize={most_file_bytes}", "--core=0", "--"]
-    rights = ["setpriv", "--no-new-privs", "--pdeathsig=KILL"]
-    if os.geteuid() == 0:
-        # Whoever is no longer root has no capabilities, and without new privileges gets none.
-        rights += [f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
-    return [*limits, *rights, "--"]
-
-
-def _wait(process: subprocess.Popen[bytes], seconds: int, report: Callable[[], None]) -> int | None:
-    """Its exit code; None where it is still at it after *seconds*."""
-    ends_at = time.monotonic() + seconds
-    while time.monotonic() < ends_at:
-        report()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(_LOOK_EVERY_SECONDS)
-    return None
-
-
-def _failure(what: str, code: int, told: bytes) -> ImageInvalid | NoSpace:
-    text = " ".join("".join(c if c.isprintable() else " " for c in told[-500:].decode("utf-8", "replace")).split())
+def _failure(what: str, code: int, text: str) -> ImageInvalid | NoSpace:
     if "No space left" in text:
         return NoSpace(f"{what} cannot be converted: {text}; free space on the file system of paths.state_dir")
     how = f"qemu-img was ended by signal {-code}" if code < 0 else f"qemu-img says: {text}"
