@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 from uuid import UUID
 
+from common.disk_requests import Applied as Applied
+from common.disk_requests import DiskRequest, due
 from common.guest_metadata import ConfigDrive as ConfigDrive
 from common.guest_metadata import MetadataAccess as MetadataAccess
 from common.hardware import USUAL
@@ -90,6 +92,8 @@ class Reason(enum.StrEnum):
     ATTEMPTS_EXHAUSTED = "AttemptsExhausted"
     WAITING = "Waiting"
     DISK_MISSING = "DiskMissing"
+    RESTORING = "Restoring"
+    REBUILDING = "Rebuilding"
     FOREIGN_DOMAIN = "ForeignDomain"
 
 
@@ -171,6 +175,9 @@ class InstanceSpec(Record):
     boot_request: int = 1  # raised by whatever asks for a boot: create, start, reboot
     reboot_request: int = 0  # the boot_request that a reboot asked for: a guest started for an earlier one goes down first
     hard_reboot: bool = False  # that reboot pulls the plug instead of pressing the power button
+    restore: str = ""  # the snapshot that its disk is to go back to, by the request of this number, which is a boot_request
+    restore_request: int = 0
+    rebuild_request: int = 0  # its disk is to be made anew, of the image
     adopts: Adoption | None = None  # an operator decided that this spec speaks for the guest with that stamp
     moves: tuple[Move, ...] = ()  # hosts that could not build it, oldest first
     request_digest: str = ""
@@ -181,7 +188,7 @@ class InstanceSpec(Record):
     def __post_init__(self) -> None:
         needed = spec_schema(
             nics=self.nics, metadata=self.metadata, config_drive=self.config_drive, allow=self.allow, forwards=self.forwards,
-            hardware=self.hardware,
+            hardware=self.hardware, disk_request=max(self.restore_request, self.rebuild_request),
         )  # fmt: skip
         object.__setattr__(self, "schema", needed)
 
@@ -196,6 +203,10 @@ class InstanceSpec(Record):
     @property
     def disk_gib(self) -> int:
         return self.resources.get("DISK_GB", 0)
+
+    def disk_request(self, restored: Applied, rebuilt: Applied) -> DiskRequest | None:
+        """What is to be done to its disk next, after what was dealt with already."""
+        return due(restore=self.restore_request, restored=restored, rebuild=self.rebuild_request, rebuilt=rebuilt)
 
     @property
     def user_data(self) -> bytes | None:
@@ -274,6 +285,8 @@ class InstanceStatus(Record):
     addresses: tuple[Address, ...] = ()
     ready: Ready | None = None
     notes: tuple[str, ...] = ()  # what is not as asked for although it runs, one line each: "port 8080 of the host is taken …"
+    restored: Applied | None = None  # the last restore_request that was dealt with
+    rebuilt: Applied | None = None  # the last rebuild_request
     events: tuple[Event, ...] = ()  # the last 20
     updated_at: str = ""
     schema: int = SCHEMA

@@ -15,16 +15,19 @@ from typing import Protocol
 from uuid import UUID
 
 from common import groups
-from common.errors import Conflict, HypervisorRejected
+from common.errors import Conflict, HypervisorRejected, Permanent
 from common.keys import Keys
 from common.model import InstanceSpec
 from common.network_records import address_keys
 from common.store import Compare, Store, Transaction
+from ecompute.disk_changes import DiskChanges, as_built
 from ecompute.hypervisor import Domain, PowerState, Stamp
 from ecompute.image_sources import shown_url
 from ecompute.machine import Allocation, Facts, Step, is_up
 from ecompute.moving import Cause, Mover
 from ecompute.world import World
+
+_OF_THE_GUEST = {Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.DEFINE}  # they tell of the disk that it has
 
 
 class Hand(Protocol):
@@ -53,6 +56,7 @@ class Builder:
     ) -> None:  # fmt: skip
         self._world, self._store, self._keys, self._fence = world, store, keys, fence
         self._starts = threading.Semaphore(starts_at_once)
+        self._disk_changes = changes = DiskChanges(world)
         self._spec_steps: dict[Step, Callable[[InstanceSpec, Facts, Hand], Facts]] = {
             Step.ASSERT_ALLOCATION: self._assert_allocation,
             Step.FETCH_IMAGE: self._fetch_image,
@@ -67,6 +71,10 @@ class Builder:
             Step.SHUTDOWN: self._shutdown,
             Step.SWAP_CLAIM: lambda spec, facts, _: mover.swap_claim(spec, facts),
             Step.MOVE_SPEC: lambda spec, facts, hand: mover.move_spec(spec, facts, hand.cause()),
+            Step.RESTORE_DISK: lambda spec, facts, _: changes.restore(spec, facts),
+            Step.PREPARE_DISK: lambda spec, facts, _: changes.prepare(spec, facts),
+            Step.REPLACE_DISK: lambda spec, facts, _: changes.replace(spec, facts),
+            Step.THAW: lambda spec, facts, _: changes.thaw(spec, facts),
             Step.ACKNOWLEDGE: self._adopt,
             Step.FORGET: self._forget,
         }
@@ -88,14 +96,17 @@ class Builder:
             return self._clean_steps[step](uuid, facts)
         if spec is None:
             raise ValueError(f"{step} of {uuid} without a spec")
-        return self._spec_steps[step](spec, facts, hand)
+        return self._spec_steps[step](as_built(self._world, spec, facts.disk) if step in _OF_THE_GUEST else spec, facts, hand)
 
     def _assert_allocation(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         self._world.placement.assert_allocation(spec.uuid, {self._world.blueprint.provider: dict(spec.resources)})
         return dataclasses.replace(facts, allocation=Allocation.PRESENT)
 
     def _fetch_image(self, spec: InstanceSpec, facts: Facts, hand: Hand) -> Facts:
-        self._world.images.fetch(spec.image, progress=hand.progress, is_cancelled=hand.is_cancelled)
+        try:
+            self._world.images.fetch(spec.image, progress=hand.progress, is_cancelled=hand.is_cancelled)
+        except Permanent as error:
+            return self._disk_changes.fetch(spec, facts, error)
         return dataclasses.replace(facts, image_is_cached=True)
 
     def _build_disk(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
@@ -104,7 +115,7 @@ class Builder:
             raise Conflict(f"the image {shown_url(spec.image.url)} left the cache again")
         self._world.reports.remove(spec.uuid)  # a new disk is a new guest, and has not said anything yet
         self._world.disks.build(spec.uuid, image, spec.disk_gib)
-        return dataclasses.replace(facts, disk_is_there=True, files_are_there=True)
+        return self._disk_changes.built(spec, dataclasses.replace(facts, disk_is_there=True, files_are_there=True))
 
     def _reserve_network(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         addresses = self._world.networks.reserve(spec.uuid, spec.nics)
@@ -152,6 +163,7 @@ class Builder:
         with self._starts:
             self._world.hypervisor.start(spec.uuid)
         self._world.patience.started(spec.uuid)
+        facts = self._disk_changes.not_frozen(spec, facts)
         self._world.networks.started(spec.uuid)
         is_connected = not any(address.vlan for address in facts.addresses or ())
         return dataclasses.replace(_with_power(facts, PowerState.RUNNING, "booted"), is_connected=is_connected)

@@ -1,8 +1,9 @@
-"""The disk of each instance, and the folder that it is in: ``<directory>/<uuid>/{disk.qcow2,console.log}``.
+"""The disk of each instance, and the folder that it is in: ``<directory>/<uuid>/{disk.qcow2,console.log}`` and notes of it.
 
 A disk is a thin qcow2 overlay over an image of the cache. It is there when its name is there: it is written under a partial
 name, synced and renamed. Nothing here overwrites a disk that exists, for it may be somebody's data. Removing begins with
-renaming the folder away, so that a crash never leaves half an instance that looks whole. Knows nothing of libvirt, which makes
+renaming the folder away, so that a crash never leaves half an instance that looks whole. A disk that is to take the place of
+another is made whole beside it, and takes it by a rename, which only ``replace`` does. Knows nothing of libvirt, which makes
 the files its own when the guest starts; only the folders' modes let QEMU's user pass. Called by the builder and the facts.
 """
 
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from common.errors import InvalidSpec, NoSpace
+from common.errors import InvalidSpec, NoSpace, Permanent, Transient
 from common.files import PARTIAL, file_errors, fsync_directory, make_directory, partial_path, remove_partials
-from ecompute import qcow2_overlay
+from ecompute import qcow2_overlay, qcow2_snapshots
+from ecompute.disk_notes import NOTHING_NOTED, DiskNotes, Noted
 from ecompute.images import CachedImage
 
 DISK_NAME = "disk.qcow2"
@@ -27,6 +29,7 @@ DIRECTORY_MODE = 0o711  # QEMU, which runs as another user, passes to files whos
 DISK_MODE = 0o600
 SPARE_BYTES = 64 << 20
 _REMOVED = ".removed"
+_PREPARED = ".rebuild-"  # and the number of the request
 _GIB = 1 << 30
 _serial = itertools.count()
 
@@ -39,13 +42,14 @@ class Folder:
     has_disk: bool = False
     partials: tuple[str, ...] = ()
     is_empty: bool = False  # but for the half-made files
+    noted: Noted = NOTHING_NOTED  # what was done to its disk
 
 
 class Disks:
     """The instances' folders in *directory*, which is made where it is missing and rid of what dead removals left."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self._directory, self.notes = directory, DiskNotes(directory)
         make_directory(directory, DIRECTORY_MODE)
         with file_errors("cannot clean up", directory):
             for left in directory.glob(f"*{_REMOVED}"):
@@ -87,7 +91,8 @@ class Disks:
             except NotADirectoryError:
                 return Folder(path)
         partials = tuple(name for name in names if name.endswith(PARTIAL))
-        return Folder(path, DISK_NAME in names, partials, is_empty=len(partials) == len(names))
+        noted = self.notes.read(uuid)
+        return Folder(path, DISK_NAME in names, partials, is_empty=len(partials) == len(names), noted=noted)
 
     def remove_partial(self, uuid: UUID, name: str) -> None:
         """Remove a half-made file that no living writer has. What is gone already is success."""
@@ -118,6 +123,69 @@ class Disks:
             fsync_directory(directory)
             fsync_directory(self._directory)
             return target
+
+    def file(self, uuid: UUID) -> qcow2_snapshots.DiskFile:
+        """The disk's file: its sizes and its snapshots.
+
+        Raises:
+            Permanent: there is none, or it is raw.
+        """
+        return qcow2_snapshots.read(self.disk_path(uuid))
+
+    def free_bytes(self) -> int:
+        with file_errors("cannot look at the free space", self._directory):
+            return shutil.disk_usage(self._directory).free
+
+    def bytes_beyond_claims(self) -> int:
+        """What all disks take beyond what their guests may fill: snapshots hold what was overwritten since.
+
+        Where a disk goes, or is none of ours, while it is looked at, it counts nothing.
+        """
+        beyond = 0
+        for uuid in self.list():
+            with contextlib.suppress(Permanent, Transient):
+                found = self.file(uuid)
+                beyond += max(0, found.file_bytes - found.virtual_bytes)
+        return beyond
+
+    def has_prepared(self, uuid: UUID, request: int) -> bool:
+        """Whether the disk that is to take the old one's place for this *request* is whole."""
+        return self._prepared(uuid, request).is_file()
+
+    def prepare(self, uuid: UUID, image: CachedImage, size_gib: int, request: int) -> None:
+        """Make the disk that ``replace`` puts in place, beside the old one; what was prepared for other requests goes.
+
+        Raises:
+            InvalidSpec, NoSpace: as ``build``; the old disk is as it was.
+        """
+        path = self._prepared(uuid, request)
+        self.drop_prepared(uuid, but=request)
+        if path.is_file():
+            return
+        layout = _layout(image, size_gib)
+        self._check_room()
+        make_directory(path.parent, DIRECTORY_MODE)
+        remove_partials(path.parent)
+        with file_errors("cannot make the disk", path):
+            _write_disk(path, layout)
+
+    def replace(self, uuid: UUID, request: int) -> None:
+        """Put the prepared disk in place of the old one, which is gone then. Without a prepared one nothing changes."""
+        path = self._prepared(uuid, request)
+        with file_errors("cannot put the new disk in place", path):
+            try:
+                path.rename(self.disk_path(uuid))
+            except FileNotFoundError:
+                return
+            fsync_directory(path.parent)
+
+    def drop_prepared(self, uuid: UUID, *, but: int = 0) -> None:
+        """Remove disks that were prepared and are not wanted any more; what is gone already is success."""
+        folder = self._folder(uuid)
+        with file_errors("cannot remove a disk that is not wanted any more", folder):
+            for path in folder.glob(f"{DISK_NAME}{_PREPARED}*"):
+                if path != self._prepared(uuid, but):
+                    path.unlink(missing_ok=True)
 
     def build(self, uuid: UUID, image: CachedImage, size_gib: int) -> Path:
         """Make the instance's disk, *size_gib* GiB over *image*; one that is there already stays as it is.
@@ -152,12 +220,14 @@ class Disks:
             fsync_directory(self._directory)
             _remove_tree(away)
 
+    def _prepared(self, uuid: UUID, request: int) -> Path:
+        return self._folder(uuid) / f"{DISK_NAME}{_PREPARED}{request}"
+
     def _folder(self, uuid: UUID) -> Path:
         return self._directory / str(uuid)
 
     def _check_room(self) -> None:
-        with file_errors("cannot look at the free space", self._directory):
-            free = shutil.disk_usage(self._directory).free
+        free = self.free_bytes()
         if free < SPARE_BYTES:
             raise NoSpace(
                 f"no disk is made in {self._directory}: {free >> 20} MiB are free there, and a guest could not write to it; "

@@ -154,7 +154,7 @@ def test_schemas_are_schemas_and_plain_data(schema):
         (SPECS[0], {"name": "No Name"}),
         (SPECS[0], {"uuid": "x"}),
         (SPECS[0], {"resources": {"VCPU": "1"}}),
-        (SPECS[0], {"schema": 4}),
+        (SPECS[0], {"schema": 5}),
         (STATUSES[0], {"schema": 2}),
         (STATUSES[0], {"phase": "Sleeping"}),
         (STATUSES[0], {"events": [{}]}),

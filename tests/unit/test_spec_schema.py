@@ -45,6 +45,10 @@ NEEDS_THIRD = (
     {"hardware": Hardware(disk_bus=DiskBus.SATA)},
     {"hardware": Hardware(card_model=CardModel.E1000), "allow": ()},
 )
+NEEDS_FOURTH = (
+    {"restore": "before-upgrade", "restore_request": 2},
+    {"rebuild_request": 2, "hardware": Hardware(disk_bus=DiskBus.SATA)},
+)
 READ_BY_ALL = (
     {},
     {"nics": ()},
@@ -74,6 +78,13 @@ class EarlierSpec(Record):
 
 def number_in(text: str) -> int:
     return int(json.loads(text)["schema"])
+
+
+@pytest.mark.parametrize("fields", NEEDS_FOURTH, ids=str)
+def test_a_reader_that_knows_no_requests_of_a_disk_holds_a_guest_with_one(fields):
+    spec = dataclasses.replace(SPEC, **fields)
+    assert number_in(spec.to_json()) == 4
+    assert InstanceSpec.from_json(spec.to_json()) == spec
 
 
 @pytest.mark.parametrize("fields", NEEDS_THIRD, ids=str)
@@ -113,7 +124,7 @@ def test_an_earlier_reader_reads_all_others(fields):
 
 def test_each_field_that_is_asked_for_since_is_judged():
     """Whoever adds a field has to say whether earlier readers may pass over it."""
-    judged = {name for fields in (*NEEDS_SECOND, *NEEDS_THIRD, *READ_BY_ALL) for name in fields}
+    judged = {name for fields in (*NEEDS_SECOND, *NEEDS_THIRD, *NEEDS_FOURTH, *READ_BY_ALL) for name in fields}
     same_for_all = {
         "uuid", "name", "image", "resources", "hostname", "alternates", "group_policy", "restart", "grace_seconds",
         "reboot_request", "hard_reboot", "adopts", "moves", "request_digest", "created_at", "created_by", "schema",
@@ -124,7 +135,7 @@ def test_each_field_that_is_asked_for_since_is_judged():
     assert said == {field.name for field in dataclasses.fields(Nic)}
 
 
-@pytest.mark.parametrize("fields", [*NEEDS_SECOND, *NEEDS_THIRD], ids=str)
+@pytest.mark.parametrize("fields", [*NEEDS_SECOND, *NEEDS_THIRD, *NEEDS_FOURTH], ids=str)
 def test_a_change_takes_the_number_up_and_back_down(fields):
     changed = spec_with_fields(SPEC.to_json(), fields)
     assert changed == dataclasses.replace(SPEC, **fields).to_json()
