@@ -17,6 +17,8 @@ from uuid import UUID
 from common.disk_content import AS_IMAGE
 from common.disk_content import DiskContent as DiskContent
 from common.disk_content import GuestFile as GuestFile
+from common.disk_requests import Applied as Applied
+from common.disk_requests import DiskRequest, due
 from common.guest_metadata import ConfigDrive as ConfigDrive
 from common.guest_metadata import MetadataAccess as MetadataAccess
 from common.hardware import USUAL
@@ -93,6 +95,8 @@ class Reason(enum.StrEnum):
     ATTEMPTS_EXHAUSTED = "AttemptsExhausted"
     WAITING = "Waiting"
     DISK_MISSING = "DiskMissing"
+    RESTORING = "Restoring"
+    REBUILDING = "Rebuilding"
     FOREIGN_DOMAIN = "ForeignDomain"
 
 
@@ -176,6 +180,9 @@ class InstanceSpec(Record):
     boot_request: int = 1  # raised by whatever asks for a boot: create, start, reboot
     reboot_request: int = 0  # the boot_request that a reboot asked for: a guest started for an earlier one goes down first
     hard_reboot: bool = False  # that reboot pulls the plug instead of pressing the power button
+    restore: str = ""  # the snapshot that its disk is to go back to, by the request of this number, which is a boot_request
+    restore_request: int = 0
+    rebuild_request: int = 0  # its disk is to be made anew, of the image
     adopts: Adoption | None = None  # an operator decided that this spec speaks for the guest with that stamp
     moves: tuple[Move, ...] = ()  # hosts that could not build it, oldest first
     request_digest: str = ""
@@ -187,6 +194,7 @@ class InstanceSpec(Record):
         needed = spec_schema(
             nics=self.nics, metadata=self.metadata, config_drive=self.config_drive, allow=self.allow, forwards=self.forwards,
             hardware=self.hardware, disk_content=self.disk_content,
+            disk_request=max(self.restore_request, self.rebuild_request),
         )  # fmt: skip
         object.__setattr__(self, "schema", needed)
 
@@ -201,6 +209,10 @@ class InstanceSpec(Record):
     @property
     def disk_gib(self) -> int:
         return self.resources.get("DISK_GB", 0)
+
+    def disk_request(self, restored: Applied, rebuilt: Applied) -> DiskRequest | None:
+        """What is to be done to its disk next, after what was dealt with already."""
+        return due(restore=self.restore_request, restored=restored, rebuild=self.rebuild_request, rebuilt=rebuilt)
 
     @property
     def user_data(self) -> bytes | None:
@@ -279,6 +291,8 @@ class InstanceStatus(Record):
     addresses: tuple[Address, ...] = ()
     ready: Ready | None = None
     notes: tuple[str, ...] = ()  # what is not as asked for although it runs, one line each: "port 8080 of the host is taken …"
+    restored: Applied | None = None  # the last restore_request that was dealt with
+    rebuilt: Applied | None = None  # the last rebuild_request
     events: tuple[Event, ...] = ()  # the last 20
     updated_at: str = ""
     schema: int = SCHEMA

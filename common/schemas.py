@@ -205,7 +205,7 @@ _SCHEMA_NUMBER: Schema = {"const": 1}
 _SPEC_SCHEMA_NUMBER: Schema = {
     "enum": [1, 2, 3, 4],
     "description": "2 where allow, forwards, metadata, config_drive, or more of a card than its network must be understood; "
-    "3 where hardware must be, 4 where disk_content must be",
+    "3 where hardware must be, 4 where disk_content, or what is asked of the disk, must be",
 }
 _PHASES = (
     "Pending", "Building", "Running", "Rebooting", "Paused", "Stopping", "Stopped",
@@ -230,6 +230,12 @@ _IP_ADDRESSES = _list(
     description="of either family",
 )
 _PORT_NUMBER = _integer(1, 65535)
+
+_APPLIED: Schema = {
+    "type": ["object", "null"],
+    "required": ["request"],
+    "properties": {"request": _COUNT, "problem": _STRING},
+}
 
 INSTANCE_SPEC = _record(
     "InstanceSpec",
@@ -307,6 +313,9 @@ INSTANCE_SPEC = _record(
         "boot_request": {"type": "integer", "minimum": 1},
         "reboot_request": _COUNT,
         "hard_reboot": {"type": "boolean"},
+        "restore": {"type": "string", "description": "the snapshot that the disk is to go back to"},
+        "restore_request": _COUNT,
+        "rebuild_request": _COUNT,
         "adopts": {
             "type": ["object", "null"],
             "required": ["cluster_id", "spec_revision"],
@@ -366,6 +375,8 @@ INSTANCE_STATUS = _record(
             "required": ["at"],
             "properties": {"at": _TIME, "message": _STRING, "host_keys": _list(_STRING), "boot_request": _COUNT},
         },
+        "restored": _APPLIED,
+        "rebuilt": _APPLIED,
         "notes": _list({"type": "string", "description": "what is not as asked for although it runs, one line"}),
         "events": _list(
             _part(("at", "step", "took_ms"), {"at": _TIME, "step": _STRING, "took_ms": _COUNT, "message": _STRING}), maxItems=20

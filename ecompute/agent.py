@@ -19,6 +19,7 @@ from typing import TypeVar
 from uuid import UUID, uuid4
 
 from common.config import ComputeConfig
+from common.disk_snapshots import KINDS as SNAPSHOT_KINDS
 from common.errors import EcomputeError, OwnershipError, Transient
 from common.etcd_store import EtcdStore
 from common.keys import Keys
@@ -67,6 +68,7 @@ from ecompute.placement_gate import PlacementGate
 from ecompute.provider_lock import lock_provider
 from ecompute.reconciler import Reconciler
 from ecompute.resync import Resync
+from ecompute.snapshotter import Snapshotter
 from ecompute.statuses import Statuses
 from ecompute.vendor_data import read_vendor_data
 from ecompute.vital_signs import VitalSigns
@@ -280,14 +282,7 @@ class Agent:
             show=self._metrics.set_findings,
         )  # fmt: skip
         learner = AddressLearner(hypervisor, world.networks, self._queue.add)
-        leaver = Leaver(
-            hypervisor, store, self._keys, provider=host.provider, host=host.name, state_dir=config.paths.state_dir,
-            now=wall_time, tell=self._leave,
-        )  # fmt: skip
-        mailbox = Mailbox(
-            store, self._keys, host.provider, fence=heartbeat.fence, answered=leaver.answered,
-            answer=lambda letter: leaver.answer(letter) or images.answer(letter) or auditor.answer(letter),
-        )  # fmt: skip
+        mailbox = self._mailbox(host, world, store, heartbeat=heartbeat, specs=specs, auditor=auditor, images=images)
         self._resync = Resync(
             hypervisor=hypervisor, placement=for_looks, provider=host.provider, specs=specs, statuses=statuses,
             reconciler=reconciler, wake=self._queue.add, every_seconds=builder_config.resync_every_seconds,
@@ -327,6 +322,25 @@ class Agent:
         logger.info("serving", extra=fields(provider=host.provider, instances=len(specs.uuids())))
         self._stop.wait()
         self._put_down(workers)
+
+    def _mailbox(
+        self, host: Host, world: World, store: EtcdStore, *, heartbeat: Heartbeat, specs: SpecWatcher, auditor: Auditor,
+        images: ImageService,
+    ) -> Mailbox:  # fmt: skip
+        leaver = Leaver(
+            world.hypervisor, store, self._keys, provider=host.provider, host=host.name, state_dir=self._config.paths.state_dir,
+            now=wall_time, tell=self._leave,
+        )  # fmt: skip
+        snapshotter = Snapshotter(
+            world, store, self._keys, provider=host.provider, host=host.name, queue=self._queue,
+            is_live=lambda: heartbeat.is_live, cluster_id=lambda: specs.cluster_id,
+        )  # fmt: skip
+        return Mailbox(
+            store, self._keys, host.provider, fence=heartbeat.fence, answered=leaver.answered, takes_long=SNAPSHOT_KINDS,
+            answer=lambda letter: (
+                leaver.answer(letter) or snapshotter.answer(letter) or images.answer(letter) or auditor.answer(letter)
+            ),
+        )  # fmt: skip
 
     def _placement(self, *, keeps_connections: bool) -> Placement:
         # One try a call: what failed is tried again by whoever called, and a worker is to be free for other guests meanwhile.

@@ -17,6 +17,7 @@ from common.claim_findings import Held, missing_allocation, orphan_claim, wrong_
 from common.findings import Finding, Kind
 from common.metadata import MetadataDocument
 from common.model import Address, Adoption, ConfigDrive, Desired, InstanceSpec, InstanceStatus, Phase
+from ecompute.disk_notes import NOTHING_NOTED
 from ecompute.disks import Folder
 from ecompute.firewall import GuestRules
 from ecompute.hypervisor import DhcpHost, Domain, Stamp
@@ -130,8 +131,9 @@ def _guests(sight: Sight) -> Iterator[Finding]:
 
 def _remains(sight: Sight, uuid: UUID) -> Remains:
     claim = (sight.allocations or {}).get(uuid)
+    noted = sight.folders[uuid].noted if uuid in sight.folders else NOTHING_NOTED
     return Remains(
-        sight.documents.get(uuid), sight.assignments.get(uuid), claim, sight.rules.get(uuid), sight.drives.get(uuid)
+        sight.documents.get(uuid), sight.assignments.get(uuid), claim, sight.rules.get(uuid), sight.drives.get(uuid), noted
     )  # fmt: skip
 
 

@@ -15,16 +15,19 @@ from typing import Protocol
 from uuid import UUID
 
 from common import groups
-from common.errors import Conflict, HypervisorRejected
+from common.errors import Conflict, HypervisorRejected, Permanent
 from common.keys import Keys
 from common.model import InstanceSpec
 from common.network_records import address_keys
 from common.store import Compare, Store, Transaction
+from ecompute.disk_changes import DiskChanges, as_built
 from ecompute.hypervisor import Domain, PowerState, Stamp
 from ecompute.image_sources import shown_url
 from ecompute.machine import Allocation, Facts, Step, is_up
 from ecompute.moving import Cause, Mover
 from ecompute.world import World
+
+_OF_THE_GUEST = {Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.DEFINE}  # they tell of the disk that it has
 
 
 class Hand(Protocol):
@@ -53,6 +56,7 @@ class Builder:
     ) -> None:  # fmt: skip
         self._world, self._store, self._keys, self._fence = world, store, keys, fence
         self._starts = threading.Semaphore(starts_at_once)
+        self._disk_changes = changes = DiskChanges(world)
         self._spec_steps: dict[Step, Callable[[InstanceSpec, Facts, Hand], Facts]] = {
             Step.ASSERT_ALLOCATION: self._assert_allocation,
             Step.FETCH_IMAGE: self._fetch_image,
@@ -67,6 +71,10 @@ class Builder:
             Step.SHUTDOWN: self._shutdown,
             Step.SWAP_CLAIM: lambda spec, facts, _: mover.swap_claim(spec, facts),
             Step.MOVE_SPEC: lambda spec, facts, hand: mover.move_spec(spec, facts, hand.cause()),
+            Step.RESTORE_DISK: lambda spec, facts, _: changes.restore(spec, facts),
+            Step.PREPARE_DISK: changes.prepare,
+            Step.REPLACE_DISK: lambda spec, facts, _: changes.replace(spec, facts),
+            Step.THAW: lambda spec, facts, _: changes.thaw(spec, facts),
             Step.ACKNOWLEDGE: self._adopt,
             Step.FORGET: self._forget,
         }
@@ -88,20 +96,23 @@ class Builder:
             return self._clean_steps[step](uuid, facts)
         if spec is None:
             raise ValueError(f"{step} of {uuid} without a spec")
-        return self._spec_steps[step](spec, facts, hand)
+        return self._spec_steps[step](as_built(self._world, spec, facts.disk) if step in _OF_THE_GUEST else spec, facts, hand)
 
     def _assert_allocation(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         self._world.placement.assert_allocation(spec.uuid, {self._world.blueprint.provider: dict(spec.resources)})
         return dataclasses.replace(facts, allocation=Allocation.PRESENT)
 
     def _fetch_image(self, spec: InstanceSpec, facts: Facts, hand: Hand) -> Facts:
-        self._world.images.fetch(spec.image, progress=hand.progress, is_cancelled=hand.is_cancelled)
+        try:
+            self._world.images.fetch(spec.image, progress=hand.progress, is_cancelled=hand.is_cancelled)
+        except Permanent as error:
+            return self._disk_changes.fetch(spec, facts, error)
         return dataclasses.replace(facts, image_is_cached=True)
 
     def takes_long(self, step: Step, spec: InstanceSpec) -> bool:
         """Whether *step* may last, so that only some of the workers are to be at such."""
         is_long_build = self._world.disks.copies or self._world.preparation.takes_long(spec)
-        return step is Step.FETCH_IMAGE or (step is Step.BUILD_DISK and is_long_build)
+        return step is Step.FETCH_IMAGE or (step in (Step.BUILD_DISK, Step.PREPARE_DISK) and is_long_build)
 
     def _build_disk(self, spec: InstanceSpec, facts: Facts, hand: Hand) -> Facts:
         with self._world.images.held(spec.image) as image:
@@ -113,7 +124,7 @@ class Builder:
                 spec.uuid, image, spec.disk_gib, prepare, progress=hand.progress, is_cancelled=hand.is_cancelled
             )
         notes = (*self._world.blueprint.notes(spec), *facts.notes)
-        return dataclasses.replace(facts, disk_is_there=True, files_are_there=True, notes=notes)
+        return self._disk_changes.built(spec, dataclasses.replace(facts, disk_is_there=True, files_are_there=True, notes=notes))
 
     def _reserve_network(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         addresses = self._world.networks.reserve(spec.uuid, spec.nics)
@@ -161,6 +172,7 @@ class Builder:
         with self._starts:
             self._world.hypervisor.start(spec.uuid)
         self._world.patience.started(spec.uuid)
+        facts = self._disk_changes.not_frozen(spec, facts)
         self._world.networks.started(spec.uuid)
         is_connected = not any(address.vlan for address in facts.addresses or ())
         return dataclasses.replace(_with_power(facts, PowerState.RUNNING, "booted"), is_connected=is_connected)

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ecompute import qemu_img_cage
+from ecompute import qemu_img
 from ecompute.images import CachedImage
 
 Report = Callable[[int, int], None]
@@ -152,8 +152,8 @@ def _run(arguments: list[str], descriptors: tuple[int, ...], plan: Plan) -> None
         plan.report(int(percents[-1]) * total // 100 if percents else 0, total)
 
     what = f"image {plan.image.path.name}"
-    with qemu_img_cage.lent(descriptors[-1:], what, "copied"):
-        qemu_img_cage.run(
+    with qemu_img.lent(descriptors[-1:], f"{what} cannot be copied"):
+        qemu_img.on_image(
             arguments, descriptors, what=what, to_be="copied", seconds=_SECONDS,
             most_file_bytes=2 * plan.size_bytes + (1 << 30), report=show,
         )  # fmt: skip

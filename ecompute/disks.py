@@ -1,10 +1,11 @@
-"""The disk of each instance, and the folder that it is in: ``<directory>/<uuid>/{disk.qcow2,console.log}``.
+"""The disk of each instance, and the folder that it is in: ``<directory>/<uuid>/{disk.qcow2,console.log}`` and notes of it.
 
 A disk is a thin qcow2 overlay over an image of the cache, or a copy of it that stands alone: a qcow2, or a plain file, then
 ``disk.raw``. What one is built as it stays, whatever the configuration says later: its name tells its format. It is there when
 its name is there: it is written under a partial name, synced and renamed. Nothing here overwrites a disk that exists, for it
 may be somebody's data. Removing begins with renaming the folder away, so that a crash never leaves half an instance that looks
-whole. Knows nothing of libvirt, which makes the files its own when the guest starts; only the folders' modes let QEMU's user
+whole. A disk that is to take the place of another is made whole beside it, and takes it by a rename, which only ``replace``
+does. Knows nothing of libvirt, which makes the files its own when the guest starts; only the folders' modes let QEMU's user
 pass. Called by the builder and the facts.
 """
 
@@ -21,9 +22,10 @@ from pathlib import Path
 from uuid import UUID
 
 from common.config import DiskConfig
-from common.errors import Cancelled, ConfigError, InvalidSpec, NoSpace
+from common.errors import Cancelled, ConfigError, InvalidSpec, NoSpace, Permanent, Transient
 from common.files import PARTIAL, file_errors, fsync_directory, make_directory, partial_path, remove_partials
-from ecompute import disk_copies, qcow2_overlay
+from ecompute import disk_copies, qcow2_overlay, qcow2_snapshots
+from ecompute.disk_notes import NOTHING_NOTED, DiskNotes, Noted
 from ecompute.images import CachedImage
 
 DISK_NAME, RAW_DISK_NAME = "disk.qcow2", "disk.raw"
@@ -32,8 +34,10 @@ DIRECTORY_MODE = 0o711  # QEMU, which runs as another user, passes to files whos
 DISK_MODE = 0o600
 SPARE_BYTES = 64 << 20
 _REMOVED = ".removed"
+_PREPARED = ".rebuild-"  # and the number of the request
 _GIB = 1 << 30
 _serial = itertools.count()
+Prepare = Callable[[Path, str], None]  # what writes to a half-made disk, by its path and format
 
 
 def disk_in(folder: Path) -> Path:
@@ -50,6 +54,7 @@ class Folder:
     has_disk: bool = False
     partials: tuple[str, ...] = ()
     is_empty: bool = False  # but for the half-made files
+    noted: Noted = NOTHING_NOTED  # what was done to its disk
 
 
 class Disks:
@@ -63,7 +68,7 @@ class Disks:
     """
 
     def __init__(self, directory: Path, config: DiskConfig = DiskConfig()) -> None:  # noqa: B008 - frozen
-        self._directory, self._config = directory, config
+        self._directory, self._config, self.notes = directory, config, DiskNotes(directory)
         make_directory(directory, DIRECTORY_MODE)
         if config.cache in ("none", "directsync"):
             _check_direct(directory, config.cache)
@@ -112,8 +117,8 @@ class Disks:
             except NotADirectoryError:
                 return Folder(path)
         partials = tuple(name for name in names if name.endswith(PARTIAL))
-        has_disk = DISK_NAME in names or RAW_DISK_NAME in names
-        return Folder(path, has_disk, partials, is_empty=len(partials) == len(names))
+        has_disk, noted = DISK_NAME in names or RAW_DISK_NAME in names, self.notes.read(uuid)
+        return Folder(path, has_disk, partials, is_empty=len(partials) == len(names), noted=noted)
 
     def remove_partial(self, uuid: UUID, name: str) -> None:
         """Remove a half-made file that no living writer has. What is gone already is success."""
@@ -145,8 +150,68 @@ class Disks:
             fsync_directory(self._directory)
             return target
 
+    def file(self, uuid: UUID) -> qcow2_snapshots.DiskFile:
+        """The disk's file: its sizes and its snapshots.
+
+        Raises:
+            Permanent: there is none, or it is raw.
+        """
+        return qcow2_snapshots.read(self.disk_path(uuid))
+
+    def free_bytes(self) -> int:
+        with file_errors("cannot look at the free space", self._directory):
+            return shutil.disk_usage(self._directory).free
+
+    def bytes_beyond_claims(self) -> int:
+        """What all disks take beyond what their guests may fill: snapshots hold what was overwritten since.
+
+        Where a disk goes, or is none of ours, while it is looked at, it counts nothing.
+        """
+        beyond = 0
+        for uuid in self.list():
+            with contextlib.suppress(Permanent, Transient):
+                found = self.file(uuid)
+                beyond += max(0, found.file_bytes - found.virtual_bytes)
+        return beyond
+
+    def has_prepared(self, uuid: UUID, request: int) -> bool:
+        """Whether the disk that is to take the old one's place for this *request* is whole."""
+        return self._prepared(uuid, request).is_file()
+
+    def prepare(
+        self, uuid: UUID, image: CachedImage, size_gib: int, request: int, prepare: Prepare | None = None, *,
+        progress: Callable[[int, int], None] = lambda *_: None, is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
+        """Make the disk that ``replace`` puts in place, beside the old one and in its format; others that were prepared go.
+
+        Args, Raises: as ``build``; the old disk is as it was.
+        """
+        path = self._prepared(uuid, request)
+        self.drop_prepared(uuid, but=request)
+        if not path.is_file():
+            report = _reporter(uuid, progress, is_cancelled)
+            self._make(path, image, size_gib, prepare, report)
+
+    def replace(self, uuid: UUID, request: int) -> None:
+        """Put the prepared disk in place of the old one, which is gone then. Without a prepared one nothing changes."""
+        path = self._prepared(uuid, request)
+        with file_errors("cannot put the new disk in place", path):
+            try:
+                path.rename(self.disk_path(uuid))
+            except FileNotFoundError:
+                return
+            fsync_directory(path.parent)
+
+    def drop_prepared(self, uuid: UUID, *, but: int = 0) -> None:
+        """Remove disks that were prepared and are not wanted any more; what is gone already is success."""
+        folder = self._folder(uuid)
+        with file_errors("cannot remove a disk that is not wanted any more", folder):
+            for path in folder.glob(f"disk.*{_PREPARED}*"):
+                if path != self._prepared(uuid, but):
+                    path.unlink(missing_ok=True)
+
     def build(
-        self, uuid: UUID, image: CachedImage, size_gib: int, prepare: Callable[[Path, str], None] | None = None, *,
+        self, uuid: UUID, image: CachedImage, size_gib: int, prepare: Prepare | None = None, *,
         progress: Callable[[int, int], None] = lambda *_: None, is_cancelled: Callable[[], bool] = lambda: False,
     ) -> Path:  # fmt: skip
         """Make the instance's disk, *size_gib* GiB of *image*; one that is there already stays as it is.
@@ -165,31 +230,29 @@ class Disks:
             NoSpace: the file system is (all but) full; nothing half-made is left.
         """
         path = self.disk_path(uuid)
-        if path.is_file():
-            return path
-        path = path.with_name(RAW_DISK_NAME if self._config.mode == "raw" else DISK_NAME)
+        if not path.is_file():
+            path = path.with_name(RAW_DISK_NAME if self._config.mode == "raw" else DISK_NAME)
+            self._make(path, image, size_gib, prepare, _reporter(uuid, progress, is_cancelled))
+        return path
 
-        def report(done: int, total: int) -> None:
-            if is_cancelled():
-                raise Cancelled(f"the disk of {uuid} was given up: it is no longer wanted")
-            progress(done, total)
-
+    def _make(self, path: Path, image: CachedImage, size_gib: int, prepare: Prepare | None, report: disk_copies.Report) -> None:
+        disk_format = _format_of(path)
         _check_fits(image, size_gib)
-        if self._config.mode == "overlay":
+        if self._config.mode == "overlay" and disk_format == "qcow2":
             write = _overlayer(image, size_gib)
             self._check_room()
         else:
-            write = self._copier(image, size_gib, report)
+            write = self._copier(image, size_gib, disk_format, report)
         make_directory(path.parent, DIRECTORY_MODE)
         remove_partials(path.parent)
         with file_errors("cannot make the disk", path):
-            _write_disk(path, write, prepare)
+            _write_disk(path, disk_format, write, prepare)
             fsync_directory(self._directory)
-        return path
 
-    def _copier(self, image: CachedImage, size_gib: int, report: disk_copies.Report) -> Callable[[int], None]:
+    def _copier(
+        self, image: CachedImage, size_gib: int, disk_format: str, report: disk_copies.Report
+    ) -> Callable[[int], None]:  # fmt: skip
         size_bytes, preallocation = size_gib * _GIB, self._config.preallocation
-        disk_format = "raw" if self._config.mode == "raw" else "qcow2"
         if preallocation in ("falloc", "full"):
             self._check_room(size_bytes)
         else:
@@ -210,12 +273,14 @@ class Disks:
             fsync_directory(self._directory)
             _remove_tree(away)
 
+    def _prepared(self, uuid: UUID, request: int) -> Path:
+        return self._folder(uuid) / f"{self.disk_path(uuid).name}{_PREPARED}{request}"
+
     def _folder(self, uuid: UUID) -> Path:
         return self._directory / str(uuid)
 
     def _check_room(self, needed_bytes: int = 0) -> None:
-        with file_errors("cannot look at the free space", self._directory):
-            free = shutil.disk_usage(self._directory).free
+        free = self.free_bytes()
         if free < needed_bytes + SPARE_BYTES:
             why = f"it would take {needed_bytes >> 20} MiB" if needed_bytes else "a guest could not write to it"
             raise NoSpace(
@@ -264,14 +329,28 @@ def _overlayer(image: CachedImage, size_gib: int) -> Callable[[int], None]:
     return write
 
 
-def _write_disk(path: Path, write: Callable[[int], None], prepare: Callable[[Path, str], None] | None) -> None:
+def _format_of(path: Path) -> str:
+    """Of a disk, or of one that is to take its place."""
+    return "raw" if path.name.startswith(RAW_DISK_NAME) else "qcow2"
+
+
+def _reporter(uuid: UUID, progress: Callable[[int, int], None], is_cancelled: Callable[[], bool]) -> disk_copies.Report:
+    def report(done: int, total: int) -> None:
+        if is_cancelled():
+            raise Cancelled(f"the disk of {uuid} was given up: it is no longer wanted")
+        progress(done, total)
+
+    return report
+
+
+def _write_disk(path: Path, disk_format: str, write: Callable[[int], None], prepare: Prepare | None) -> None:
     partial = partial_path(path)
     try:
         with partial.open("x+b", buffering=0) as output:
             os.fchmod(output.fileno(), DISK_MODE)
             write(output.fileno())
             if prepare:
-                prepare(partial, "raw" if path.name == RAW_DISK_NAME else "qcow2")
+                prepare(partial, disk_format)
             os.fsync(output.fileno())
         partial.rename(path)
     except BaseException:

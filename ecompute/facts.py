@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
+from common.disk_requests import DiskRequest
 from common.model import Address, Desired, InstanceSpec
+from ecompute.disk_changes import as_built, disk_facts
 from ecompute.firewall_keeper import Look
 from ecompute.hypervisor import Domain
-from ecompute.machine import Allocation, Facts
+from ecompute.machine import Allocation, DiskFacts, Facts
 from ecompute.watcher import SpecEntry
 from ecompute.world import World
 
@@ -50,6 +52,11 @@ class FactFinder:
             (glimpse.allocation, frozenset[UUID]()) if glimpse else self._allocation(uuid, spec, domain, booted)
         )
         disk_is_there = self._world.disks.exists(uuid)
+        noted = self._world.disks.notes.read(uuid)
+        disk = DiskFacts(noted.restored, noted.rebuilt, is_frozen=noted.is_frozen)
+        disk = disk_facts(self._world, spec, noted=disk)
+        image_is_cached = self._image_is_cached(spec, disk, disk_is_there=disk_is_there)
+        spec = as_built(self._world, spec, disk) if spec else None  # what follows tells of the disk that it has
         is_orphan = entry is None and domain is None and allocation is Allocation.PRESENT
         rules = self._rules(spec, addresses)
         press, grace_over = self._world.patience.button(uuid, spec.grace_seconds) if spec else (True, False)
@@ -62,7 +69,7 @@ class FactFinder:
             domain=domain,
             allocation=allocation,
             disk_is_there=disk_is_there,
-            image_is_cached=self._image_is_cached(spec, disk_is_there),
+            image_is_cached=image_is_cached,
             files_are_there=self._world.disks.has_files(uuid),
             addresses=addresses,
             metadata_is_there=self._world.metadata.exists(uuid),
@@ -79,6 +86,7 @@ class FactFinder:
             ruled_out=frozenset(self._world.patience.ruled_out(uuid)),
             slow_retry_is_due=self._world.patience.slow_retry_is_due(uuid),
             is_connected=self._is_connected(domain, addresses),
+            disk=disk,
         )
 
     def _allocation(
@@ -116,9 +124,12 @@ class FactFinder:
         self._world.patience.orphan_stands_at(uuid, consumer.generation)
         return Allocation.PRESENT if self._world.placement.is_ours(consumer) else Allocation.UNASKED
 
-    def _image_is_cached(self, spec: InstanceSpec | None, disk_is_there: bool) -> bool:
+    def _image_is_cached(self, spec: InstanceSpec | None, disk: DiskFacts, *, disk_is_there: bool) -> bool:
         """Looked at only where a disk is to be made of it: an image that went bad later is no guest's trouble."""
-        if spec is None or spec.desired is not Desired.RUNNING or disk_is_there:
+        if spec is None or spec.desired is Desired.DELETED:
+            return False
+        is_rebuild = spec.disk_request(disk.restored, disk.rebuilt) is DiskRequest.REBUILD
+        if not is_rebuild and (spec.desired is not Desired.RUNNING or disk_is_there):
             return False
         return self._world.images.is_ready(spec.image)
 

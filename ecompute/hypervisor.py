@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
@@ -115,6 +116,14 @@ class Lease:
     address: str
 
 
+class Frozen(enum.StrEnum):
+    """What came of asking a guest to hold its file systems still."""
+
+    YES = "yes"  # everything is on its disk, and nothing is written until it is thawed
+    NO = "no"  # it has no agent, or that refuses: nothing is held
+    UNCERTAIN = "uncertain"  # its agent did not answer in time, and may do it yet
+
+
 @dataclass(frozen=True)
 class Card:
     """A network card of a running guest."""
@@ -203,6 +212,28 @@ class Hypervisor(Protocol):
         """What is known of the addresses on a guest's cards, by MAC: as the guest says, or as the host has seen it.
 
         Nobody vouches for them. May take seconds where the guest answers slowly.
+        """
+        ...
+
+    def take_snapshot(self, uuid: UUID, disk: Path, tag: str) -> None:
+        """Note the state of *disk* of a guest that is up as *tag*, inside its file; the guest goes on.
+
+        One of that name there is ``HypervisorRejected``; a guest that is off, or without that disk, a ``Conflict``.
+        """
+        ...
+
+    def drop_snapshot(self, uuid: UUID, disk: Path, tag: str) -> None:
+        """Give up the snapshot *tag* of *disk* of a guest that is up; else as ``take_snapshot``."""
+        ...
+
+    def freeze(self, uuid: UUID) -> Frozen:
+        """Have a guest that is up hold its file systems still; off is a ``Conflict``. Takes ten seconds or so at most."""
+        ...
+
+    def thaw(self, uuid: UUID) -> None:
+        """Let a guest write again; one that may, or is off, is left alone.
+
+        ``Conflict`` where its agent does not answer in time, ``HypervisorRejected`` where it has none, or that refuses.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 Such a file comes from whoever asked for the guest, and its reader in QEMU is large. So what it begins with is read here first,
 and whatever could lead to other files is refused; then the format is named to QEMU, which never guesses, and QEMU is given the
-two open files and nothing else, in a cage (``qemu_img_cage``). Knows nothing of the cache; ``images`` calls it with two files
+two open files and nothing else, in a cage (``qemu_img``). Knows nothing of the cache; ``images`` calls it with two files
 that are its own.
 
 VMDK's header is laid out as in VMware's "Virtual Disk Format 5.0", VHD's footer as in Microsoft's specification 1.0.
@@ -18,9 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import ImageInvalid
-from ecompute import qemu_img_cage
+from ecompute import qemu_img
 from ecompute.image_probe import HEAD_BYTES, QCOW2_MAGIC
-from ecompute.qemu_img_cage import lent
 
 RECIPE = "qemu-img-qcow2-1"  # part of the key of what was converted; to be raised where the result would be another one
 _NAMES = {"vmdk": "VMDK", "vhdx": "VHDX", "vpc": "VHD", "vdi": "VDI"}  # by QEMU's names
@@ -127,7 +126,7 @@ def convert(source: Path, target: int, image_format: str, *, what: str, most_byt
             {"driver": image_format, "file": {"driver": "file", "filename": f"/proc/self/fd/{reading}", "locking": "off"}}
             | ({"backing": None} if image_format == "vmdk" else {})
         )
-        with lent((reading, target), what, "converted"):
+        with qemu_img.lent((reading, target), f"{what} cannot be converted"):
             size = _virtual_size(name, reading, image_format, disk, report)
             if size > most_bytes:
                 raise ImageInvalid(
@@ -185,7 +184,7 @@ def _run(
     most_file_bytes: int,
     report: Callable[[], None],
 ) -> bytes:
-    return qemu_img_cage.run(
+    return qemu_img.on_image(
         arguments, descriptors, what=what, to_be="converted", seconds=seconds, most_file_bytes=most_file_bytes,
         report=lambda _: report(),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The hypervisor that libvirt steers. Only this, ``libvirt_networks`` and ``libvirt_errors``, parts of it, import libvirt.
+"""The hypervisor that libvirt steers. Only this and its parts, ``libvirt_*``, import libvirt.
 
 Implements ``ecompute.hypervisor.Hypervisor`` over one connection that all threads share. libvirt's error codes become our
 exceptions here and its XML our dataclasses (``libvirt_xml``); nothing is remembered between calls, and nothing is retried but
@@ -11,6 +11,8 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
 import libvirt
@@ -18,15 +20,16 @@ import libvirt
 from common.errors import Conflict, EcomputeError, HypervisorRejected, HypervisorUnavailable
 from common.nics import IpAddress
 from common.retry import Backoff
-from ecompute import changes, libvirt_networks
+from ecompute import changes, libvirt_networks, libvirt_snapshots
 from ecompute.connection import KeptConnection
 from ecompute.guest_answers import SlowAgents
-from ecompute.hypervisor import Card, DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
+from ecompute.hypervisor import Card, DhcpHost, Domain, Frozen, HostInfo, Lease, Network, PowerState, Stamp
 from ecompute.identity import cpu_flags
 from ecompute.libvirt_errors import is_code, is_unavailable, one_line, optional, unless, unless_absent
 from ecompute.libvirt_xml import STAMP_NAMESPACE, STAMP_PREFIX, capabilities_of, stamp_of, stamp_text
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # How long an idle connection may be silent before libvirtd counts as gone, in the middle of a call too.
 KEEPALIVE_SECONDS = 5
@@ -177,6 +180,36 @@ class LibvirtDriver:
             if handle is None:
                 raise Conflict(f"mark domain {uuid}: there is none")
             _set_stamp(handle, stamp)
+
+    def take_snapshot(self, uuid: UUID, disk: Path, tag: str) -> None:
+        self._of_running(
+            f"take snapshot {tag} of domain {uuid}", uuid, lambda handle: libvirt_snapshots.take(handle, disk, tag)
+        )
+
+    def drop_snapshot(self, uuid: UUID, disk: Path, tag: str) -> None:
+        self._of_running(
+            f"drop snapshot {tag} of domain {uuid}", uuid, lambda handle: libvirt_snapshots.drop(handle, disk, tag)
+        )
+
+    def freeze(self, uuid: UUID) -> Frozen:
+        return self._of_running(f"freeze domain {uuid}", uuid, libvirt_snapshots.freeze)
+
+    def thaw(self, uuid: UUID) -> None:
+        with self._calling(f"thaw domain {uuid}") as connection:
+            handle = _lookup(connection, uuid)
+            if handle is not None and _power_of(handle) in changes.ACTIVE:
+                libvirt_snapshots.thaw(handle)
+
+    def _of_running(self, what: str, uuid: UUID, act: Callable[[libvirt.virDomain], T]) -> T:
+        """What *act* answers for a guest that is up."""
+        with self._calling(what) as connection:
+            handle = _lookup(connection, uuid)
+            if handle is None or _power_of(handle) not in changes.ACTIVE:
+                raise Conflict(f"{what}: it does not run")
+            try:
+                return act(handle)
+            except HypervisorRejected as error:
+                raise HypervisorRejected(f"{what}: {error}") from error
 
     def _change(self, uuid: UUID, change: changes.PowerChange, act: Callable[[libvirt.virDomain], object]) -> None:
         """Do *act*, unless it is so already, or is so by the time that libvirt refuses."""

@@ -4,8 +4,9 @@
 reconciler gathers the facts, calls ``decide``, has the builder run that one step, and asks again. Every step is idempotent and
 leaves a fact behind, so that a process may die between any two of them.
 
-Two rules stand above all rows: an instance that has ever run is never rebuilt, rescheduled or cleaned up but by
-``desired = deleted``; and a missing spec is lost data, not an order.
+Two rules stand above all rows: an instance that has ever run is never rescheduled or cleaned up but by ``desired = deleted``,
+and its disk never becomes another one but by a request that says so (``rebuild_request``, ``restore_request``); and a missing
+spec is lost data, not an order.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import enum
 from dataclasses import dataclass
 from uuid import UUID
 
+from common.disk_requests import NOT_YET, Applied, DiskRequest
 from common.model import Address, Adoption, Alternate, Desired, InstanceSpec, Phase, Reason, Restart
 from ecompute.hypervisor import Domain, PowerState, Stamp
 
@@ -42,6 +44,10 @@ class Step(enum.StrEnum):
     SWAP_CLAIM = "SwapClaim"
     MOVE_SPEC = "MoveSpec"
     ACKNOWLEDGE = "Acknowledge"
+    RESTORE_DISK = "RestoreDisk"
+    PREPARE_DISK = "PrepareDisk"
+    REPLACE_DISK = "ReplaceDisk"
+    THAW = "Thaw"
     FORGET = "Forget"
 
     @property
@@ -57,10 +63,11 @@ class Step(enum.StrEnum):
 
 _BUILD = {
     Step.FETCH_IMAGE, Step.BUILD_DISK, Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.WRITE_RULES, Step.DEFINE, Step.START,
+    Step.PREPARE_DISK,
 }  # fmt: skip
 _DESTRUCTIVE = {
     Step.SHUTDOWN, Step.DESTROY, Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.RELEASE, Step.SWAP_CLAIM,
-    Step.MOVE_SPEC, Step.FORGET,
+    Step.MOVE_SPEC, Step.FORGET, Step.RESTORE_DISK, Step.REPLACE_DISK,
 }  # fmt: skip
 _SAME_EVERYWHERE = ("InvalidSpec", "ChecksumMismatch")  # failures that no other host would be spared
 
@@ -74,6 +81,24 @@ class Allocation(enum.StrEnum):
     PRESENT = "present"
     ABSENT = "absent"
     UNASKED = "unasked"  # not needed to decide, or Placement is away
+
+
+@dataclass(frozen=True)
+class DiskFacts:
+    """What is known of the requests that are made of a disk.
+
+    Args:
+        restored, rebuilt: the last ones that were dealt with.
+        snapshot_is_there: the one that the disk is to go back to; looked at only while that is due.
+        new_disk_is_there: the one that is to take the old one's place, whole; looked at likewise.
+        is_frozen: the guest's file systems may be held still, by a process that died.
+    """
+
+    restored: Applied = NOT_YET
+    rebuilt: Applied = NOT_YET
+    snapshot_is_there: bool = False
+    new_disk_is_there: bool = False
+    is_frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +147,7 @@ class Facts:
     ruled_out: frozenset[UUID] = frozenset()
     slow_retry_is_due: bool = False
     is_connected: bool = True
+    disk: DiskFacts = DiskFacts()
 
 
 @dataclass(frozen=True)
@@ -240,12 +266,35 @@ def _kept(spec: InstanceSpec, facts: Facts, history: History) -> Decision:
     """It is to be there, up or down."""
     if _is_between_hosts(spec, facts, history):
         return _move(spec, facts, history)
+    if change := _disk_change(spec, facts, history):
+        return change
     if spec.desired is Desired.RUNNING:
         return _running(spec, facts, history)
     if history.is_exhausted and not has_run(facts, history) and not (ours(facts) is None and facts.domain):
         # What has failed holds nothing any more; to call it stopped would promise that it can be started.
         return _move(spec, facts, history)
     return _stopped(facts)
+
+
+def _disk_change(spec: InstanceSpec, facts: Facts, history: History) -> Decision | None:
+    """Its disk is to be another one: gone back to a snapshot, or made anew of the image. None where that is not so.
+
+    A guest loses its power only once all else is ready: the image fetched, the new disk made, the snapshot there.
+    """
+    change, domain = spec.disk_request(facts.disk.restored, facts.disk.rebuilt), ours(facts)
+    if change is None or (facts.domain and not domain) or not has_run(facts, history):
+        return None
+    if change is DiskRequest.RESTORE:
+        step, reason, is_ready = Step.RESTORE_DISK, Reason.RESTORING, facts.disk.snapshot_is_there
+    else:
+        is_ready = facts.disk.new_disk_is_there
+        step = Step.REPLACE_DISK if is_ready else Step.PREPARE_DISK if facts.image_is_cached else Step.FETCH_IMAGE
+        reason = Reason.REBUILDING
+    if domain and domain.power_state is not PowerState.SHUTOFF and is_ready:
+        return Decision(Step.DESTROY, Phase.REBOOTING, reason)  # what it is in the middle of is thrown away with its disk
+    if domain and domain.is_active:
+        return Decision(step, Phase.PAUSED if domain.power_state is PowerState.PAUSED else Phase.RUNNING, reason)
+    return Decision(step, Phase.REBOOTING if spec.desired is Desired.RUNNING else Phase.STOPPED, reason)
 
 
 def _with_rules(decision: Decision, facts: Facts) -> Decision:
@@ -288,7 +337,8 @@ def _active(spec: InstanceSpec, domain: Domain, facts: Facts) -> Decision:
         return Decision(Step.WRITE_RULES, phase, reason)
     if not facts.is_connected:
         return Decision(Step.CONNECT, Phase.BUILDING if is_new and phase is Phase.RUNNING else phase, reason)
-    return Decision(Step.NONE, phase, reason)
+    is_held_still = facts.disk.is_frozen and phase is Phase.RUNNING  # one that is paused would not hear of it
+    return Decision(Step.THAW if is_held_still else Step.NONE, phase, reason)
 
 
 def _is_to_go_down(spec: InstanceSpec, stamp: Stamp) -> bool:

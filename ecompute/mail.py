@@ -7,10 +7,11 @@ and no answer. It knows nothing of what is asked; whoever serves a kind of lette
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from uuid import UUID
 
 from common.errors import Conflict, EcomputeError, Permanent
@@ -18,8 +19,10 @@ from common.findings import MOST_BYTES, Letter
 from common.keys import Keys
 from common.logs import fields
 from common.store import Compare, ListWatch, Store, Transaction, Versioned
+from ecompute import threads
 
 logger = logging.getLogger(__name__)
+SLOW_AT_ONCE = 2
 MOST_WAITING = 64  # letters; more than that nobody answers in time
 
 
@@ -30,13 +33,17 @@ class Mailbox:
         fence: the compare of the living host key; may raise ``StoreUnavailable``.
         answer: the text to answer with; None where the kind of letter is not known. It may raise ``EcomputeError`` where it
             cannot be answered now, ``ValueError`` where the letter makes no sense.
+        takes_long: kinds of letters that may take long to answer; the others need not wait for those.
         answered: called once the answer to a letter stands in etcd; may raise ``EcomputeError``.
     """
 
     def __init__(
         self, store: Store, keys: Keys, provider: UUID, *, fence: Callable[[], Compare],
         answer: Callable[[Letter], str | None], answered: Callable[[Letter], None] = lambda _: None,
+        takes_long: Collection[str] = (),
     ) -> None:  # fmt: skip
+        self._takes_long = frozenset(takes_long)
+        self._slow: queue.SimpleQueue[Versioned | None] = queue.SimpleQueue()
         self._answered = answered
         self._store, self._keys, self._provider = store, keys, provider
         self._fence, self._answer = fence, answer
@@ -50,15 +57,24 @@ class Mailbox:
     def wake(self) -> None:
         """Have ``run`` look whether it is to stop."""
         self._letters.put(None)
+        for _ in range(SLOW_AT_ONCE):
+            self._slow.put(None)
 
     def run(self, stop: threading.Event) -> None:
-        """Answer letters until *stop*. Who sets *stop* calls ``wake`` too."""
+        """Answer letters until *stop*, those that take long in threads of their own. Who sets *stop* calls ``wake`` too."""
+        for number in range(SLOW_AT_ONCE if self._takes_long else 0):
+            threads.begin(f"slow-mail-{number}", lambda stop: self._run(stop, self._slow, self._serve), stop)
+        self._run(stop, self._letters, self._sort)
+
+    def _run(
+        self, stop: threading.Event, letters: queue.SimpleQueue[Versioned | None], serve: Callable[[Versioned], None]
+    ) -> None:
         while not stop.is_set():
-            item = self._letters.get()
+            item = letters.get()
             if item is None:
                 continue
             try:
-                self._serve(item)
+                serve(item)
             except EcomputeError as error:
                 logger.warning("a letter is not answered: %s", error, extra=fields(key=item.key))
             except Exception:  # the next letter is another one's
@@ -71,6 +87,18 @@ class Mailbox:
             logger.warning("a letter is not answered: too many others wait", extra=fields(key=key))
             return
         self._letters.put(item)
+
+    def _sort(self, item: Versioned) -> None:
+        """Answer *item*, or leave that to who has time for it."""
+        kind = ""
+        with contextlib.suppress(ValueError, EcomputeError):  # said by ``_serve``
+            kind = self._read(item).kind
+        if kind not in self._takes_long:
+            self._serve(item)
+        elif self._slow.qsize() >= MOST_WAITING:
+            logger.warning("a letter is not answered: too many others wait", extra=fields(key=item.key))
+        else:
+            self._slow.put(item)
 
     def _serve(self, item: Versioned) -> None:
         try:

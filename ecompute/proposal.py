@@ -1,8 +1,8 @@
 """The spec that a host would write for a guest whose own is lost, or older than the guest. Pure.
 
 What is known comes from the metadata document (names, keys, user data, who may read it, image, hardware), the domain (size,
-power), the addresses (networks), the rules (who may reach it), its config drive, the claim (resources) and our stamp (boots).
-Restart policy, grace time and group stand nowhere but in the lost spec.
+power), the addresses (networks), the rules (who may reach it), its config drive, the claim (resources), our stamp (boots) and
+the notes of its disk. Restart policy, grace time and group stand nowhere but in the lost spec.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from common.metadata import MetadataDocument
 from common.model import Address, Adoption, ConfigDrive, Desired, ImageRef, InstanceSpec, Nic
 from common.nics import AddressSource, IpAddress
 from ecompute.config_drive import form_of
+from ecompute.disk_notes import NOTHING_NOTED, Noted
 from ecompute.domain_xml import domain_name
 from ecompute.firewall import GuestRules
 from ecompute.hypervisor import Domain, Stamp
@@ -31,6 +32,7 @@ class Remains:
     claim: Mapping[str, int] | None = None  # None where there is none, or Placement was not asked
     rules: GuestRules | None = None
     drive: ConfigDrive | None = None
+    noted: Noted = NOTHING_NOTED
 
 
 def proposed(domain: Domain, stamp: Stamp, remains: Remains, known: InstanceSpec | None = None) -> InstanceSpec:
@@ -61,10 +63,17 @@ def proposed(domain: Domain, stamp: Stamp, remains: Remains, known: InstanceSpec
         resources=_resources(domain, remains, base),
         nics=base.nics if remains.addresses is None else tuple(map(_nic, remains.addresses)),
         desired=Desired.RUNNING if domain.is_active else Desired.STOPPED,
-        boot_request=max(stamp.booted, known.boot_request if known else 1, 1),
+        # Nor for another disk than it has. A later request has a higher number than any that was dealt with.
+        restore_request=min(base.restore_request, remains.noted.restored.request),
+        rebuild_request=min(base.rebuild_request, remains.noted.rebuilt.request),
+        boot_request=max(stamp.booted, known.boot_request if known else 1, 1, *_numbers(remains.noted)),
         alternates=(),
         adopts=Adoption(stamp.cluster_id, stamp.spec_revision),
     )
+
+
+def _numbers(noted: Noted) -> tuple[int, int]:
+    return noted.restored.request, noted.rebuilt.request
 
 
 def _base(domain: Domain, document: MetadataDocument | None) -> InstanceSpec:

@@ -221,7 +221,8 @@ class Reconciler:
         """Run one step; False when the pass is over because the step failed for good and must be thought about anew."""
         step, uuid = decision.step, hand.uuid
         self._permit(hand, step)
-        is_attempt = step.is_build and not is_up(hand.facts) and decision.phase is not Phase.STOPPED
+        # What is prepared for a guest that is to go on is none: whatever comes of it, that one is started again.
+        is_attempt = step.is_build and not is_up(hand.facts) and decision.phase not in (Phase.STOPPED, Phase.REBOOTING)
         # Picking an address harms nobody, and goes before, so that it is told with the attempt that begins.
         if spec is not None and is_attempt and step is not Step.RESERVE_NETWORK:
             self._open_attempt(spec, hand.facts)
@@ -444,6 +445,8 @@ class Reconciler:
             booted=max(status.booted, stamp.booted if stamp else 0),
             addresses=facts.addresses or (),
             notes=facts.notes,
+            restored=facts.disk.restored if facts.disk.restored.request else None,
+            rebuilt=facts.disk.rebuilt if facts.disk.rebuilt.request else None,
         )
         if spec.desired is Desired.RUNNING and decision.phase is Phase.RUNNING:
             status = dataclasses.replace(status, failure="", failure_message="")

@@ -1,13 +1,14 @@
 """A work queue of keys for level-triggered loops, after client-go's ``util/workqueue``.
 
 A key is in at most one worker's hands at a time; added while it waits it is there once; added while it is in hand it is
-there once more afterwards. ``add_after`` delays, ``add_failed`` delays by the key's own exponential backoff until
-``forget``; of several delays of one key only the earliest counts, so that a key never has two series of retries. It knows
-nothing of instances. The clock and the jitter are arguments.
+there once more afterwards. Who has something to do to a key beside the workers takes it by ``hold``. ``add_after`` delays,
+``add_failed`` delays by the key's own exponential backoff until ``forget``; of several delays of one key only the earliest
+counts, so that a key never has two series of retries. It knows nothing of instances. The clock and the jitter are arguments.
 """
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import random
 import threading
@@ -44,6 +45,7 @@ class WorkQueue(Generic[K]):
         self._sequence = 0
         self._failures: dict[K, int] = {}
         self._is_closed = False
+        self._holders = 0  # threads in ``hold``
 
     def add(self, key: K) -> None:
         """Have *key* looked at soon."""
@@ -99,6 +101,25 @@ class WorkQueue(Generic[K]):
                 waits = [at - now for at in (until, self._delayed[0][0] if self._delayed else None) if at is not None]
                 self._condition.wait(max(0.0, min(waits)) if waits else None)
 
+    def hold(self, key: K, timeout_seconds: float) -> bool:
+        """Take *key* into the caller's hands, whether it is to be looked at or not, once nobody else has it.
+
+        It stays to be looked at, and is given back by ``done``. False where somebody had it all the time, or when closed.
+        """
+        until = self._clock() + timeout_seconds
+        with self._condition:
+            while key in self._processing or self._is_closed:
+                left = until - self._clock()
+                if left <= 0 or self._is_closed:
+                    return False
+                self._holders += 1
+                self._condition.wait(left)
+                self._holders -= 1
+            self._processing.add(key)
+            with contextlib.suppress(ValueError):
+                self._ready.remove(key)
+            return True
+
     def done(self, key: K) -> None:
         """The caller is finished with *key*; if it was added meanwhile it is ready again."""
         with self._condition:
@@ -106,6 +127,8 @@ class WorkQueue(Generic[K]):
             if key in self._dirty:
                 self._ready.append(key)
                 self._condition.notify()
+            if self._holders:
+                self._condition.notify_all()
 
     def close(self) -> None:
         """Hand out no more keys; every waiting ``get`` returns None."""

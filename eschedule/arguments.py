@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from common.errors import ConfigError
 from common.text import escaped, nearest, quoted
 from eschedule.command_line.creating import add_create
+from eschedule.command_line.disks import add_rebuild, add_snapshot
 from eschedule.command_line.hosts import add_audit, add_completion, add_doctor, add_host, add_hosts
 from eschedule.command_line.images import add_image
 from eschedule.command_line.instances import (
@@ -140,6 +141,8 @@ _VERBS: dict[str, Callable[[Verbs], None]] = {
     "stop": add_stop,
     "start": add_start,
     "reboot": add_reboot,
+    "snapshot": add_snapshot,
+    "rebuild": add_rebuild,
     "set": add_set,
     "port-forward": add_port_forward,
     "key": add_key,

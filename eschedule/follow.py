@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from common.disk_requests import NOT_YET, Applied
 from common.errors import EcomputeError, Permanent
 from common.keys import Keys
 from common.model import Desired, HostRecord, InstanceKey, InstanceSpec, InstanceStatus, Phase
@@ -34,6 +35,8 @@ class Goal(enum.StrEnum):
     REBOOTED = "rebooted"
     STOPPED = "stopped"
     GONE = "gone"
+    RESTORED = "restored"  # its disk went back to a snapshot, and it is up again where it is to be
+    REBUILT = "rebuilt"  # likewise with a new disk
     APPLIED = "applied"  # the host has seen the newest spec, whatever state that asks for
 
 
@@ -96,6 +99,8 @@ def judge(goal: Goal, view: View) -> Outcome | None:
     status = view.status
     if status is None or not view.is_fresh:
         return None
+    if goal in _DISK_GOALS and (problem := _trouble(goal, view.spec, status)):
+        return Outcome(Ending.FAILED, problem, view)
     if _is_reached(goal, view.spec, status):
         return Outcome(Ending.REACHED, view=view)
     if status.phase in _STUCK or (goal is not Goal.GONE and status.phase in _ENDS[goal]):
@@ -105,12 +110,16 @@ def judge(goal: Goal, view: View) -> Outcome | None:
 
 def _is_wanted(goal: Goal, desired: Desired) -> bool:
     """Whether what is *desired* by now still leads to *goal*."""
-    return desired is not Desired.DELETED if goal is Goal.APPLIED else desired is _WANTED[goal]
+    return desired is not Desired.DELETED if goal in (Goal.APPLIED, *_DISK_GOALS) else desired is _WANTED[goal]
 
 
 def _is_reached(goal: Goal, spec: InstanceSpec, status: InstanceStatus) -> bool:
     if goal is Goal.APPLIED:
         return status.phase not in _STUCK
+    if goal in _DISK_GOALS:
+        applied, request = _of_disk(goal, spec, status)
+        is_up = status.phase is Phase.RUNNING and status.booted >= spec.boot_request
+        return applied.request >= request and (is_up if spec.desired is Desired.RUNNING else status.phase is Phase.STOPPED)
     if goal is Goal.REBOOTED:  # a guest that has not been shut down yet is running, too
         return status.phase is Phase.RUNNING and status.booted >= spec.boot_request
     if goal is Goal.READY:  # what it said before its last start says nothing of this one
@@ -118,12 +127,33 @@ def _is_reached(goal: Goal, spec: InstanceSpec, status: InstanceStatus) -> bool:
     return goal.value == status.phase.value.lower()
 
 
+def _of_disk(goal: Goal, spec: InstanceSpec, status: InstanceStatus) -> tuple[Applied, int]:
+    """What the host dealt with last of the kind that *goal* waits for, and the number of what is asked for."""
+    if goal is Goal.RESTORED:
+        return status.restored or NOT_YET, spec.restore_request
+    return status.rebuilt or NOT_YET, spec.rebuild_request
+
+
+def _trouble(goal: Goal, spec: InstanceSpec, status: InstanceStatus) -> str:
+    """Why *goal* is not reached any more although the host has dealt with it, "" as long as it may be."""
+    applied, request = _of_disk(goal, spec, status)
+    if applied.request < request:
+        return ""
+    if applied.problem:
+        return f"its disk was not {goal}, and is as it was ({applied.problem}); it is {because(status)}"
+    is_down = spec.desired is Desired.RUNNING and status.phase in (Phase.STOPPED, Phase.PAUSED)
+    return f"its disk was {goal}, and now it is {because(status)}" if is_down else ""
+
+
+_DISK_GOALS = (Goal.RESTORED, Goal.REBUILT)
 # A phase that does not change by itself any more, so that waiting on would be in vain.
 _ENDS = {
     Goal.RUNNING: (Phase.FAILED, Phase.REFUSED, Phase.STOPPED, Phase.PAUSED),
     Goal.READY: (Phase.FAILED, Phase.REFUSED, Phase.STOPPED, Phase.PAUSED),
     Goal.REBOOTED: (Phase.FAILED, Phase.REFUSED, Phase.STOPPED, Phase.PAUSED),
     Goal.STOPPED: (Phase.FAILED, Phase.REFUSED),
+    Goal.RESTORED: (Phase.FAILED, Phase.REFUSED),
+    Goal.REBUILT: (Phase.FAILED, Phase.REFUSED),
     Goal.APPLIED: (),
 }
 

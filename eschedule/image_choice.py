@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from common.errors import ConfigError, Permanent
+from common.hardware import Hardware
 from common.image_records import ImageRecord, hardware_of, says_hardware, with_image_content
 from common.validate import parse_image
 from eschedule.request import Request
@@ -32,6 +33,24 @@ def made_of(request: Request, record: ImageRecord, checksum: str | None = None) 
         ConfigError: the request is too small for the image, its checksum is another, or the record was spoilt by hand.
         UnsupportedSchema: the image needs what this version does not know.
     """
+    hardware = check_choice(record, request.resources, checksum)
+    return replace(
+        request, image=record.ref, hardware=hardware, hardware_is_given=says_hardware(record),
+        disk_content=with_image_content(record, request.disk_content),
+    )  # fmt: skip
+
+
+def check_choice(
+    record: ImageRecord, resources: Mapping[str, int], checksum: str | None, *, whose: str = "the request"
+) -> Hardware:
+    """What guests of the image *record* need, whose claim is *resources*.
+
+    Args:
+        whose: *resources* they are, for messages.
+
+    Raises:
+        ConfigError, UnsupportedSchema: as ``made_of``.
+    """
     if checksum not in (None, record.checksum):
         raise ConfigError(
             f"the image {record.name} is registered with the checksum {record.checksum}, not {checksum}; leave --checksum out, "
@@ -39,12 +58,9 @@ def made_of(request: Request, record: ImageRecord, checksum: str | None = None) 
         )
     hardware = hardware_of(record)
     least = {"DISK_GB": record.min_disk_gib, "MEMORY_MB": record.min_memory_mib}
-    short = [f"{name}:{amount}" for name, amount in least.items() if request.resources.get(name, 0) < amount]
+    short = [f"{name}:{amount}" for name, amount in least.items() if resources.get(name, 0) < amount]
     if short:
-        asked = ", ".join(f"{name.partition(':')[0]}:{request.resources.get(name.partition(':')[0], 0)}" for name in short)
-        raise ConfigError(f"the image {record.name} needs at least {', '.join(short)}; the request has {asked}: ask for more")
+        asked = ", ".join(f"{name.partition(':')[0]}:{resources.get(name.partition(':')[0], 0)}" for name in short)
+        raise ConfigError(f"the image {record.name} needs at least {', '.join(short)}; {whose} has {asked}: ask for more")
     parse_image(record.url, record.checksum)  # whoever wrote it: a request has no address and no checksum that a host refuses
-    return replace(
-        request, image=record.ref, hardware=hardware, hardware_is_given=says_hardware(record),
-        disk_content=with_image_content(record, request.disk_content),
-    )  # fmt: skip
+    return hardware

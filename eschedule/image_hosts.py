@@ -109,7 +109,7 @@ class _Prefetch:
             pending = {host for host in self._hosts if not self._is_over(host)}
             patience = Deadline(max(min(ANSWER_SECONDS, deadline.remaining()), 2.0), session.clock)
             read = PrefetchReport.from_json
-            self._note(pending, post.ask(session.store, session.keys, pending, self._letter, patience, read=read))
+            self._note(pending, post.answers(session.store, session.keys, pending, self._letter, patience, read=read))
             if all(map(self._is_over, self._hosts)) or deadline.expired:
                 return
             session.screen.progress(self._progress())
@@ -197,7 +197,7 @@ def cache(session: Session, options: argparse.Namespace) -> int:
     hosts = living_hosts(session.store, session.keys, options.hosts)
     session.screen.progress(f"waiting for {counted(len(hosts), 'host')}")
     deadline = Deadline(ANSWER_SECONDS, session.clock)
-    reports = post.ask(session.store, session.keys, hosts, Letter(CACHE), deadline, read=CacheReport.from_json)
+    reports = post.answers(session.store, session.keys, hosts, Letter(CACHE), deadline, read=CacheReport.from_json)
     names = _registered_names(session.store, session.keys)
     told = sorted((hosts[host], host, report) for host, report in reports.items())
     emit(

@@ -10,7 +10,7 @@ import logging
 import threading
 import uuid as uuids
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, overload
+from typing import Generic, TypeVar
 from uuid import UUID
 
 from common.errors import EcomputeError
@@ -20,28 +20,25 @@ from common.retry import Deadline
 from common.store import ListWatch, Store, Transaction, Versioned
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
+R = TypeVar("R")
+_PULSE_SECONDS = 0.2
 _AT_ONCE = 100  # letters in one transaction
 
 
-@overload
-def ask(store: Store, keys: Keys, hosts: Iterable[UUID], letter: Letter, deadline: Deadline) -> dict[UUID, Report]: ...
+def ask(store: Store, keys: Keys, hosts: Iterable[UUID], letter: Letter, deadline: Deadline) -> dict[UUID, Report]:
+    """``answers``, to letters that are answered by reports."""
+    return answers(store, keys, hosts, letter, deadline, read=Report.from_json)
 
 
-@overload
-def ask(
-    store: Store, keys: Keys, hosts: Iterable[UUID], letter: Letter, deadline: Deadline, *, read: Callable[[str], T]
-) -> dict[UUID, T]: ...
-
-
-def ask(
-    store: Store, keys: Keys, hosts: Iterable[UUID], letter: Letter, deadline: Deadline, *,
-    read: Callable[[str], Any] = Report.from_json,
-) -> dict[UUID, Any]:  # fmt: skip
+def answers(
+    store: Store, keys: Keys, hosts: Iterable[UUID], letter: Letter, deadline: Deadline, *, read: Callable[[str], R],
+    pulse: Callable[[], None] = lambda: None,
+) -> dict[UUID, R]:  # fmt: skip
     """What each of *hosts* answers to *letter* before *deadline*; those that do not answer are not in it.
 
     Args:
-        read: what makes an answer of its text.
+        read: makes an answer of its text; what it cannot read is passed over.
+        pulse: called often while it waits; may raise.
 
     Raises:
         StoreUnavailable: etcd did not take the letters.
@@ -57,26 +54,29 @@ def ask(
         texts = [(keys.mail(host, uuid), letter.to_json()) for uuid, host in letters.items()]
         for begin in range(0, len(texts), _AT_ONCE):
             store.commit(Transaction(puts=dict(texts[begin : begin + _AT_ONCE]), lease_id=lease.id))
-        return tray.wait(deadline)
+        return tray.wait(deadline, pulse)
     finally:
         stop.set()
         with contextlib.suppress(EcomputeError):  # it ends by itself
             store.revoke_lease(lease.id)
 
 
-class _Tray:
+class _Tray(Generic[R]):
     """Where the answers to *letters* arrive; those to other people's are passed over."""
 
-    def __init__(self, store: Store, keys: Keys, letters: dict[UUID, UUID], read: Callable[[str], Any]) -> None:
+    def __init__(self, store: Store, keys: Keys, letters: dict[UUID, UUID], read: Callable[[str], R]) -> None:
         self._keys, self._letters, self._read = keys, letters, read
         self._changed = threading.Condition()
-        self._reports: dict[UUID, Any] = {}
+        self._reports: dict[UUID, R] = {}
         self.watch = ListWatch(store, keys.mail_replies(), self._arrived)
 
-    def wait(self, deadline: Deadline) -> dict[UUID, Any]:
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._reports) == len(self._letters), deadline.remaining())
-            return dict(self._reports)
+    def wait(self, deadline: Deadline, pulse: Callable[[], None]) -> dict[UUID, R]:
+        while True:
+            with self._changed:
+                left = min(_PULSE_SECONDS, deadline.remaining())
+                if self._changed.wait_for(lambda: len(self._reports) == len(self._letters), left) or not deadline.remaining():
+                    return dict(self._reports)
+            pulse()
 
     def _arrived(self, key: str, item: Versioned | None) -> None:
         try:

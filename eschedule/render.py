@@ -102,10 +102,16 @@ def instance_block(row: InstanceRow, now: datetime.datetime) -> str:
         pairs += [("forward", f"{cards.reached_at(f, row.host.name)} to port {f.guest_port}") for f in spec.forwards]
     if status:
         pairs += [("address", cards.card_text(card)) for card in status.addresses]
-        pairs += [("note", note) for note in status.notes]
+        pairs += [("note", note) for note in (*status.notes, *_given_up(status))]
         pairs += ready_pairs(status.ready, is_former=_is_former(spec, status.ready), now=now) if status.ready else []
         pairs += [("attempts", str(status.attempts) if status.attempts > 1 else ""), ("updated", status.updated_at)]
     return block(pairs) + (_events(status) if status and status.events else "")
+
+
+def _given_up(status: InstanceStatus) -> list[str]:
+    """What was asked of its disk last, and was not done."""
+    asked = (("a revert to a snapshot", status.restored), ("a rebuild", status.rebuilt))
+    return [f"{what} was given up, the disk is as it was: {done.problem}" for what, done in asked if done and done.problem]
 
 
 def _spec_pairs(spec: InstanceSpec, addresses: tuple[Address, ...], now: datetime.datetime) -> list[tuple[str, str]]:

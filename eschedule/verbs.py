@@ -25,6 +25,8 @@ PLACES = {
     "stop": "commands.stop",
     "start": "commands.start",
     "reboot": "commands.reboot",
+    "snapshot": "snapshots.snapshot",
+    "rebuild": "rebuilding.rebuild",
     "set": "setting.set_",
     "port-forward": "forwarding.port_forward",
     "key": "keeping_keys.key",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
 
 from common.errors import Conflict, HypervisorRejected
 from ecompute.domain_xml import domain_name, domain_xml
-from ecompute.hypervisor import DhcpHost, Hypervisor, PowerState
+from ecompute.hypervisor import DhcpHost, Frozen, Hypervisor, PowerState
 from ecompute.libvirt_driver import LibvirtDriver
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.support.domains import a_context, a_spec, a_stamp
@@ -101,6 +102,26 @@ def test_start_suspend_resume_destroy_and_each_again(hypervisor: Hypervisor, def
         for _ in range(2):
             act(defined)
             assert power_state(hypervisor, defined) == expected
+
+
+def test_the_disk_of_a_guest_that_is_off_or_not_there_has_no_live_snapshots(
+    hypervisor: Hypervisor, defined: UUID, tmp_path: Path
+) -> None:
+    for uuid in (defined, uuid4()):
+        for act in (hypervisor.take_snapshot, hypervisor.drop_snapshot):
+            with pytest.raises(Conflict, match="it does not run"):
+                act(uuid, tmp_path / "disk.qcow2", "before")
+        with pytest.raises(Conflict, match="it does not run"):
+            hypervisor.freeze(uuid)
+        hypervisor.thaw(uuid)
+
+
+def test_a_guest_without_an_agent_is_not_held_still(hypervisor: Hypervisor, running: UUID) -> None:
+    assert hypervisor.freeze(running) is Frozen.NO
+    with pytest.raises(HypervisorRejected) as caught:
+        hypervisor.thaw(running)
+    assert "\n" not in str(caught.value)
+    assert power_state(hypervisor, running) is PowerState.RUNNING
 
 
 def test_starting_a_paused_domain_leaves_it_paused(hypervisor: Hypervisor, running: UUID) -> None:

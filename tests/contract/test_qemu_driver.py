@@ -20,11 +20,11 @@ import pytest
 from common.errors import Conflict, HypervisorRejected, HypervisorUnavailable
 from common.hardware import USUAL, CardModel, DiskBus, Hardware
 from common.model import Address, InstanceSpec
-from ecompute import libvirt_driver
+from ecompute import disk_snapshots, libvirt_driver, qcow2_snapshots
 from ecompute.anti_spoofing import DUAL_FILTER_NAME, FILTER_NAME
 from ecompute.config_drive import Drive, image
 from ecompute.domain_xml import domain_xml
-from ecompute.hypervisor import DhcpHost, Domain, Lease, PowerState
+from ecompute.hypervisor import DhcpHost, Domain, Frozen, Lease, PowerState
 from ecompute.libvirt_driver import LibvirtDriver
 from ecompute.probe_initramfs import probe_initramfs
 from tests.support.domains import a_context, a_kernel, a_spec, a_stamp
@@ -98,6 +98,38 @@ def qemu_pid(host: NamespacedHost, spec: InstanceSpec) -> int:
         if command[0].endswith(b"qemu-system-x86_64") and str(spec.uuid).encode() in command:
             return int(folder.name)
     raise AssertionError(f"no QEMU of {spec.uuid}\n{host.logs()}")
+
+
+def test_snapshots_of_the_disk_of_a_guest_that_goes_on(
+    libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    spec = guests.start()
+    disk = Path(f"{INSTANCES}/{spec.uuid}/disk.qcow2")
+    found = lambda: qcow2_snapshots.read(libvirt_host.path(str(disk))).tags  # noqa: E731
+    for tag in ("before+crash", "after"):
+        driver.take_snapshot(spec.uuid, disk, tag)
+    assert found() == ("before+crash", "after")
+    with pytest.raises(HypervisorRejected, match="QEMU says: Snapshot with name 'after' already exists"):
+        driver.take_snapshot(spec.uuid, disk, "after")
+    with pytest.raises(Conflict, match="runs without the disk /other"):
+        driver.take_snapshot(spec.uuid, Path("/other"), "after")
+    for _ in range(2):
+        driver.drop_snapshot(spec.uuid, disk, "after")
+    assert found() == ("before+crash",)
+    assert seen(driver, spec).power_state is PowerState.RUNNING
+    told = libvirt_host.run(["virsh", "-c", libvirt_host.uri, "dominfo", str(spec.uuid)]).stdout
+    assert "custom monitor control commands issued" in told, "as docs/decisions.md says"
+    assert driver.freeze(spec.uuid) is Frozen.NO, "a BIOS has no agent"
+    with pytest.raises(HypervisorRejected, match="not connected"):
+        driver.thaw(spec.uuid)
+    with pytest.raises(Conflict, match="another process has it open"):
+        disk_snapshots.go_back(libvirt_host.path(str(disk)), "before+crash")
+    driver.destroy(spec.uuid)
+    disk_snapshots.go_back(libvirt_host.path(str(disk)), "before+crash")
+    with pytest.raises(Conflict, match="it does not run"):
+        driver.take_snapshot(spec.uuid, disk, "after")
+    driver.start(spec.uuid)
+    assert seen(driver, spec).power_state is PowerState.RUNNING, "libvirt makes the file QEMU's again"
 
 
 @pytest.mark.parametrize("machine_type", ["pc", "q35"])

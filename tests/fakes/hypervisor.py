@@ -12,13 +12,14 @@ import threading
 import xml.etree.ElementTree as ET
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection
+from pathlib import Path
 from uuid import UUID
 
 from common.errors import Conflict, EcomputeError, HypervisorRejected
 from common.nics import IpAddress
-from ecompute import changes
+from ecompute import changes, disk_snapshots
 from ecompute.anti_spoofing import FILTER_NAME
-from ecompute.hypervisor import Card, DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
+from ecompute.hypervisor import Card, DhcpHost, Domain, Frozen, HostInfo, Lease, Network, PowerState, Stamp
 from ecompute.libvirt_xml import STAMP_NAMESPACE, cards_of, stamp_of
 
 DEFAULT_NETWORK = Network("default", True, "virbr0", "192.168.122.1", 24, "192.168.122.2", "192.168.122.254", ())
@@ -86,6 +87,9 @@ class FakeHypervisor:
         self.live_leases: dict[str, tuple[Lease, ...]] = {}
         self.calls: list[tuple[str, UUID | None]] = []  # every call so far, with its domain
         self.addresses_said: dict[UUID, dict[str, tuple[IpAddress, ...]]] = {}  # by guest and MAC
+        self.snapshots: dict[UUID, list[str]] = {}  # those made while a guest ran
+        self.agent = Frozen.NO  # what guests answer that are asked to hold still
+        self.held_still: set[UUID] = set()
         self._devices = itertools.count()
         self._host = host
         self._guests: dict[UUID, _Guest] = {}
@@ -179,6 +183,38 @@ class FakeHypervisor:
                 raise Conflict(f"mark domain {uuid}: there is no such domain")
             guest.domain = dataclasses.replace(guest.domain, stamp=stamp)
             guest.live_stamp = stamp
+
+    def take_snapshot(self, uuid: UUID, disk: Path, tag: str) -> None:
+        with self._called("take_snapshot", uuid):
+            self._of_running("take a snapshot", uuid, disk)
+            if tag in self.snapshots.setdefault(uuid, []):
+                raise HypervisorRejected(f"take a snapshot of {uuid}: {tag} is there")
+            disk_snapshots.take(disk, tag)
+            self.snapshots[uuid].append(tag)
+
+    def drop_snapshot(self, uuid: UUID, disk: Path, tag: str) -> None:
+        with self._called("drop_snapshot", uuid):
+            self._of_running("drop a snapshot", uuid, disk)
+            disk_snapshots.drop(disk, tag)
+            self.snapshots[uuid] = [known for known in self.snapshots.get(uuid, ()) if known != tag]
+
+    def freeze(self, uuid: UUID) -> Frozen:
+        with self._called("freeze", uuid):
+            if self._power(uuid) not in changes.ACTIVE:
+                raise Conflict(f"freeze domain {uuid}: it does not run")
+            if self.agent is not Frozen.NO:
+                self.held_still.add(uuid)
+            return self.agent
+
+    def thaw(self, uuid: UUID) -> None:
+        with self._called("thaw", uuid):
+            if self._power(uuid) in changes.ACTIVE and self.agent is Frozen.NO:
+                raise HypervisorRejected(f"thaw domain {uuid}: it has no agent")
+            self.held_still.discard(uuid)
+
+    def _of_running(self, what: str, uuid: UUID, disk: Path) -> None:
+        if self._power(uuid) not in changes.ACTIVE or not disk.is_file():
+            raise Conflict(f"{what} of domain {uuid}: it does not run, or without the disk {disk}")
 
     # -- host and network --------------------------------------------------------------------------------------------------
 

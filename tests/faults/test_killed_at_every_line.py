@@ -44,4 +44,4 @@ def test_a_disk_of_another_hypervisor(tmp_path: Path) -> None:
     raw = make_raw(tmp_path / "a.raw", size_mib=2)
     qemu_img("convert", "-f", "raw", "-O", "vmdk", raw, tmp_path / "a.vmdk")
     assert (tmp_path / "a.vmdk").stat().st_size < 2 * MIB
-    assert killed_at_every_line(tmp_path, str(tmp_path / "a.vmdk"), "images", "image_conversion") > 100
+    assert killed_at_every_line(tmp_path, str(tmp_path / "a.vmdk"), "images", "image_conversion", "qemu_img") > 100

@@ -24,6 +24,7 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
     deployment.eschedule("image", "add", "small", image, "--sha256", sha256(image))
     deployment.eschedule("network", "add", "lan", "--bridge", "br0", "--subnet", "10.0.0.0/24")
     deployment.eschedule(REQUEST, "small", "--name", "web", "--key", "me", "--publish", "8080:80")
+    deployment.eschedule("stop", "web")  # the simulation has no QEMU to take a snapshot while it runs
     commands = {
         "instances": ["list"],
         "instance": ["show", "web"],
@@ -38,6 +39,8 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
         "forwards": ["port-forward", "web"],
         "capacity": ["capacity", REQUEST],
         "explain": ["explain", REQUEST],
+        "snapshot": ["snapshot", "create", "web", "before"],
+        "snapshots": ["snapshot", "list", "web"],
         "audit": ["audit"],
         "doctor": ["doctor"],
     }
@@ -52,6 +55,8 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
             assert deployment.eschedule(*command, "-o", "name").stdout.split() == [row["name"] for row in value]
     shown = yaml.safe_load(deployment.eschedule("show", "web", "-o", "yaml").stdout)
     assert shown == json.loads(deployment.eschedule("show", "web", "-o", "json").stdout)
+    for form, said in (("name", "before"), ("custom-columns=HOW:.consistency", "HOW off")):
+        assert deployment.eschedule("snapshot", "list", "web", "-o", form).stdout.split() == said.split()
     columns = deployment.eschedule("list", "-o", "custom-columns=WHO:.name,WHERE:.host.name").stdout
     assert columns.split() == ["WHO", "WHERE", "web", "testhost"]
     assert "VCPU:1" in deployment.eschedule("list", "-o", "wide").stdout

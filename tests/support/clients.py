@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
+from common.hardware import USUAL
 from common.model import Desired, ImageRef
-from eschedule import changes
+from eschedule import changes, disk_edits
 from eschedule.request import Request
 from eschedule.scheduler import Scheduler
 from tests.support.cluster import QUERY, Cluster, Node
@@ -66,6 +67,17 @@ class Clients:
     def reboot(self, uuid: UUID, *, hard: bool = False) -> None:
         self.ledger.asked_to_reboot(uuid)
         self._change(uuid, changes.rebooted(hard=hard))
+        self.ledger.reboot_is_certain(uuid)
+
+    def revert(self, uuid: UUID, snapshot: str) -> None:
+        self.ledger.asked_to_reboot(uuid)
+        self._change(uuid, disk_edits.reverted(snapshot))
+        self.ledger.reboot_is_certain(uuid)
+
+    def rebuild(self, uuid: UUID, image: str) -> None:
+        self.ledger.asked_to_reboot(uuid)
+        self.ledger.asked_for_a_new_disk(uuid, times=2)
+        self._change(uuid, disk_edits.rebuilt(ImageRef(image), USUAL))
         self.ledger.reboot_is_certain(uuid)
 
     def edit(self, uuid: UUID, fields: Mapping[str, Any]) -> None:

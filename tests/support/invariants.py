@@ -59,6 +59,9 @@ def _phase_problem(spec: InstanceSpec, status: InstanceStatus, host: HostView) -
         return f"libvirt says active={is_active}, its QEMUs are {host.qemus.get(spec.uuid)}"
     if status.phase is Phase.FAILED and not (status.reason and status.message):
         return "is Failed without a reason"
+    for asked, applied in ((spec.restore_request, status.restored), (spec.rebuild_request, status.rebuilt)):
+        if asked > (applied.request if applied else 0):
+            return f"was asked for another disk, by request {asked}, and has {applied}"
     if spec.desired is Desired.STOPPED and status.phase not in (Phase.STOPPED, Phase.FAILED):
         return f"is to be stopped and is {status.phase}"
     if spec.desired is Desired.RUNNING and status.phase is Phase.STOPPED and status.reason != Reason.START_FAILED:

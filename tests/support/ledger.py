@@ -41,6 +41,7 @@ class Known:
     reboots: int = 0
     reboots_seen: int = 0
     is_reboot_due: bool = False
+    disks_to_come: int = 0  # other disks that may take the place of its own
 
     def forget_reboots(self) -> None:
         self.reboots, self.reboots_seen, self.is_reboot_due = 0, 0, False
@@ -70,6 +71,10 @@ class Ledger:
     def reboot_is_certain(self, uuid: UUID) -> None:
         self.known[uuid].is_reboot_due = True
 
+    def asked_for_a_new_disk(self, uuid: UUID, *, times: int = 1) -> None:
+        """Its disk may be another one from now on; so many *times*, where it may be made again by who goes on."""
+        self.known[uuid].disks_to_come += times
+
     def observe(self, world: World) -> None:
         """Compare *world* with what was seen before; what is wrong goes to ``problems``."""
         self.problems += violations(world, LASTING)
@@ -93,6 +98,8 @@ class Ledger:
         if known.disk is None:
             if status is not None and status.booted and inode is not None:
                 known.disk = provider, inode
+        elif known.disk != (provider, inode) and known.disks_to_come and inode is not None:
+            known.disk, known.disks_to_come = (provider, inode), known.disks_to_come - 1
         elif known.disk != (provider, inode):
             self.problems.append(f"{known.name} has run with the disk {known.disk} and has {(provider, inode)} now")
 

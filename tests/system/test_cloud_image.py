@@ -157,6 +157,11 @@ def test_a_debian_guest_gets_its_name_key_network_and_user_data_and_says_so(arri
     assert int(found["kib"]) > 1_900_000, "the root file system has grown to its two GiB"
     ready = guest.deployment.show(name)["status"]["ready"]
     assert (ready["message"], list(ready["host_keys"])) == (form.reports, [fingerprint(found["host keys"])])
+    if name == "openstack":
+        # The agent that such images come with holds its file systems still, and lets them go.
+        taken = guest.deployment.eschedule("snapshot", "create", name, "set-up", "--json")
+        assert json.loads(taken.stdout)["consistency"] == "frozen", guest.evidence()
+        assert guest.say("sudo sh -c 'echo goes-on >/root/mark && sync && cat /root/mark'") == "goes-on"
     guest.deployment.eschedule("destroy", name)
 
 

@@ -225,11 +225,11 @@ import os, signal, sys
 from pathlib import Path
 from uuid import UUID
 from common.config import DiskConfig
-from ecompute import disk_copies, disks, qemu_img_cage
+from ecompute import disk_copies, disks, qemu_img
 from ecompute.images import CachedImage
 point, mode, directory, image, kind = sys.argv[1:]
 module, name, when = point.split(":")
-owner = {"copies": disk_copies, "disks": disks, "cage": qemu_img_cage, "path": Path, "os": os}[module]
+owner = {"copies": disk_copies, "disks": disks, "cage": qemu_img, "path": Path, "os": os}[module]
 original = getattr(owner, name)
 def die(*arguments, **named):
     if when == "before":

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from common.config import ImagesConfig
 from common.errors import Cancelled, ImageInvalid, NoSpace
 from common.model import ImageRef
-from ecompute import image_conversion, images, qemu_img_cage
+from ecompute import image_conversion, images
 from ecompute.images import CachedImage, ImageCache
+from ecompute.qemu_img import cage as cage_of
 from tests.support.disk_images import MIB, make_raw, qemu_img, qemu_img_info, sha256
 from tests.support.processes import ROOT
 
@@ -208,7 +209,7 @@ def test_room_that_runs_out_on_the_way_leaves_nothing(
     cache: ImageCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make("vdi", tmp_path / "a.vdi")
-    monkeypatch.setattr(qemu_img_cage, "_cage", lambda *_: ["sh", "-c", 'echo "No space left on device"; exit 1'])
+    monkeypatch.setattr("ecompute.qemu_img.cage", lambda *_: ["sh", "-c", 'echo "No space left on device"; exit 1'])
     with pytest.raises(NoSpace, match="free space"):
         fetch(cache, path)
     assert kept(tmp_path) == []
@@ -222,7 +223,7 @@ PRINT_CAGE = (
 def test_the_child_is_nobody_and_bounded(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can become nobody")
-    cage = qemu_img_cage._cage(60, MIB)
+    cage = cage_of(60, MIB)
     told = subprocess.run([*cage, "bash", "-c", PRINT_CAGE], capture_output=True, text=True, timeout=30, check=True).stdout
     assert "Uid:\t65534\t65534\t65534\t65534" in told
     assert "Gid:\t65534" in told
@@ -269,10 +270,10 @@ import os, signal, sys
 from pathlib import Path
 from common.config import ImagesConfig
 from common.model import ImageRef
-from ecompute import image_conversion, images, qemu_img_cage
+from ecompute import image_conversion, images, qemu_img
 point, directory, image = sys.argv[1:]
 module, name, when = point.split(":")
-owner = {"images": images, "cache": images.ImageCache, "conversion": image_conversion, "cage": qemu_img_cage, "path": Path}[module]
+owner = {"images": images, "cache": images.ImageCache, "conversion": image_conversion, "child": qemu_img, "path": Path}[module]
 original = getattr(owner, name)
 def die(*arguments, **named):
     if when == "before":
@@ -290,7 +291,7 @@ POINTS = [
         "cache:_keep", "path:rename", "cache:_write_entry", "images:fsync_directory",
     )
     for when in ("before", "after")
-] + ["cage:_wait:before"]  # fmt: skip
+] + ["child:_wait:before"]  # fmt: skip
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -9,9 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.disk_requests import Applied, DiskRequest
 from common.model import Address, Adoption, Alternate, Desired, ImageRef, InstanceSpec, Phase, Reason, Restart
 from ecompute.hypervisor import Domain, PowerState, Stamp
-from ecompute.machine import Allocation, Decision, Facts, History, Step, claimed_alternate, decide, is_up, move_target
+from ecompute.machine import (
+    Allocation,
+    Decision,
+    DiskFacts,
+    Facts,
+    History,
+    Step,
+    claimed_alternate,
+    decide,
+    is_up,
+    move_target,
+)
 
 PROVIDER, OTHER = UUID(int=1), UUID(int=2)
 CLUSTER, REVISION, BOOT = 77, 10, "boot-1"
@@ -49,9 +61,47 @@ TRIED = History(attempts=1, failure="NoSpace")
 SWAPPED = facts(allocation=Allocation.ABSENT, claimed_at=frozenset({OTHER}))
 REBOOT = spec(boot_request=2, reboot_request=2)
 UP, OFF = domain(PowerState.RUNNING, "booted", RAN), domain(mark=RAN)
+RESTORE = spec(boot_request=2, restore="before", restore_request=2)
+REBUILD = spec(boot_request=2, rebuild_request=2)
+SNAPSHOT, NEW_DISK = DiskFacts(snapshot_is_there=True), DiskFacts(new_disk_is_there=True)
+RESTORED, NOT_RESTORED = DiskFacts(restored=Applied(2)), DiskFacts(restored=Applied(2, "NoSnapshot: gone"))
+REBUILT, NOT_REBUILT = DiskFacts(rebuilt=Applied(2)), DiskFacts(rebuilt=Applied(2, "ChecksumMismatch: other"))
 STOPPED, DELETED = spec(desired=Desired.STOPPED), spec(desired=Desired.DELETED)
 
 ROWS: list[tuple[str, InstanceSpec | None, Facts, History, Decision]] = [
+    # -- another disk --
+    ("a revert pulls the plug", RESTORE, facts(READY, domain=UP, disk=SNAPSHOT), FRESH, Decision(Step.DESTROY, Phase.REBOOTING, Reason.RESTORING)),
+    ("a revert stops nothing for a snapshot that is not there", RESTORE, facts(READY, domain=UP), FRESH,
+     Decision(Step.RESTORE_DISK, Phase.RUNNING, Reason.RESTORING)),
+    ("once off it goes back", RESTORE, facts(READY, domain=OFF, disk=SNAPSHOT), FRESH, Decision(Step.RESTORE_DISK, Phase.REBOOTING, Reason.RESTORING)),
+    ("reverted it starts", RESTORE, facts(READY, domain=OFF, disk=RESTORED), FRESH, Decision(Step.START, Phase.BUILDING)),
+    ("a revert that was given up starts it as it was", RESTORE, facts(READY, domain=OFF, disk=NOT_RESTORED), FRESH, Decision(Step.START, Phase.BUILDING)),
+    ("one that was given up while it ran is over", RESTORE, facts(READY, domain=UP, disk=NOT_RESTORED), FRESH, Decision(Step.MARK_BOOTED, Phase.RUNNING)),
+    ("one that is to be off goes back and stays off", dataclasses.replace(RESTORE, desired=Desired.STOPPED), facts(READY, domain=OFF, disk=SNAPSHOT), FRESH,
+     Decision(Step.RESTORE_DISK, Phase.STOPPED, Reason.RESTORING)),
+    ("reverted while off it stays off", dataclasses.replace(RESTORE, desired=Desired.STOPPED), facts(READY, domain=OFF, disk=RESTORED), FRESH,
+     Decision(Step.NONE, Phase.STOPPED)),
+    ("a guest whose crash was kept is ended first", RESTORE, facts(READY, domain=domain(PowerState.CRASHED, "crashed", RAN), disk=SNAPSHOT), FRESH,
+     Decision(Step.DESTROY, Phase.REBOOTING, Reason.RESTORING)),
+    ("a rebuild fetches while the guest runs", REBUILD, facts(READY, domain=UP, image_is_cached=False), FRESH,
+     Decision(Step.FETCH_IMAGE, Phase.RUNNING, Reason.REBUILDING)),
+    ("and makes the new disk", REBUILD, facts(READY, domain=UP), FRESH, Decision(Step.PREPARE_DISK, Phase.RUNNING, Reason.REBUILDING)),
+    ("and only then pulls the plug", REBUILD, facts(READY, domain=UP, disk=NEW_DISK), FRESH, Decision(Step.DESTROY, Phase.REBOOTING, Reason.REBUILDING)),
+    ("once off the new disk takes its place", REBUILD, facts(READY, domain=OFF, disk=NEW_DISK), FRESH,
+     Decision(Step.REPLACE_DISK, Phase.REBOOTING, Reason.REBUILDING)),
+    ("rebuilt it starts", REBUILD, facts(READY, domain=OFF, disk=REBUILT), FRESH, Decision(Step.START, Phase.BUILDING)),
+    ("a rebuild that was given up leaves it running", REBUILD, facts(READY, domain=UP, disk=NOT_REBUILT), FRESH, Decision(Step.MARK_BOOTED, Phase.RUNNING)),
+    ("a lost disk is made anew where that is asked for", REBUILD, facts(READY, domain=OFF, disk_is_there=False), FRESH,
+     Decision(Step.PREPARE_DISK, Phase.REBOOTING, Reason.REBUILDING)),
+    ("what has not run is built as ever", REBUILD, facts(addresses=ADDRESSES, image_is_cached=True), FRESH, Decision(Step.BUILD_DISK, Phase.BUILDING)),
+    ("requests are dealt with in their order", spec(boot_request=3, restore="a", restore_request=2, rebuild_request=3),
+     facts(READY, domain=OFF, disk=dataclasses.replace(SNAPSHOT, new_disk_is_there=True)), FRESH, Decision(Step.RESTORE_DISK, Phase.REBOOTING, Reason.RESTORING)),
+    ("a revert of a guest of another past is held", RESTORE, facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp(cluster_id=5)), disk=SNAPSHOT), FRESH,
+     Decision(Step.NONE, Phase.HELD, Reason.STORE_RESTORED)),
+    ("somebody else's domain keeps its disk", RESTORE, facts(READY, domain=domain(), disk=SNAPSHOT), FRESH, Decision(Step.NONE, Phase.HELD, Reason.FOREIGN_DOMAIN)),
+    ("a guest that a dead process held still is let go", SPEC, facts(READY, domain=UP, disk=DiskFacts(is_frozen=True)), FRESH, Decision(Step.THAW, Phase.RUNNING)),
+    ("one that is paused would not hear of it", SPEC, facts(READY, domain=domain(PowerState.PAUSED, "user", RAN), disk=DiskFacts(is_frozen=True)), FRESH,
+     Decision(Step.NONE, Phase.PAUSED)),
     ("an unreadable spec is held", None, facts(spec_is_unsupported=True, domain=UP), FRESH,
      Decision(Step.NONE, Phase.HELD, Reason.UNSUPPORTED_SCHEMA)),
     ("a wiped store stops nothing", DELETED, facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp(cluster_id=5))), FRESH,
@@ -238,11 +288,12 @@ all_facts = st.builds(
     drive_is_current=st.booleans(), definition_is_current=st.booleans(), shutdown_is_due=st.booleans(), grace_is_over=st.booleans(), claim_is_orphaned=st.booleans(),
     claimed_at=st.sampled_from([frozenset[UUID](), frozenset({PROVIDER}), frozenset({OTHER}), frozenset({THIRD})]),
     ruled_out=st.sampled_from([frozenset[UUID](), frozenset({OTHER}), frozenset({OTHER, THIRD})]), slow_retry_is_due=st.booleans(), is_connected=st.booleans(),
+    disk=st.builds(DiskFacts, *2 * [st.builds(Applied, st.integers(0, 3), st.sampled_from(["", "X"]))], st.booleans(), st.booleans(), st.booleans()),
 )  # fmt: skip
 specs = st.none() | st.builds(
     spec, desired=st.sampled_from(Desired), boot_request=st.integers(1, 3), restart=st.sampled_from(Restart),
     alternates=st.sampled_from([(), (TO_OTHER,), (TO_OTHER, TO_THIRD)]), reboot_request=st.integers(0, 3), hard_reboot=st.booleans(),
-    adopts=st.none() | st.builds(Adoption, st.just(5), st.integers(0, 20)),
+    adopts=st.none() | st.builds(Adoption, st.just(5), st.integers(0, 20)), restore_request=st.integers(0, 3), rebuild_request=st.integers(0, 3),
 ).filter(lambda s: s.reboot_request <= s.boot_request)  # fmt: skip
 histories = st.builds(
     History, st.integers(0, 6), st.booleans(), st.just(5), st.sampled_from(["", "X", "ChecksumMismatch"]), st.integers(0, 2)
@@ -278,7 +329,7 @@ def after(step: Step, wanted: InstanceSpec | None, now: Facts) -> tuple[Instance
             assert now.domain is not None and now.domain.stamp is not None
             mark = dataclasses.replace(now.domain.stamp, started_for=boot_request)
             up = with_domain(power_state=PowerState.RUNNING, state_reason="booted", stamp=mark)
-            return wanted, facts(up, is_connected=False)
+            return wanted, facts(up, is_connected=False, disk=dataclasses.replace(now.disk, is_frozen=False))
         case Step.CONNECT:
             return wanted, facts(now, is_connected=True)
         case Step.MARK_BOOTED:
@@ -286,6 +337,18 @@ def after(step: Step, wanted: InstanceSpec | None, now: Facts) -> tuple[Instance
             return wanted, with_domain(stamp=stamp(booted=boot_request, started_for=now.domain.stamp.started_for))
         case Step.ACKNOWLEDGE:
             return wanted, with_domain(stamp=stamp(booted=boot_request, started_for=boot_request))
+        case Step.RESTORE_DISK:
+            assert wanted is not None
+            disk = dataclasses.replace(now.disk, restored=Applied(wanted.restore_request), snapshot_is_there=False)
+            return wanted, facts(now, disk=disk)
+        case Step.PREPARE_DISK:
+            return wanted, facts(now, disk=dataclasses.replace(now.disk, new_disk_is_there=True))
+        case Step.REPLACE_DISK:
+            assert wanted is not None
+            disk = dataclasses.replace(now.disk, rebuilt=Applied(wanted.rebuild_request), new_disk_is_there=False)
+            return wanted, facts(now, disk=disk, disk_is_there=True, definition_is_current=False, metadata_is_current=False)
+        case Step.THAW:
+            return wanted, facts(now, disk=dataclasses.replace(now.disk, is_frozen=False))
         case Step.SWAP_CLAIM:
             target = move_target(wanted, now) if wanted else None
             assert target is not None
@@ -336,8 +399,25 @@ def test_nothing_is_taken_from_a_guest_that_ever_ran_unless_it_is_to_be_deleted(
             Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.RELEASE, Step.SWAP_CLAIM, Step.MOVE_SPEC, Step.FORGET,
         )  # fmt: skip
         if decision.step is Step.DESTROY:
-            is_reboot = wanted.reboot_request > 0 and decision.phase is Phase.REBOOTING
+            due = wanted.disk_request(now.disk.restored, now.disk.rebuilt)
+            is_reboot = (wanted.reboot_request > 0 or due is not None) and decision.phase is Phase.REBOOTING
             assert wanted.desired is Desired.STOPPED or is_reboot
+
+
+@settings(max_examples=2000, deadline=None)
+@given(specs, all_facts, histories)
+def test_a_disk_that_is_there_becomes_another_one_only_where_that_is_asked_for_and_its_guest_is_off(
+    wanted: InstanceSpec | None, now: Facts, history: History
+) -> None:
+    step = decide(wanted, now, history).step
+    if step in (Step.RESTORE_DISK, Step.REPLACE_DISK):
+        assert wanted is not None and wanted.desired is not Desired.DELETED
+        due = wanted.disk_request(now.disk.restored, now.disk.rebuilt)
+        assert due is (DiskRequest.RESTORE if step is Step.RESTORE_DISK else DiskRequest.REBUILD)
+        # With no snapshot there the step does nothing but say so, and the guest may go on.
+        assert not is_up(now) or (step is Step.RESTORE_DISK and not now.disk.snapshot_is_there)
+    if step is Step.BUILD_DISK:
+        assert not now.disk_is_there
 
 
 @settings(max_examples=2000, deadline=None)

@@ -29,7 +29,10 @@ class Office:
         self.asked: list[Letter] = []
         self.failure: Exception | None = None
         self.stop = threading.Event()
-        box = self.box = Mailbox(self.store, KEYS, PROVIDER, fence=self.fence, answer=self.answer)
+        self.may_answer_slow = threading.Event()
+        box = self.box = Mailbox(
+            self.store, KEYS, PROVIDER, fence=self.fence, answer=self.answer, takes_long=("slow",)
+        )  # fmt: skip
         self.threads = [threading.Thread(target=run, args=(self.stop,), daemon=True) for run in (box.watch, box.run)]
         for thread in self.threads:
             thread.start()
@@ -38,6 +41,8 @@ class Office:
         return Compare.created_at(KEYS.host(PROVIDER), self.fenced_by)
 
     def answer(self, letter: Letter) -> str | None:
+        if letter.kind == "slow":
+            assert self.may_answer_slow.wait(20)
         self.asked.append(letter)
         if self.failure:
             raise self.failure
@@ -132,3 +137,12 @@ def test_a_letter_that_has_its_answer_is_not_answered_again(office: Office) -> N
     office.store.commit(Transaction(puts={KEYS.mail(PROVIDER, letter): Letter("audit").to_json()}, lease_id=lease_id))
     assert office.is_answered()
     assert office.reply(letter) == "from before" and len(office.asked) == 1
+
+
+def test_a_letter_that_takes_long_holds_up_no_other(office: Office) -> None:
+    slow = [office.post(Letter("slow").to_json())[0] for _ in range(3)]
+    assert office.is_answered()
+    assert [office.reply(letter) for letter in slow] == [None] * 3
+    office.may_answer_slow.set()
+    for letter in slow:
+        wait_until(lambda letter=letter: office.reply(letter), timeout_seconds=10, what="it is answered")  # type: ignore[misc]

@@ -51,6 +51,8 @@ NEEDS_FOURTH = (
     {"disk_content": DiskContent(resize=True)},
     {"disk_content": DiskContent(identity=True), "allow": ()},
     {"disk_content": DiskContent(files=(GuestFile("/etc/motd", "aGk="),)), "hardware": Hardware(disk_bus=DiskBus.SATA)},
+    {"restore": "before-upgrade", "restore_request": 2},
+    {"rebuild_request": 2, "hardware": Hardware(disk_bus=DiskBus.SATA)},
 )
 READ_BY_ALL = (
     {},
@@ -82,6 +84,13 @@ class EarlierSpec(Record):
 
 def number_in(text: str) -> int:
     return int(json.loads(text)["schema"])
+
+
+@pytest.mark.parametrize("fields", NEEDS_FOURTH, ids=str)
+def test_a_reader_that_knows_no_requests_of_a_disk_holds_a_guest_with_one(fields):
+    spec = dataclasses.replace(SPEC, **fields)
+    assert number_in(spec.to_json()) == 4
+    assert InstanceSpec.from_json(spec.to_json()) == spec
 
 
 @pytest.mark.parametrize("fields", NEEDS_THIRD, ids=str)

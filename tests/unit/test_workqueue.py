@@ -32,6 +32,35 @@ def test_a_key_added_while_it_waits_is_there_once(queue: WorkQueue[str]) -> None
     assert (queue.get(0), queue.get(0)) == ("a", None)
 
 
+def test_a_key_that_is_held_is_given_to_nobody_and_comes_when_it_is_given_back(queue: WorkQueue[str]) -> None:
+    queue.add("a")
+    assert queue.hold("a", 0)
+    assert queue.get(0) is None and not queue.hold("a", 0)
+    queue.add("a")
+    assert len(queue) == 0
+    queue.done("a")
+    assert (queue.get(0), queue.get(0)) == ("a", None)
+    assert not queue.hold("a", 0), "a worker has it"
+    queue.done("a")
+    assert queue.hold("a", 0), "whether it is to be looked at or not"
+    queue.done("a")
+    assert queue.get(0) is None
+    queue.close()
+    assert not queue.hold("a", 0)
+
+
+def test_who_wants_to_hold_a_key_waits_for_the_worker_that_has_it() -> None:
+    queue = WorkQueue[str]()
+    queue.add("a")
+    assert queue.get(0) == "a"
+    held: list[bool] = []
+    holder = threading.Thread(target=lambda: held.append(queue.hold("a", 20)))
+    holder.start()
+    queue.done("a")
+    holder.join(20)
+    assert held == [True]
+
+
 def test_a_key_in_hand_is_given_to_nobody_else_and_comes_back_once_when_added_meanwhile(queue: WorkQueue[str]) -> None:
     queue.add("a")
     assert queue.get(0) == "a"

@@ -1,0 +1,55 @@
+"""The edits that ask for another disk: one that goes back to a snapshot, or one made anew of an image. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from common.errors import Conflict
+from common.hardware import Hardware
+from common.model import Desired, ImageRef, InstanceSpec, InstanceStatus
+from eschedule.changes import Edit
+
+
+def reverted(snapshot: str) -> Edit:
+    """The edit that asks for the disk as it was when *snapshot* was taken, and for a boot of a guest that is to run."""
+
+    def edit(spec: InstanceSpec, status: InstanceStatus | None) -> Mapping[str, Any]:
+        _refuse(spec, status, "reverted")
+        number = _next(spec, status)
+        return {"restore": snapshot, "restore_request": number, "boot_request": number}
+
+    return edit
+
+
+def rebuilt(image: ImageRef | None, hardware: Hardware | None) -> Edit:
+    """The edit that asks for a new disk of *image* for *hardware*; of the image that it has, where None."""
+
+    def edit(spec: InstanceSpec, status: InstanceStatus | None) -> Mapping[str, Any]:
+        _refuse(spec, status, "rebuilt")
+        if image is None and status and status.rebuilt and status.rebuilt.problem:
+            raise Conflict(
+                f"the last rebuild of {spec.name} was given up, so that its image is not what its disk is made of: say "
+                f"which one is meant, as in --image {spec.image.name or spec.image.url}"
+            )
+        number = _next(spec, status)
+        new = {"image": image, "hardware": hardware} if image else {}
+        return {**new, "rebuild_request": number, "boot_request": number}
+
+    return edit
+
+
+def _refuse(spec: InstanceSpec, status: InstanceStatus | None, what: str) -> None:
+    """Raises: Conflict: *spec* is of an instance that has no disk of its own yet, or none any more."""
+    if spec.desired is Desired.DELETED:
+        raise Conflict(f"the instance {spec.name} is being destroyed; see: eschedule show {spec.name}")
+    if status is None or not status.booted:
+        raise Conflict(
+            f"the instance {spec.name} has not run yet, so that there is nothing to be {what}; see: eschedule show {spec.name}"
+        )
+
+
+def _next(spec: InstanceSpec, status: InstanceStatus | None) -> int:
+    """A number above all that its host has dealt with, be the spec an older one that was restored."""
+    known = (status.restored, status.rebuilt) if status else ()
+    return max([spec.boot_request, *(applied.request for applied in known if applied)]) + 1

@@ -1,0 +1,42 @@
+"""The command ``rebuild``: a new disk for an instance, of its image or another one; everything else of it stays."""
+
+from __future__ import annotations
+
+import argparse
+
+from common.errors import ConfigError
+from common.hardware import USUAL, Hardware
+from common.model import ImageRef, InstanceSpec
+from common.validate import is_image_name, parse_checksum, parse_image, parse_instance
+from eschedule.changes import find, read
+from eschedule.disk_edits import rebuilt
+from eschedule.disk_waiting import ask_and_wait
+from eschedule.follow import Goal
+from eschedule.image_choice import check_choice
+from eschedule.image_registry import registered
+from eschedule.session import Session
+
+
+def rebuild(session: Session, options: argparse.Namespace) -> int:
+    """Run ``rebuild``; its exit code.
+
+    Raises:
+        ConfigError: the image does not go with the instance.
+        EcomputeError: as ``ask_and_wait``.
+    """
+    who = parse_instance(options.instance)
+    if options.checksum is not None and options.image is None:
+        raise ConfigError("--checksum is that of an image; give --image IMAGE with it")
+    instance = find(session.store, session.keys, who)
+    spec = read(session.store, session.keys, instance, who).spec
+    image, hardware = (None, None) if options.image is None else _chosen(session, options, spec)
+    return ask_and_wait(session, options, who, edit=rebuilt(image, hardware), goal=Goal.REBUILT, done="is rebuilt")
+
+
+def _chosen(session: Session, options: argparse.Namespace, spec: InstanceSpec) -> tuple[ImageRef, Hardware]:
+    """The image that *options* name, and what a guest of it needs, which *spec* has to have room for."""
+    if not is_image_name(options.image):
+        return parse_image(options.image, options.checksum), USUAL
+    checksum = None if options.checksum is None else parse_checksum(options.checksum)
+    record = registered(session.store, session.keys, options.image)
+    return record.ref, check_choice(record, spec.resources, checksum, whose="the instance")
