@@ -274,6 +274,9 @@ class InstanceStatus(Record):
     addresses: tuple[Address, ...] = ()
     ready: Ready | None = None
     notes: tuple[str, ...] = ()  # what is not as asked for although it runs, one line each: "port 8080 of the host is taken …"
+    in_force: dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # VCPU and MEMORY_MB, where it runs with others than asked
     events: tuple[Event, ...] = ()  # the last 20
     updated_at: str = ""
     schema: int = SCHEMA

@@ -338,6 +338,11 @@ INSTANCE_STATUS = _record(
             "properties": {"at": _TIME, "message": _STRING, "host_keys": _list(_STRING), "boot_request": _COUNT},
         },
         "notes": _list({"type": "string", "description": "what is not as asked for although it runs, one line"}),
+        "in_force": {
+            "type": "object",
+            "additionalProperties": _COUNT,
+            "description": "VCPU and MEMORY_MB that the guest runs with until its next start, where others are asked for",
+        },
         "events": _list(
             _part(("at", "step", "took_ms"), {"at": _TIME, "step": _STRING, "took_ms": _COUNT, "message": _STRING}), maxItems=20
         ),

@@ -19,11 +19,13 @@ from common.errors import Conflict, HypervisorRejected
 from common.keys import Keys
 from common.model import InstanceSpec
 from common.network_records import address_keys
+from common.placement import Claim
 from common.store import Compare, Store, Transaction
 from ecompute.hypervisor import Domain, PowerState, Stamp
 from ecompute.image_sources import shown_url
 from ecompute.machine import Allocation, Facts, Step, is_up
 from ecompute.moving import Cause, Mover
+from ecompute.sizing import GIB, claim_wanted
 from ecompute.world import World
 
 
@@ -57,6 +59,8 @@ class Builder:
             Step.ASSERT_ALLOCATION: self._assert_allocation,
             Step.FETCH_IMAGE: self._fetch_image,
             Step.BUILD_DISK: self._build_disk,
+            Step.GROW_DISK: self._grow_disk,
+            Step.FIT_CLAIM: self._fit_claim,
             Step.RESERVE_NETWORK: self._reserve_network,
             Step.WRITE_METADATA: self._write_metadata,
             Step.WRITE_RULES: self._write_rules,
@@ -91,7 +95,7 @@ class Builder:
         return self._spec_steps[step](spec, facts, hand)
 
     def _assert_allocation(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
-        self._world.placement.assert_allocation(spec.uuid, {self._world.blueprint.provider: dict(spec.resources)})
+        self._world.placement.assert_allocation(spec.uuid, {self._world.blueprint.provider: claim_wanted(spec, facts.domain)})
         return dataclasses.replace(facts, allocation=Allocation.PRESENT)
 
     def _fetch_image(self, spec: InstanceSpec, facts: Facts, hand: Hand) -> Facts:
@@ -104,7 +108,22 @@ class Builder:
             raise Conflict(f"the image {shown_url(spec.image.url)} left the cache again")
         self._world.reports.remove(spec.uuid)  # a new disk is a new guest, and has not said anything yet
         self._world.disks.build(spec.uuid, image, spec.disk_gib)
-        return dataclasses.replace(facts, disk_is_there=True, files_are_there=True)
+        return dataclasses.replace(facts, disk_is_there=True, files_are_there=True, disk_is_large_enough=True)
+
+    def _grow_disk(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        disks, hypervisor = self._world.disks, self._world.hypervisor
+        if not (is_up(facts) and hypervisor.grow_disk(spec.uuid, disks.disk_path(spec.uuid), spec.disk_gib * GIB)):
+            disks.grow(spec.uuid, spec.disk_gib)
+        return dataclasses.replace(facts, disk_is_large_enough=True)
+
+    def _fit_claim(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        """Have the instance hold what it has to; a claim that is elsewhere, or another's, is an audit's business."""
+        provider, wanted = self._world.blueprint.provider, claim_wanted(spec, facts.domain)
+        held = self._world.placement.consumer(spec.uuid)
+        is_ours = held is not None and self._world.placement.is_ours(held) and set(held.allocations) == {provider}
+        if held is not None and is_ours and held.allocations[provider] != wanted:
+            self._world.placement.replace_consumers([Claim(spec.uuid, {provider: wanted}, held.generation)])
+        return dataclasses.replace(facts, claim_is_wrong=False)
 
     def _reserve_network(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         addresses = self._world.networks.reserve(spec.uuid, spec.nics)
@@ -136,8 +155,12 @@ class Builder:
             booted=known.booted if known else 0,
         )  # fmt: skip
         known_as = facts.domain.name if facts.domain else ""
+        if known and known.booted:
+            # It tells why the guest is down, and so whether it is to be started again.
+            stamp = dataclasses.replace(stamp, boot_id=known.boot_id)
         self._world.hypervisor.define(self._world.blueprint.xml(spec, facts.addresses or (), stamp, known_as=known_as))
-        domain = Domain(spec.uuid, known_as or spec.name, PowerState.SHUTOFF, "", stamp, spec.vcpus, spec.memory_mib)
+        reason = facts.domain.state_reason if facts.domain else ""
+        domain = Domain(spec.uuid, known_as or spec.name, PowerState.SHUTOFF, reason, stamp, spec.vcpus, spec.memory_mib)
         return dataclasses.replace(facts, domain=domain, definition_is_current=True)
 
     def _start(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from common.errors import InvalidSpec, NoSpace
 from common.files import PARTIAL, file_errors, fsync_directory, make_directory, partial_path, remove_partials
-from ecompute import qcow2_overlay
+from ecompute import disk_growth, qcow2_overlay
 from ecompute.images import CachedImage
 
 DISK_NAME = "disk.qcow2"
@@ -60,6 +60,15 @@ class Disks:
     def exists(self, uuid: UUID) -> bool:
         """Whether the instance has a whole disk."""
         return self.disk_path(uuid).is_file()
+
+    def is_large_enough(self, uuid: UUID, size_gib: int) -> bool:
+        """Whether the guest sees *size_gib* GiB at least; also where it has no disk, or none that can be read."""
+        size = disk_growth.virtual_size_bytes(self.disk_path(uuid))
+        return not 0 < size < size_gib * _GIB
+
+    def grow(self, uuid: UUID, size_gib: int) -> None:
+        """Make the disk of a guest that is off *size_gib* GiB large, if it is smaller; errors as ``disk_growth.grow``."""
+        disk_growth.grow(self.disk_path(uuid), size_gib * _GIB)
 
     def has_files(self, uuid: UUID) -> bool:
         """Whether anything of the instance is here, were it only half a disk."""

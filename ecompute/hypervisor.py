@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
@@ -197,6 +198,13 @@ class Hypervisor(Protocol):
 
     def raise_link(self, uuid: UUID, mac: str) -> None:
         """Let a running guest's card, defined with its link down, see a cable. ``Conflict`` where it has no such card."""
+        ...
+
+    def grow_disk(self, uuid: UUID, disk: Path, size_bytes: int) -> bool:
+        """Have a guest that is up see its *disk* as *size_bytes* large; False where guests use no files, as in a simulation.
+
+        ``Conflict`` where it is not up. For disks that are smaller: nothing here keeps one from being cut off.
+        """
         ...
 
     def guest_addresses(self, uuid: UUID) -> dict[str, tuple[IpAddress, ...]]:

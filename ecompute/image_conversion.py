@@ -164,6 +164,19 @@ def convert(source: Path, target: int, image_format: str, *, what: str, most_byt
     return size
 
 
+def change(arguments: list[str], descriptor: int, *, what: str, doing: str, seconds: int, most_file_bytes: int) -> None:
+    """Have ``qemu-img`` change the one file behind *descriptor*, which *arguments* name by it; *doing* says what, as "grown".
+
+    Raises:
+        ImageInvalid: it could not, or it takes longer than *seconds*. NoSpace: there is no room.
+    """
+    with _lent(descriptor, descriptor, what):
+        _run(
+            arguments, (descriptor,), what=what, seconds=seconds, most_file_bytes=most_file_bytes, report=lambda: None,
+            doing=doing,
+        )  # fmt: skip
+
+
 @contextlib.contextmanager
 def _lent(reading: int, writing: int, what: str) -> Iterator[None]:
     """The two files belong to nobody meanwhile, who opens them by the descriptors, without a way to their folder."""
@@ -215,11 +228,12 @@ def _run(
     seconds: int,
     most_file_bytes: int,
     report: Callable[[], None],
+    doing: str = "converted",
 ) -> bytes:
     """What ``qemu-img`` prints, run as in a cage."""
     program = shutil.which("qemu-img")
     if program is None:
-        raise Permanent(f"{what} cannot be converted: qemu-img is not on this host (apt-get install qemu-utils)", "NoQemuImg")
+        raise Permanent(f"{what} cannot be {doing}: qemu-img is not on this host (apt-get install qemu-utils)", "NoQemuImg")
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             [*_cage(seconds, most_file_bytes), program, *arguments],
@@ -237,9 +251,9 @@ def _run(
         output.seek(0)
         told = output.read(_MOST_OUTPUT_BYTES)
     if code is None:
-        raise ImageInvalid(f"{what} is not converted within {seconds} s: convert it yourself (qemu-img convert -O qcow2)")
+        raise ImageInvalid(f"{what} is not {doing} within {seconds} s: do it yourself (qemu-img)")
     if code:
-        raise _failure(what, code, told)
+        raise _failure(what, doing, code, told)
     return told
 
 
@@ -262,9 +276,9 @@ def _wait(process: subprocess.Popen[bytes], seconds: int, report: Callable[[], N
     return None
 
 
-def _failure(what: str, code: int, told: bytes) -> ImageInvalid | NoSpace:
+def _failure(what: str, doing: str, code: int, told: bytes) -> ImageInvalid | NoSpace:
     text = " ".join("".join(c if c.isprintable() else " " for c in told[-500:].decode("utf-8", "replace")).split())
     if "No space left" in text:
-        return NoSpace(f"{what} cannot be converted: {text}; free space on the file system of paths.state_dir")
+        return NoSpace(f"{what} cannot be {doing}: {text}; free space on the file system of paths.state_dir")
     how = f"qemu-img was ended by signal {-code}" if code < 0 else f"qemu-img says: {text}"
-    return ImageInvalid(f"{what} cannot be converted, it is damaged or of a kind that is not known: {how}")
+    return ImageInvalid(f"{what} cannot be {doing}, it is damaged or of a kind that is not known: {how}")

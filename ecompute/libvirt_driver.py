@@ -11,6 +11,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from uuid import UUID
 
 import libvirt
@@ -177,6 +178,15 @@ class LibvirtDriver:
             if handle is None:
                 raise Conflict(f"mark domain {uuid}: there is none")
             _set_stamp(handle, stamp)
+
+    def grow_disk(self, uuid: UUID, disk: Path, size_bytes: int) -> bool:
+        what = f"make the disk of domain {uuid} larger"
+        with self._calling(what) as connection:
+            handle = _lookup(connection, uuid)
+            if handle is None or _power_of(handle) not in changes.ACTIVE:
+                raise Conflict(f"{what}: it is not up")
+            answer = optional(handle.blockResize, str(disk), size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+            return answer is not None
 
     def _change(self, uuid: UUID, change: changes.PowerChange, act: Callable[[libvirt.virDomain], object]) -> None:
         """Do *act*, unless it is so already, or is so by the time that libvirt refuses."""

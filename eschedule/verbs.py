@@ -26,6 +26,7 @@ PLACES = {
     "start": "commands.start",
     "reboot": "commands.reboot",
     "set": "setting.set_",
+    "resize": "resize.resize",
     "port-forward": "forwarding.port_forward",
     "key": "keeping_keys.key",
     "hosts": "looking.hosts",

@@ -23,6 +23,7 @@ from common.model import Address, InstanceSpec
 from ecompute import libvirt_driver
 from ecompute.anti_spoofing import DUAL_FILTER_NAME, FILTER_NAME
 from ecompute.config_drive import Drive, image
+from ecompute.disk_growth import virtual_size_bytes
 from ecompute.domain_xml import domain_xml
 from ecompute.hypervisor import DhcpHost, Domain, Lease, PowerState
 from ecompute.libvirt_driver import LibvirtDriver
@@ -173,6 +174,24 @@ def test_a_guest_starts_stops_and_goes_however_often_it_is_told(
         assert (domain.power_state, domain.state_reason) == (PowerState.SHUTOFF, "destroyed")
     driver.undefine(spec.uuid)
     assert driver.get(spec.uuid) is None
+
+
+def test_a_disk_grows_under_its_guest_and_whatever_else_is_asked_of_it_is_refused(
+    libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    spec = guests.start()
+    disk = Path(INSTANCES) / str(spec.uuid) / "disk.qcow2"
+    for _ in range(2):
+        assert driver.grow_disk(spec.uuid, disk, 3 << 30)
+        assert virtual_size_bytes(libvirt_host.path(str(disk))) == 3 << 30
+    with pytest.raises(HypervisorRejected, match="larger"):
+        driver.grow_disk(spec.uuid, disk.with_name("another.qcow2"), 4 << 30)
+    driver.suspend(spec.uuid)
+    assert driver.grow_disk(spec.uuid, disk, 4 << 30)
+    driver.destroy(spec.uuid)
+    with pytest.raises(Conflict, match="not up"):
+        driver.grow_disk(spec.uuid, disk, 5 << 30)
+    assert virtual_size_bytes(libvirt_host.path(str(disk))) == 4 << 30
 
 
 def test_pausing_resuming_and_resetting_keep_the_process(

@@ -12,6 +12,7 @@ import threading
 import xml.etree.ElementTree as ET
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection
+from pathlib import Path
 from uuid import UUID
 
 from common.errors import Conflict, EcomputeError, HypervisorRejected
@@ -42,11 +43,13 @@ class _Guest:
     live_stamp: Stamp | None = None
     defined_cards: tuple[Card, ...] = ()
     live_cards: tuple[Card, ...] = ()
+    live_size: tuple[int, int] = (0, 0)  # CPUs and MiB that it was started with
 
     def seen(self) -> Domain:
         is_active = self.power_state in changes.ACTIVE
         stamp = self.live_stamp if is_active else self.domain.stamp
-        return dataclasses.replace(self.domain, power_state=self.power_state, state_reason=self.reason, stamp=stamp)
+        seen = dataclasses.replace(self.domain, power_state=self.power_state, state_reason=self.reason, stamp=stamp)
+        return dataclasses.replace(seen, vcpus=self.live_size[0], memory_mib=self.live_size[1]) if is_active else seen
 
 
 def _parsed(xml: str) -> Domain:
@@ -251,6 +254,12 @@ class FakeHypervisor:
                 dataclasses.replace(card, link_is_up=card.link_is_up or card.mac == mac) for card in guest.live_cards
             )
 
+    def grow_disk(self, uuid: UUID, disk: Path, size_bytes: int) -> bool:
+        with self._called("grow_disk", uuid):
+            if self._power(uuid) not in changes.ACTIVE:
+                raise Conflict(f"make the disk of domain {uuid} larger: it is not up")
+            return False  # its guests use no files
+
     def guest_addresses(self, uuid: UUID) -> dict[str, tuple[IpAddress, ...]]:
         with self._called("guest_addresses", uuid):
             return self.addresses_said.get(uuid, {}) if self._power(uuid) in changes.ACTIVE else {}
@@ -293,6 +302,7 @@ class FakeHypervisor:
             guest = self._guests[uuid]
             if guest.power_state not in changes.ACTIVE:
                 guest.live_stamp = guest.domain.stamp
+                guest.live_size = guest.domain.vcpus, guest.domain.memory_mib
                 guest.live_cards = tuple(
                     dataclasses.replace(card, device=f"vnet{next(self._devices)}") for card in guest.defined_cards
                 )

@@ -10,6 +10,7 @@ from uuid import UUID
 from common.model import Desired, ImageRef
 from eschedule import changes
 from eschedule.request import Request
+from eschedule.resizing import Resizer
 from eschedule.scheduler import Scheduler
 from tests.support.cluster import QUERY, Cluster, Node
 from tests.support.ledger import Ledger
@@ -67,6 +68,9 @@ class Clients:
         self.ledger.asked_to_reboot(uuid)
         self._change(uuid, changes.rebooted(hard=hard))
         self.ledger.reboot_is_certain(uuid)
+
+    def resize(self, uuid: UUID, **wanted: int) -> None:
+        Resizer(self.cluster.store, self.cluster.keys, self.cluster.placement).resize(uuid, wanted, who=uuid)
 
     def edit(self, uuid: UUID, fields: Mapping[str, Any]) -> None:
         """Set *fields* of the spec as they are."""
