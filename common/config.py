@@ -127,6 +127,8 @@ class ImagesConfig:
     fetch_timeout_seconds: float = 30.0  # not a byte for so long
     max_size_gib: int = 100
     revalidate_after_hours: float | None = 24.0  # an address without a checksum is asked again; None: never
+    publish_directory: Path | None = None  # images of guests are put there; None: none can be made here
+    publish_url: str | None = None  # by which all hosts read that folder
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,13 @@ COMPUTE: Schema = {
                     "fetch_timeout_seconds": _seconds(1, 3600),
                     "max_size_gib": _integer(1, 1024 * 1024),
                     "revalidate_after_hours": _or_null(_seconds(0, 87600)),
+                    "publish_directory": _or_null(_FOLDER),
+                    "publish_url": _or_null(
+                        _text(
+                            "^(https?://[^\\s/?#]+|file://)(/[^\\s?#]*)?$",
+                            "an http://, https:// or file:/// address of a folder",
+                        )
+                    ),
                 }
             ),
             "builder": _section(

@@ -45,6 +45,7 @@ from ecompute.heartbeat import Heartbeat, take_provider
 from ecompute.host_network import HostNetwork
 from ecompute.host_traits import guest_flags
 from ecompute.hypervisor import Domain, HostInfo
+from ecompute.image_jobs import image_jobs
 from ecompute.images import ImageCache
 from ecompute.inventory import InventoryKeeper, foreign_use
 from ecompute.kvm_probe import choose_virt_type
@@ -279,10 +280,7 @@ class Agent:
             hypervisor, store, self._keys, provider=host.provider, host=host.name, state_dir=config.paths.state_dir,
             now=wall_time, tell=self._leave,
         )  # fmt: skip
-        mailbox = Mailbox(
-            store, self._keys, host.provider, fence=heartbeat.fence, answered=leaver.answered,
-            answer=lambda letter: leaver.answer(letter) or auditor.answer(letter),
-        )  # fmt: skip
+        mailbox = self._mailbox(host, world, store, heartbeat, leaver=leaver, auditor=auditor)
         self._resync = Resync(
             hypervisor=hypervisor, placement=for_looks, provider=host.provider, specs=specs, statuses=statuses,
             reconciler=reconciler, wake=self._queue.add, every_seconds=builder_config.resync_every_seconds,
@@ -321,6 +319,16 @@ class Agent:
         logger.info("serving", extra=fields(provider=host.provider, instances=len(specs.uuids())))
         self._stop.wait()
         self._put_down(workers)
+
+    def _mailbox(
+        self, host: Host, world: World, store: EtcdStore, heartbeat: Heartbeat, *, leaver: Leaver, auditor: Auditor
+    ) -> Mailbox:
+        images = image_jobs(world, store, self._keys, config=self._config, provider=host.provider, host=host.name, sealer=None)
+        self._thread("images", images.run)
+        return Mailbox(
+            store, self._keys, host.provider, fence=heartbeat.fence, answered=leaver.answered,
+            answer=lambda letter: leaver.answer(letter) or auditor.answer(letter) or images.answer(letter),
+        )  # fmt: skip
 
     def _placement(self, *, keeps_connections: bool) -> Placement:
         # One try a call: what failed is tried again by whoever called, and a worker is to be free for other guests meanwhile.

@@ -63,8 +63,12 @@ class Disks:
 
     def is_large_enough(self, uuid: UUID, size_gib: int) -> bool:
         """Whether the guest sees *size_gib* GiB at least; also where it has no disk, or none that can be read."""
-        size = disk_growth.virtual_size_bytes(self.disk_path(uuid))
+        size = self.virtual_size_bytes(uuid)
         return not 0 < size < size_gib * _GIB
+
+    def virtual_size_bytes(self, uuid: UUID) -> int:
+        """How large the guest sees its disk; 0 where it has none."""
+        return disk_growth.virtual_size_bytes(self.disk_path(uuid))
 
     def grow(self, uuid: UUID, size_gib: int) -> None:
         """Make the disk of a guest that is off *size_gib* GiB large, if it is smaller; errors as ``disk_growth.grow``."""

@@ -20,7 +20,8 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ImageInvalid, NoSpace, Permanent
@@ -162,6 +163,42 @@ def convert(source: Path, target: int, image_format: str, *, what: str, most_byt
     finally:
         os.close(reading)
     return size
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A disk's file, and QEMU's name of its format."""
+
+    path: Path
+    format: str
+
+
+def flatten(layers: Sequence[Layer], target: int, *, what: str, most_bytes: int, report: Callable[[], None]) -> None:
+    """Write what guests see of *layers*, each of which rests on the next, into the empty file behind *target*, as a qcow2.
+
+    What the files themselves name as theirs to rest on counts for nothing: nothing else is read. The first is ours alone, and
+    is lent to nobody meanwhile; the others everybody may read.
+
+    Args:
+        most_bytes: that *target* may come to have.
+        report: called often; what it raises ends it.
+
+    Raises:
+        ImageInvalid: QEMU does not take them for such files, or it takes longer than an hour. NoSpace: there is no room.
+    """
+    with contextlib.ExitStack() as opened:
+        name: dict[str, object] | None = None
+        descriptors = [os.open(layer.path, os.O_RDONLY | os.O_CLOEXEC) for layer in layers]
+        for descriptor in descriptors:
+            opened.callback(os.close, descriptor)
+        for layer, descriptor in reversed(list(zip(layers, descriptors, strict=True))):
+            file = {"driver": "file", "filename": f"/proc/self/fd/{descriptor}", "locking": "off"}
+            name = {"driver": layer.format, "file": file} | ({"backing": name} if layer.format == "qcow2" else {})
+        opened.enter_context(_lent(descriptors[0], target, what))
+        _run(
+            ["convert", "-q", "-O", "qcow2", f"json:{json.dumps(name)}", f"/proc/self/fd/{target}"], (*descriptors, target),
+            what=what, seconds=_CONVERT_SECONDS, most_file_bytes=most_bytes, report=report, doing="copied",
+        )  # fmt: skip
 
 
 def change(arguments: list[str], descriptor: int, *, what: str, doing: str, seconds: int, most_file_bytes: int) -> None:

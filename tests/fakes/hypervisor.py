@@ -19,7 +19,7 @@ from common.errors import Conflict, EcomputeError, HypervisorRejected
 from common.nics import IpAddress
 from ecompute import changes
 from ecompute.anti_spoofing import FILTER_NAME
-from ecompute.hypervisor import Card, DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
+from ecompute.hypervisor import Card, Copying, CopyState, DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
 from ecompute.libvirt_xml import STAMP_NAMESPACE, cards_of, stamp_of
 
 DEFAULT_NETWORK = Network("default", True, "virbr0", "192.168.122.1", 24, "192.168.122.2", "192.168.122.254", ())
@@ -89,6 +89,9 @@ class FakeHypervisor:
         self.live_leases: dict[str, tuple[Lease, ...]] = {}
         self.calls: list[tuple[str, UUID | None]] = []  # every call so far, with its domain
         self.addresses_said: dict[UUID, dict[str, tuple[IpAddress, ...]]] = {}  # by guest and MAC
+        self.begins_copy: Callable[[UUID, Path], Copying] = lambda _uuid, _target: Copying.NOT_POSSIBLE
+        self.copy_states: list[CopyState] = []  # what is answered next, one after the other
+        self.copies_ended: list[Callable[[UUID], None]] = []
         self._devices = itertools.count()
         self._host = host
         self._guests: dict[UUID, _Guest] = {}
@@ -259,6 +262,23 @@ class FakeHypervisor:
             if self._power(uuid) not in changes.ACTIVE:
                 raise Conflict(f"make the disk of domain {uuid} larger: it is not up")
             return False  # its guests use no files
+
+    def begin_copy(self, uuid: UUID, disk: Path, target: Path) -> Copying:
+        with self._called("begin_copy", uuid):
+            if self._power(uuid) not in changes.ACTIVE:
+                raise Conflict(f"copy the disk of domain {uuid}: it is not up")
+            return self.begins_copy(uuid, target)
+
+    def copy_state(self, uuid: UUID) -> CopyState:
+        with self._called("copy_state", uuid):
+            return self.copy_states.pop(0) if self.copy_states else CopyState(False, problem="there was none")
+
+    def end_copy(self, uuid: UUID) -> None:
+        with self._called("end_copy", uuid):
+            self.copy_states.clear()
+
+    def subscribe_copies(self, on_end: Callable[[UUID], None]) -> None:
+        self.copies_ended.append(on_end)
 
     def guest_addresses(self, uuid: UUID) -> dict[str, tuple[IpAddress, ...]]:
         with self._called("guest_addresses", uuid):
