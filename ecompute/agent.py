@@ -323,7 +323,9 @@ class Agent:
     def _mailbox(
         self, host: Host, world: World, store: EtcdStore, heartbeat: Heartbeat, *, leaver: Leaver, auditor: Auditor
     ) -> Mailbox:
-        images = image_jobs(world, store, self._keys, config=self._config, provider=host.provider, host=host.name, sealer=None)
+        images = image_jobs(
+            world, store, self._keys, config=self._config, provider=host.provider, host=host.name, sealer=lambda: None
+        )
         self._thread("images", images.run)
         return Mailbox(
             store, self._keys, host.provider, fence=heartbeat.fence, answered=leaver.answered,

@@ -102,9 +102,7 @@ class ImageJobs:
         try:
             with self._in_turn(job):
                 logger.info("an image is made", extra=fields(instance=job.uuid, seals=job.seals))
-                made = self._maker.make(
-                    job.uuid, seals=job.seals, tell=lambda *far: self._tell(job, *far), is_cancelled=lambda: self._is_over(job)
-                )
+                made = self._maker.make(job.uuid, seals=job.seals, tell=lambda *far: self._tell(job, *far))
         except Cancelled:
             logger.info("an image is given up", extra=fields(instance=job.uuid))
             self._drop(job_id, job)
@@ -200,9 +198,10 @@ class _Turn:
 
 
 def image_jobs(
-    world: World, store: Store, keys: Keys, *, config: ComputeConfig, provider: UUID, host: str, sealer: Sealer | None
-) -> ImageJobs:
-    """The images of this host, as *config* has them published; *sealer* None: it cannot seal."""
+    world: World, store: Store, keys: Keys, *, config: ComputeConfig, provider: UUID, host: str,
+    sealer: Callable[[], Sealer | None],
+) -> ImageJobs:  # fmt: skip
+    """The images of this host, as *config* has them published."""
 
     def is_named(checksum: str) -> bool:
         return any(checksum in item.value for item in store.list(keys.images()).items)

@@ -37,7 +37,7 @@ Tell = Callable[[Stage, int, int], None]
 class Sealer(Protocol):
     """Takes away what makes a disk one guest's: keys, machine id, logs."""
 
-    def seal(self, disk: Path, *, what: str, is_cancelled: Callable[[], bool] = lambda: False) -> object:
+    def seal(self, disk: Path, *, what: str) -> object:
         """In place; raises ``EcomputeError`` where it cannot be done, and *disk* is to be thrown away then."""
         ...
 
@@ -56,10 +56,10 @@ class ImageMaker:
 
     Args:
         folder: where images are published; None where that is not configured.
-        sealer: None where this host cannot seal.
+        sealer: what seals, asked for each image; None where this host cannot seal now.
     """
 
-    def __init__(self, copier: DiskCopier, folder: PublishFolder | None, sealer: Sealer | None) -> None:
+    def __init__(self, copier: DiskCopier, folder: PublishFolder | None, sealer: Callable[[], Sealer | None]) -> None:
         self._copier, self._folder, self._sealer = copier, folder, sealer
 
     def clean_up(self) -> None:
@@ -68,7 +68,7 @@ class ImageMaker:
         if self._folder:
             self._folder.clean_up()
 
-    def make(self, uuid: UUID, *, seals: bool, tell: Tell, is_cancelled: Callable[[], bool]) -> Made:
+    def make(self, uuid: UUID, *, seals: bool, tell: Tell) -> Made:
         """Publish an image of the instance's disk as it is now.
 
         Args:
@@ -79,14 +79,15 @@ class ImageMaker:
         """
         if self._folder is None:
             raise Permanent(NOT_CONFIGURED, "NotConfigured")
-        if seals and self._sealer is None:
+        sealer = self._sealer() if seals else None
+        if seals and sealer is None:
             raise Permanent(CANNOT_SEAL, "CannotSeal")
         self._folder.check()
         with self._copier.copied(uuid, lambda done, total: tell(Stage.COPYING, done, total)) as (path, how):
             size = _checked(path)
-            if seals and self._sealer is not None:
+            if sealer is not None:
                 tell(Stage.SEALING, 0, 0)
-                self._sealer.seal(path, what=f"the image of {uuid}", is_cancelled=is_cancelled)
+                sealer.seal(path, what=f"the image of {uuid}")
                 size = _checked(path)
             published = self._folder.publish(path, str(uuid), lambda done, total: tell(Stage.PUBLISHING, done, total))
         return Made(published, size, UNFROZEN if how is Copying.UNFROZEN else "")

@@ -195,7 +195,7 @@ class Sealer:
     def __init__(self) -> None:
         self.sealed: list[Path] = []
 
-    def seal(self, disk: Path, *, what: str, is_cancelled: object = None) -> None:
+    def seal(self, disk: Path, *, what: str) -> None:
         self.sealed.append(disk)
         Scene.io(disk, "write -P 7 0 64k")
 
@@ -209,14 +209,14 @@ def test_an_image_is_sealed_where_it_is_to_be_before_anybody_can_read_it(raw: Sc
     def tell(stage: Stage, *_: int) -> None:
         stages.append(stage)
 
-    made = ImageMaker(raw.copier, folder, sealer).make(raw.uuid, seals=True, tell=tell, is_cancelled=lambda: False)
+    made = ImageMaker(raw.copier, folder, lambda: sealer).make(raw.uuid, seals=True, tell=tell)
     assert (made.virtual_size_bytes, made.note, len(sealer.sealed)) == (1 << 30, "", 1)
     assert stages.index(Stage.SEALING) < stages.index(Stage.PUBLISHING)
     raw.io(made.published.path, "read -P 7 0 64k")
-    plain = ImageMaker(raw.copier, folder, None)
-    assert plain.make(raw.uuid, seals=False, tell=tell, is_cancelled=lambda: False).published.path != made.published.path
+    plain = ImageMaker(raw.copier, folder, lambda: None)
+    assert plain.make(raw.uuid, seals=False, tell=tell).published.path != made.published.path
     with pytest.raises(Permanent) as refused:
-        plain.make(raw.uuid, seals=True, tell=tell, is_cancelled=lambda: False)
+        plain.make(raw.uuid, seals=True, tell=tell)
     assert str(refused.value) == CANNOT_SEAL
     with pytest.raises(Permanent, match="set images"):
-        ImageMaker(raw.copier, None, sealer).make(raw.uuid, seals=False, tell=tell, is_cancelled=lambda: False)
+        ImageMaker(raw.copier, None, lambda: sealer).make(raw.uuid, seals=False, tell=tell)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -40,7 +40,7 @@ class Maker:
         if self.dirty:
             raise self.dirty.pop()
 
-    def make(self, uuid: UUID, *, seals: bool, tell: Tell, is_cancelled: Callable[[], bool]) -> Made:
+    def make(self, uuid: UUID, *, seals: bool, tell: Tell) -> Made:
         self.asked.append((uuid, seals))
         self.at_work.set()
         while not self.go.wait(0.01):
