@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import Conflict, HypervisorRejected
 from ecompute.domain_xml import domain_name, domain_xml
-from ecompute.hypervisor import DhcpHost, Hypervisor, PowerState
+from ecompute.hypervisor import Copying, DhcpHost, Hypervisor, PowerState
 from ecompute.libvirt_driver import LibvirtDriver
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.support.domains import a_context, a_spec, a_stamp
@@ -143,6 +143,24 @@ def test_only_the_disk_of_a_guest_that_is_up_is_made_larger_and_a_simulation_has
             hypervisor.grow_disk(uuid, tmp_path / "disk.qcow2", 2 << 30)
     hypervisor.start(defined)
     assert not hypervisor.grow_disk(defined, tmp_path / "disk.qcow2", 2 << 30)
+
+
+def test_only_the_disk_of_a_guest_that_is_up_is_copied_and_a_simulation_has_none(
+    hypervisor: Hypervisor, defined: UUID, tmp_path: Path
+) -> None:
+    disk, target = tmp_path / "disk.qcow2", tmp_path / "copy.qcow2"
+    hypervisor.subscribe_copies(lambda _: None)
+    for uuid in (defined, uuid4()):
+        hypervisor.end_copy(uuid)
+        with pytest.raises(Conflict, match="not up"):
+            hypervisor.begin_copy(uuid, disk, target)
+    hypervisor.define(domain_xml(a_spec(uuid=defined), a_context(directory=tmp_path)))
+    hypervisor.start(defined)
+    assert hypervisor.begin_copy(defined, disk, target) is Copying.NOT_POSSIBLE
+    state = hypervisor.copy_state(defined)
+    assert (state.is_running, bool(state.problem)) == (False, True)
+    hypervisor.end_copy(defined)
+    assert power_state(hypervisor, defined) == PowerState.RUNNING and not target.exists()
 
 
 def test_a_guest_keeps_the_size_that_it_was_started_with(hypervisor: Hypervisor, running: UUID) -> None:
