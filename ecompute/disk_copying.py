@@ -28,7 +28,6 @@ from ecompute.image_probe import QCOW2_MAGIC, backing_of
 
 DIRECTORY_MODE = 0o711  # QEMU, which runs as another user, passes to the files that it is told of
 SPARE_BYTES = 1 << 30
-LOOK_EVERY_SECONDS = 20.0  # whether a copy has ended, should its event have got lost
 REPORT_EVERY_SECONDS = 1.0
 TRIES = 4  # of a copy, where the guest goes up or down meanwhile
 MOST_SECONDS = 4 * 3600.0
