@@ -24,8 +24,8 @@ NOT_CONFIGURED = (
     "may write to and the address by which all hosts read it, and restart ecompute"
 )
 CANNOT_SEAL = (
-    "this host cannot seal images, without which two guests of one image would be taken for one machine: it has no libguestfs; "
-    "install it (apt-get install python3-guestfs), or say --no-seal where the guest's own identity may be in the image"
+    "this host cannot seal images, without which two guests of one image would be taken for one machine: it has no libguestfs "
+    "that ecompute could use; say --no-seal where the guest's own identity may be in the image"
 )
 UNFROZEN = (
     "the guest's agent did not answer, so that its file systems were not written out first: the image is as after a power cut; "

@@ -100,7 +100,7 @@ def test_the_same_disk_is_the_same_file_and_a_name_is_never_another_image(place:
 
 
 def test_what_cannot_be_made_is_refused_in_one_line_and_nothing_is_left(place: Place) -> None:
-    assert "apt-get install python3-guestfs" in place.make("sealed", "--from", "web", code=1)
+    assert "it has no libguestfs" in place.make("sealed", "--from", "web", code=1)
     assert "there is no instance" in place.make("none", "--from", "nobody", "--no-seal", code=1)
     assert "--min-disk" in place.make("none", "--from", "web", "--no-seal", "--min-disk", "x", code=2)
     place.published.rename(place.published.with_name("elsewhere"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.deployment import deployment_inside
 from tests.support.guests import Guest, make_key
 from tests.support.hosts import NamespacedHost
@@ -11,6 +13,7 @@ from tests.support.hosts import NamespacedHost
 REQUEST = "resources=VCPU:1,DISK_GB:1,MEMORY_MB:128"
 
 
+@pytest.mark.timeout(900)  # emulated guests, on a machine that does other things as well
 def test_a_guest_of_the_image_has_the_files_of_the_guest_that_it_was_made_of(
     deployment_host: NamespacedHost, tiny_image: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.deployment import Deployment
 from tests.support.guests import Guest, make_key
 from tests.support.hosts import NamespacedHost
@@ -13,6 +15,7 @@ REQUEST = "resources=VCPU:1,DISK_GB:1,MEMORY_MB:128"
 BOOTED = "cat /proc/sys/kernel/random/boot_id"
 
 
+@pytest.mark.timeout(900)  # emulated guests, on a machine that does other things as well
 def test_a_guest_sees_its_disk_grow_and_its_cpus_after_a_reboot(
     deployment_host: NamespacedHost, host_deployment: Deployment, tiny_image: Path, tmp_path: Path
 ) -> None:
