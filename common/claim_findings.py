@@ -38,12 +38,15 @@ def missing_allocation(where: str, spec: InstanceSpec, provider: UUID, *, has_gu
     )  # fmt: skip
 
 
-def wrong_allocation(where: str, spec: InstanceSpec, provider: UUID, held: Held, *, has_guest: bool | None) -> Finding:
+def wrong_allocation(
+    where: str, spec: InstanceSpec, provider: UUID, held: Held, wanted: Mapping[str, int], *, has_guest: bool | None
+) -> Finding:
+    """*wanted*: what it has to hold, which is more than its spec says while a guest runs with more."""
     on = "" if provider in held.providers else f" on {', '.join(sorted(map(str, held.providers)))}"
     is_fixable = bool(has_guest) and held.is_ours
     cure = f"look at it: eschedule show {spec.name}; it is left alone, since no guest of ours is known to use it"
     if is_fixable:
-        cure = "eschedule audit --fix sets it to what the spec says, where there is room"
+        cure = "its host sets it right within some minutes, eschedule audit --fix at once, where there is room"
     elif has_guest:
         cure = (
             f"look at it in Placement: GET /allocations/{spec.uuid}; it is left alone, since it is of another project or type "
@@ -51,8 +54,8 @@ def wrong_allocation(where: str, spec: InstanceSpec, provider: UUID, held: Held,
         )
     return Finding(
         Kind.WRONG_ALLOCATION, where,
-        f"the instance {spec.name} holds {shown(held.resources)}{on}, not {shown(spec.resources)}",
-        "the claim was changed by hand, or etcd or Placement was restored", cure,
+        f"the instance {spec.name} holds {shown(held.resources)}{on}, not {shown(wanted)}",
+        "an eschedule resize was cut off, the claim was changed by hand, or etcd or Placement was restored", cure,
         spec.uuid, provider, is_fixable, name=spec.name,
     )  # fmt: skip
 

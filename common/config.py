@@ -130,6 +130,8 @@ class ImagesConfig:
     max_cache_gib: int | None = None  # images that no disk rests on go, the longest unused first; None: while there is room
     evict_after_days: float | None = None  # so long unused an image goes; None: never for its age
     prefetch: tuple[str, ...] = ()  # names, addresses, paths: fetched without a guest, and kept
+    publish_directory: Path | None = None  # images of guests are put there; None: none can be made here
+    publish_url: str | None = None  # by which all hosts read that folder
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,14 @@ def check_login(values: Values) -> Iterator[Problem]:
         yield _problem(f"etcd.{there} is set without {absent}, needs both or none", "etcd.username", "etcd.password_file")
 
 
+def check_publishing(values: Values) -> Iterator[Problem]:
+    keys = ("images.publish_directory", "images.publish_url")
+    directory, url = (values[key] for key in keys)
+    if (directory is None) != (url is None):
+        there, absent = ("publish_url", "publish_directory") if directory is None else ("publish_directory", "publish_url")
+        yield _problem(f"images.{there} is set without {absent}, needs both or none", *keys)
+
+
 # -- files ---------------------------------------------------------------------------------------------------------------
 
 
@@ -279,7 +287,7 @@ _BOTH: tuple[Check, ...] = (
 )  # fmt: skip
 COMPUTE_CHECKS: tuple[Check, ...] = (
     *_BOTH, check_lease, check_virt_type, check_metadata_address, check_paths, check_vendor_data_file,
-    check_prefetch, check_disk,
+    check_prefetch, check_disk, check_publishing,
 )  # fmt: skip
 # Of files that only ecompute reads, and that may be nobody else's to read: see ``load_compute``.
 ECOMPUTE_FILE_CHECKS: tuple[Check, ...] = (check_files, check_vendor_data_file)

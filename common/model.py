@@ -293,6 +293,9 @@ class InstanceStatus(Record):
     notes: tuple[str, ...] = ()  # what is not as asked for although it runs, one line each: "port 8080 of the host is taken …"
     restored: Applied | None = None  # the last restore_request that was dealt with
     rebuilt: Applied | None = None  # the last rebuild_request
+    in_force: dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # VCPU and MEMORY_MB, where it runs with others than asked
     events: tuple[Event, ...] = ()  # the last 20
     updated_at: str = ""
     schema: int = SCHEMA

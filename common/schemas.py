@@ -139,6 +139,13 @@ COMPUTE: Schema = {
                     "max_cache_gib": _or_null(_integer(1, 1024 * 1024)),
                     "evict_after_days": _or_null(_seconds(0.01, 36500)),
                     "prefetch": {"type": "array", "uniqueItems": True, "maxItems": 100, "items": _IMAGE},
+                    "publish_directory": _or_null(_FOLDER),
+                    "publish_url": _or_null(
+                        _text(
+                            "^(https?://[^\\s/?#]+|file://)(/[^\\s?#]*)?$",
+                            "an http://, https:// or file:/// address of a folder",
+                        )
+                    ),
                 }
             ),
             "disk": _section(
@@ -378,6 +385,11 @@ INSTANCE_STATUS = _record(
         "restored": _APPLIED,
         "rebuilt": _APPLIED,
         "notes": _list({"type": "string", "description": "what is not as asked for although it runs, one line"}),
+        "in_force": {
+            "type": "object",
+            "additionalProperties": _COUNT,
+            "description": "VCPU and MEMORY_MB that the guest runs with until its next start, where others are asked for",
+        },
         "events": _list(
             _part(("at", "step", "took_ms"), {"at": _TIME, "step": _STRING, "took_ms": _COUNT, "message": _STRING}), maxItems=20
         ),

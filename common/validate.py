@@ -25,7 +25,7 @@ from common.validate_access import (
 )
 from common.validate_images import is_image_name, parse_checksum, parse_image, parse_image_name
 from common.validate_keys import MOST_KEYS, parse_public_keys
-from common.validate_query import RequestQuery, parse_resources_query
+from common.validate_query import RequestQuery, parse_amounts, parse_resources_query
 
 __all__ = [
     "MOST_KEYS",
@@ -37,6 +37,7 @@ __all__ = [
     "is_key_name",
     "is_uuid",
     "parse_allow",
+    "parse_amounts",
     "parse_checksum",
     "parse_config_drive",
     "parse_count",

@@ -70,6 +70,22 @@ def parse_resources_query(query: str) -> RequestQuery:
     return RequestQuery(tuple(sorted(parameters)), _total(parameters))
 
 
+def parse_amounts(query: str, classes: Iterable[str]) -> dict[str, int]:
+    """The amounts of some of *classes* in ``resources=VCPU:2,DISK_GB:20``, and nothing else; for what is there already.
+
+    Raises:
+        ConfigError: it is no such query; one line.
+    """
+    given = [_normal(name, value) for name, value in _split(query)]
+    _check_repeats([name for name, _ in given])
+    if others := [name for name, _ in given if name != "resources"]:
+        raise ConfigError(f"{others[0]}= chooses a host, and is not taken for an instance that has one; give resources= alone")
+    amounts = {c: int(amount) for _, value in given for c, _, amount in (item.partition(":") for item in value.split(","))}
+    if strange := sorted(amounts.keys() - set(classes)):
+        raise ConfigError(f"{strange[0]} cannot be changed; {', '.join(classes)} can")
+    return amounts
+
+
 def _split(query: str) -> Iterable[tuple[str, str]]:
     text = query.removeprefix("?")
     if not text:

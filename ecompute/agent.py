@@ -32,6 +32,7 @@ from common.retry import Backoff, Deadline
 from common.service_notify import ServiceNotifier
 from common.text import utc_text
 from ecompute import identity, threads
+from ecompute.appliance import missing
 from ecompute.auditor import Auditor
 from ecompute.blueprint import Blueprint
 from ecompute.bridges import HostBridges
@@ -48,6 +49,7 @@ from ecompute.heartbeat import Heartbeat, take_provider
 from ecompute.host_network import HostNetwork
 from ecompute.host_traits import guest_flags
 from ecompute.hypervisor import Domain, HostInfo
+from ecompute.image_jobs import image_jobs
 from ecompute.image_service import ImageService
 from ecompute.images import ImageCache
 from ecompute.inventory import InventoryKeeper, foreign_use
@@ -335,11 +337,15 @@ class Agent:
             world, store, self._keys, provider=host.provider, host=host.name, queue=self._queue,
             is_live=lambda: heartbeat.is_live, cluster_id=lambda: specs.cluster_id,
         )  # fmt: skip
+        made = image_jobs(
+            world, store, self._keys, config=self._config, provider=host.provider, host=host.name,
+            sealer=lambda: None if missing() else world.preparation.tools,
+        )  # fmt: skip
+        self._thread("images", made.run)
+        served = (leaver.answer, snapshotter.answer, images.answer, made.answer, auditor.answer)
         return Mailbox(
             store, self._keys, host.provider, fence=heartbeat.fence, answered=leaver.answered, takes_long=SNAPSHOT_KINDS,
-            answer=lambda letter: (
-                leaver.answer(letter) or snapshotter.answer(letter) or images.answer(letter) or auditor.answer(letter)
-            ),
+            answer=lambda letter: next((text for text in (answer(letter) for answer in served) if text), None),
         )  # fmt: skip
 
     def _placement(self, *, keeps_connections: bool) -> Placement:

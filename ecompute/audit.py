@@ -22,6 +22,7 @@ from ecompute.disks import Folder
 from ecompute.firewall import GuestRules
 from ecompute.hypervisor import DhcpHost, Domain, Stamp
 from ecompute.proposal import Remains, proposed
+from ecompute.sizing import claim_wanted
 from ecompute.watcher import SpecEntry
 
 # Where nothing is under way; an instance in any other phase is on its way to one of them, and looked at there.
@@ -93,7 +94,7 @@ def consumers_to_ask(sight: Sight) -> set[UUID]:
     wrong = {
         uuid
         for uuid in sight.specs
-        if (spec := sight.at_rest(uuid)) is not None and dict(sight.allocations.get(uuid, {})) != spec.resources
+        if (spec := sight.at_rest(uuid)) is not None and dict(sight.allocations.get(uuid, {})) != _wanted(sight, spec)
     }
     return alone | wrong
 
@@ -267,8 +268,13 @@ def _claim(sight: Sight, spec: InstanceSpec, held: Held | None) -> Iterator[Find
     guest = sight.stamp(spec.uuid) is not None
     if held is None:
         yield missing_allocation(sight.where, spec, sight.provider, has_guest=guest)
-    elif held.resources != spec.resources or sight.provider not in held.providers:
-        yield wrong_allocation(sight.where, spec, sight.provider, held, has_guest=guest)
+    elif held.resources != (wanted := _wanted(sight, spec)) or sight.provider not in held.providers:
+        yield wrong_allocation(sight.where, spec, sight.provider, held, wanted, has_guest=guest)
+
+
+def _wanted(sight: Sight, spec: InstanceSpec) -> dict[str, int]:
+    """What the instance has to hold in Placement; a domain that is not ours uses nothing of it."""
+    return claim_wanted(spec, sight.domains.get(spec.uuid) if sight.stamp(spec.uuid) else None)
 
 
 # -- what nobody speaks for ---------------------------------------------------------------------------------------------

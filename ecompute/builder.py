@@ -19,12 +19,14 @@ from common.errors import Conflict, HypervisorRejected, Permanent
 from common.keys import Keys
 from common.model import InstanceSpec
 from common.network_records import address_keys
+from common.placement import Claim
 from common.store import Compare, Store, Transaction
 from ecompute.disk_changes import DiskChanges, as_built
 from ecompute.hypervisor import Domain, PowerState, Stamp
 from ecompute.image_sources import shown_url
 from ecompute.machine import Allocation, Facts, Step, is_up
 from ecompute.moving import Cause, Mover
+from ecompute.sizing import GIB, claim_wanted
 from ecompute.world import World
 
 _OF_THE_GUEST = {Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.DEFINE}  # they tell of the disk that it has
@@ -61,6 +63,8 @@ class Builder:
             Step.ASSERT_ALLOCATION: self._assert_allocation,
             Step.FETCH_IMAGE: self._fetch_image,
             Step.BUILD_DISK: self._build_disk,
+            Step.GROW_DISK: self._grow_disk,
+            Step.FIT_CLAIM: self._fit_claim,
             Step.RESERVE_NETWORK: self._reserve_network,
             Step.WRITE_METADATA: self._write_metadata,
             Step.WRITE_RULES: self._write_rules,
@@ -99,7 +103,7 @@ class Builder:
         return self._spec_steps[step](as_built(self._world, spec, facts.disk) if step in _OF_THE_GUEST else spec, facts, hand)
 
     def _assert_allocation(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
-        self._world.placement.assert_allocation(spec.uuid, {self._world.blueprint.provider: dict(spec.resources)})
+        self._world.placement.assert_allocation(spec.uuid, {self._world.blueprint.provider: claim_wanted(spec, facts.domain)})
         return dataclasses.replace(facts, allocation=Allocation.PRESENT)
 
     def _fetch_image(self, spec: InstanceSpec, facts: Facts, hand: Hand) -> Facts:
@@ -123,8 +127,26 @@ class Builder:
             self._world.disks.build(
                 spec.uuid, image, spec.disk_gib, prepare, progress=hand.progress, is_cancelled=hand.is_cancelled
             )
-        notes = (*self._world.blueprint.notes(spec), *facts.notes)
-        return self._disk_changes.built(spec, dataclasses.replace(facts, disk_is_there=True, files_are_there=True, notes=notes))
+        facts = dataclasses.replace(
+            facts, disk_is_there=True, files_are_there=True, disk_is_large_enough=True,
+            notes=(*self._world.blueprint.notes(spec), *facts.notes),
+        )  # fmt: skip
+        return self._disk_changes.built(spec, facts)
+
+    def _grow_disk(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        disks, hypervisor = self._world.disks, self._world.hypervisor
+        if not (is_up(facts) and hypervisor.grow_disk(spec.uuid, disks.disk_path(spec.uuid), spec.disk_gib * GIB)):
+            disks.grow(spec.uuid, spec.disk_gib)
+        return dataclasses.replace(facts, disk_is_large_enough=True)
+
+    def _fit_claim(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
+        """Have the instance hold what it has to; a claim that is elsewhere, or another's, is an audit's business."""
+        provider, wanted = self._world.blueprint.provider, claim_wanted(spec, facts.domain)
+        held = self._world.placement.consumer(spec.uuid)
+        is_ours = held is not None and self._world.placement.is_ours(held) and set(held.allocations) == {provider}
+        if held is not None and is_ours and held.allocations[provider] != wanted:
+            self._world.placement.replace_consumers([Claim(spec.uuid, {provider: wanted}, held.generation)])
+        return dataclasses.replace(facts, claim_is_wrong=False)
 
     def _reserve_network(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         addresses = self._world.networks.reserve(spec.uuid, spec.nics)
@@ -156,8 +178,12 @@ class Builder:
             booted=known.booted if known else 0,
         )  # fmt: skip
         known_as = facts.domain.name if facts.domain else ""
+        if known and known.booted:
+            # It tells why the guest is down, and so whether it is to be started again.
+            stamp = dataclasses.replace(stamp, boot_id=known.boot_id)
         self._world.hypervisor.define(self._world.blueprint.xml(spec, facts.addresses or (), stamp, known_as=known_as))
-        domain = Domain(spec.uuid, known_as or spec.name, PowerState.SHUTOFF, "", stamp, spec.vcpus, spec.memory_mib)
+        reason = facts.domain.state_reason if facts.domain else ""
+        domain = Domain(spec.uuid, known_as or spec.name, PowerState.SHUTOFF, reason, stamp, spec.vcpus, spec.memory_mib)
         return dataclasses.replace(facts, domain=domain, definition_is_current=True)
 
     def _start(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:

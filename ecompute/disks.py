@@ -24,7 +24,7 @@ from uuid import UUID
 from common.config import DiskConfig
 from common.errors import Cancelled, ConfigError, InvalidSpec, NoSpace, Permanent, Transient
 from common.files import PARTIAL, file_errors, fsync_directory, make_directory, partial_path, remove_partials
-from ecompute import disk_copies, qcow2_overlay, qcow2_snapshots
+from ecompute import disk_copies, disk_growth, qcow2_overlay, qcow2_snapshots
 from ecompute.disk_notes import NOTHING_NOTED, DiskNotes, Noted
 from ecompute.images import CachedImage
 
@@ -90,6 +90,19 @@ class Disks:
     def exists(self, uuid: UUID) -> bool:
         """Whether the instance has a whole disk."""
         return self.disk_path(uuid).is_file()
+
+    def is_large_enough(self, uuid: UUID, size_gib: int) -> bool:
+        """Whether the guest sees *size_gib* GiB at least; also where it has no disk, or none that can be read."""
+        size = self.virtual_size_bytes(uuid)
+        return not 0 < size < size_gib * _GIB
+
+    def virtual_size_bytes(self, uuid: UUID) -> int:
+        """How large the guest sees its disk; 0 where it has none."""
+        return disk_growth.virtual_size_bytes(self.disk_path(uuid))
+
+    def grow(self, uuid: UUID, size_gib: int) -> None:
+        """Make the disk of a guest that is off *size_gib* GiB large, if it is smaller; errors as ``disk_growth.grow``."""
+        disk_growth.grow(self.disk_path(uuid), size_gib * _GIB)
 
     def has_files(self, uuid: UUID) -> bool:
         """Whether anything of the instance is here, were it only half a disk."""

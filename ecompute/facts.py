@@ -5,7 +5,7 @@ The one thing that is kept between two looks is ``Patience``: since when somethi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -15,8 +15,12 @@ from ecompute.disk_changes import as_built, disk_facts
 from ecompute.firewall_keeper import Look
 from ecompute.hypervisor import Domain
 from ecompute.machine import Allocation, DiskFacts, Facts
+from ecompute.sizing import claim_wanted
 from ecompute.watcher import SpecEntry
 from ecompute.world import World
+
+# Longer than a client relies on a claim before it writes the request (30 s), shorter than two looks are apart.
+WRONG_AFTER_SECONDS = 40.0
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,23 @@ class Glimpse:
 
     domain: Domain | None
     allocation: Allocation
+    claimed: Mapping[str, int] | None = None  # here, where Placement was asked
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What was learnt of the instance's claim."""
+
+    allocation: Allocation = Allocation.UNASKED
+    at: frozenset[UUID] = frozenset()
+    is_wrong: bool = False
 
 
 class FactFinder:
     """Gathers the facts of one instance; raises ``Transient`` where one that is needed cannot be had."""
 
     def __init__(self, world: World, *, cluster_id: Callable[[], int], orphan_after_seconds: float) -> None:
+        self._wrong_after_seconds = min(WRONG_AFTER_SECONDS, orphan_after_seconds)
         self._world, self._cluster_id, self._orphan_after_seconds = world, cluster_id, orphan_after_seconds
         self._suspects: set[UUID] = set()
 
@@ -48,16 +63,14 @@ class FactFinder:
         spec = entry.spec if entry else None
         domain = glimpse.domain if glimpse else self._world.hypervisor.get(uuid)
         addresses = self._world.networks.assigned(uuid)
-        allocation, claimed_at = (
-            (glimpse.allocation, frozenset[UUID]()) if glimpse else self._allocation(uuid, spec, domain, booted)
-        )
+        claim = self._glimpsed(spec, glimpse) if glimpse else self._allocation(uuid, spec, domain, booted)
         disk_is_there = self._world.disks.exists(uuid)
         noted = self._world.disks.notes.read(uuid)
         disk = DiskFacts(noted.restored, noted.rebuilt, is_frozen=noted.is_frozen)
         disk = disk_facts(self._world, spec, noted=disk)
         image_is_cached = self._image_is_cached(spec, disk, disk_is_there=disk_is_there)
         spec = as_built(self._world, spec, disk) if spec else None  # what follows tells of the disk that it has
-        is_orphan = entry is None and domain is None and allocation is Allocation.PRESENT
+        is_orphan = entry is None and domain is None and claim.allocation is Allocation.PRESENT
         rules = self._rules(spec, addresses)
         press, grace_over = self._world.patience.button(uuid, spec.grace_seconds) if spec else (True, False)
         return Facts(
@@ -67,7 +80,7 @@ class FactFinder:
             host_boot_id=self._world.blueprint.boot_id,
             spec_is_unsupported=bool(entry and entry.spec is None),
             domain=domain,
-            allocation=allocation,
+            allocation=claim.allocation,
             disk_is_there=disk_is_there,
             image_is_cached=image_is_cached,
             files_are_there=self._world.disks.has_files(uuid),
@@ -82,39 +95,48 @@ class FactFinder:
             shutdown_is_due=press,
             grace_is_over=grace_over,
             claim_is_orphaned=self._world.patience.orphan_seconds(uuid, is_orphan=is_orphan) > self._orphan_after_seconds,
-            claimed_at=claimed_at,
+            claimed_at=claim.at,
             ruled_out=frozenset(self._world.patience.ruled_out(uuid)),
             slow_retry_is_due=self._world.patience.slow_retry_is_due(uuid),
             is_connected=self._is_connected(domain, addresses),
             disk=disk,
+            disk_is_large_enough=spec is None or self._world.disks.is_large_enough(uuid, spec.disk_gib),
+            claim_is_wrong=claim.is_wrong,
         )
 
-    def _allocation(
-        self, uuid: UUID, spec: InstanceSpec | None, domain: Domain | None, booted: int
-    ) -> tuple[Allocation, frozenset[UUID]]:
-        """Asked for only where a row needs the answer: before a first build, in a move, and for a claim that stands alone.
-
-        With it come the providers that the claim names.
-        """
+    def _allocation(self, uuid: UUID, spec: InstanceSpec | None, domain: Domain | None, booted: int) -> _Claim:
+        """Asked for only where a row needs the answer: before a first build, in a move, and for a claim that stands alone."""
         if uuid in self._suspects:
             self._suspects.discard(uuid)
-            return self._asked(uuid)
+            return self._asked(uuid, spec, domain)
         if spec is None:
             # Only a resync, which lists all claims, finds one that stands alone.
             is_suspect = domain is None and self._world.patience.is_orphan(uuid)
-            return (self._asked_alone(uuid) if is_suspect else Allocation.UNASKED), frozenset()
+            return _Claim(self._asked_alone(uuid)) if is_suspect else _Claim()
         has_run = booted > 0 or (domain is not None and domain.stamp is not None and domain.stamp.booted > 0)
         is_active = domain is not None and domain.is_active
         # One that is to be stopped before it ever ran may be in the middle of a move.
         is_wanted = spec.desired is Desired.RUNNING or (spec.desired is Desired.STOPPED and bool(spec.alternates))
         if not is_wanted or has_run or is_active:
-            return Allocation.UNASKED, frozenset()
-        return self._asked(uuid)
+            return _Claim()
+        return self._asked(uuid, spec, domain)
 
-    def _asked(self, uuid: UUID) -> tuple[Allocation, frozenset[UUID]]:
-        consumer = self._world.placement.consumer(uuid)
-        claimed_at = frozenset(consumer.allocations) if consumer else frozenset[UUID]()
-        return (Allocation.PRESENT if self._world.blueprint.provider in claimed_at else Allocation.ABSENT), claimed_at
+    def _asked(self, uuid: UUID, spec: InstanceSpec | None, domain: Domain | None) -> _Claim:
+        consumer, provider = self._world.placement.consumer(uuid), self._world.blueprint.provider
+        if consumer is None:
+            return _Claim(Allocation.ABSENT)
+        amounts = consumer.allocations.get(provider)
+        is_odd = spec is not None and amounts is not None and amounts != claim_wanted(spec, domain)
+        since = self._world.patience.wrong_claim_seconds(uuid, consumer.generation if is_odd else None)
+        return _Claim(
+            Allocation.ABSENT if amounts is None else Allocation.PRESENT, frozenset(consumer.allocations),
+            is_wrong=is_odd and len(consumer.allocations) == 1 and since >= self._wrong_after_seconds,
+        )  # fmt: skip
+
+    def _glimpsed(self, spec: InstanceSpec | None, glimpse: Glimpse) -> _Claim:
+        """Amounts that differ make the pass ask for the claim itself, which tells since when they do."""
+        is_odd = spec is not None and glimpse.claimed is not None and glimpse.claimed != claim_wanted(spec, glimpse.domain)
+        return _Claim(glimpse.allocation, is_wrong=is_odd)
 
     def _asked_alone(self, uuid: UUID) -> Allocation:
         """As ``_asked``, where only a claim of ours counts."""

@@ -133,6 +133,24 @@ class Card:
     link_is_up: bool  # whether the guest sees a cable in it
 
 
+class Copying(enum.StrEnum):
+    """How a copy of a running guest's disk was begun."""
+
+    FROZEN = "frozen"  # the guest's agent had its file systems written out first
+    UNFROZEN = "unfrozen"  # as after a power cut: what the guest had not written yet is missing
+    NOT_POSSIBLE = "not-possible"  # guests use no files here, as in a simulation
+
+
+@dataclass(frozen=True)
+class CopyState:
+    """How a copy goes; *problem* is why it ended without one, "" where it is whole."""
+
+    is_running: bool
+    done_bytes: int = 0
+    total_bytes: int = 0
+    problem: str = ""
+
+
 class Hypervisor(Protocol):
     """Actions are idempotent: what is so already is success.
 
@@ -206,6 +224,32 @@ class Hypervisor(Protocol):
 
     def raise_link(self, uuid: UUID, mac: str) -> None:
         """Let a running guest's card, defined with its link down, see a cable. ``Conflict`` where it has no such card."""
+        ...
+
+    def grow_disk(self, uuid: UUID, disk: Path, size_bytes: int) -> bool:
+        """Have a guest that is up see its *disk* as *size_bytes* large; False where guests use no files, as in a simulation.
+
+        ``Conflict`` where it is not up. For disks that are smaller: nothing here keeps one from being cut off.
+        """
+        ...
+
+    def begin_copy(self, uuid: UUID, disk: Path, target: Path) -> Copying:
+        """Begin to copy *disk* of a guest that is up, as it is now, into the new qcow2 *target*, which rests on nothing.
+
+        The guest runs on. One copy of a guest at a time; ``Conflict`` where it is not up.
+        """
+        ...
+
+    def copy_state(self, uuid: UUID) -> CopyState:
+        """How the copy that was begun last goes; how it ended is told once."""
+        ...
+
+    def end_copy(self, uuid: UUID) -> None:
+        """Have no copy go on, and no file system of the guest be frozen; what is so already, or not there, is success."""
+        ...
+
+    def subscribe_copies(self, on_end: Callable[[UUID], None]) -> None:
+        """Call *on_end* when a copy may have ended, in a thread that must only take note; an event may get lost."""
         ...
 
     def guest_addresses(self, uuid: UUID) -> dict[str, tuple[IpAddress, ...]]:

@@ -10,11 +10,13 @@ VMDK's header is laid out as in VMware's "Virtual Disk Format 5.0", VHD's footer
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ImageInvalid
@@ -156,6 +158,55 @@ def convert(source: Path, target: int, image_format: str, *, what: str, most_byt
     return size
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A disk's file, and QEMU's name of its format."""
+
+    path: Path
+    format: str
+
+
+def flatten(layers: Sequence[Layer], target: int, *, what: str, most_bytes: int, report: Callable[[], None]) -> None:
+    """Write what guests see of *layers*, each of which rests on the next, into the empty file behind *target*, as a qcow2.
+
+    What the files themselves name as theirs to rest on counts for nothing: nothing else is read. The first is ours alone, and
+    is lent to nobody meanwhile; the others everybody may read.
+
+    Args:
+        most_bytes: that *target* may come to have.
+        report: called often; what it raises ends it.
+
+    Raises:
+        ImageInvalid: QEMU does not take them for such files, or it takes longer than an hour. NoSpace: there is no room.
+    """
+    with contextlib.ExitStack() as opened:
+        name: dict[str, object] | None = None
+        descriptors = [os.open(layer.path, os.O_RDONLY | os.O_CLOEXEC) for layer in layers]
+        for descriptor in descriptors:
+            opened.callback(os.close, descriptor)
+        for layer, descriptor in reversed(list(zip(layers, descriptors, strict=True))):
+            file = {"driver": "file", "filename": f"/proc/self/fd/{descriptor}", "locking": "off"}
+            name = {"driver": layer.format, "file": file} | ({"backing": name} if layer.format == "qcow2" else {})
+        opened.enter_context(qemu_img.lent((descriptors[0], target), f"{what} cannot be copied"))
+        _run(
+            ["convert", "-q", "-O", "qcow2", f"json:{json.dumps(name)}", f"/proc/self/fd/{target}"], (*descriptors, target),
+            what=what, seconds=_CONVERT_SECONDS, most_file_bytes=most_bytes, report=report, doing="copied",
+        )  # fmt: skip
+
+
+def change(arguments: list[str], descriptor: int, *, what: str, doing: str, seconds: int, most_file_bytes: int) -> None:
+    """Have ``qemu-img`` change the one file behind *descriptor*, which *arguments* name by it; *doing* says what, as "grown".
+
+    Raises:
+        ImageInvalid: it could not, or it takes longer than *seconds*. NoSpace: there is no room.
+    """
+    with qemu_img.lent((descriptor,), f"{what} cannot be {doing}"):
+        _run(
+            arguments, (descriptor,), what=what, seconds=seconds, most_file_bytes=most_file_bytes, report=lambda: None,
+            doing=doing,
+        )  # fmt: skip
+
+
 def _virtual_size(name: str, reading: int, image_format: str, what: str, report: Callable[[], None]) -> int:
     told = _run(
         ["info", "--output=json", f"json:{name}"],
@@ -183,8 +234,9 @@ def _run(
     seconds: int,
     most_file_bytes: int,
     report: Callable[[], None],
+    doing: str = "converted",
 ) -> bytes:
     return qemu_img.on_image(
-        arguments, descriptors, what=what, to_be="converted", seconds=seconds, most_file_bytes=most_file_bytes,
+        arguments, descriptors, what=what, to_be=doing, seconds=seconds, most_file_bytes=most_file_bytes,
         report=lambda _: report(),
     )  # fmt: skip

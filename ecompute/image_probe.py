@@ -118,6 +118,21 @@ def virtual_size(descriptor: int, image_format: str) -> int:
     return size
 
 
+def backing_of(head: bytes) -> str | None:
+    """The file that the qcow2 which starts with *head* says that it rests on; None for none.
+
+    Raises:
+        ImageInvalid: it makes no sense.
+    """
+    if len(head) < _QCOW2_HEADER.size:
+        raise _bad_qcow2("the disk", "ends inside its header")
+    header = _Qcow2(*_QCOW2_HEADER.unpack_from(head))
+    name = head[header.backing_file_offset :][: header.backing_file_size]
+    if len(name) < header.backing_file_size:
+        raise _bad_qcow2("the disk", "has the name of its backing file where none can be")
+    return os.fsdecode(name) if header.backing_file_offset else None
+
+
 def _looks_like(what: str, meaning: str) -> ImageInvalid:
     return ImageInvalid(f"{what} looks like {meaning}; qcow2, raw, VMDK, VHD, VHDX and VDI disks are taken")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
@@ -20,10 +20,22 @@ import libvirt
 from common.errors import Conflict, EcomputeError, HypervisorRejected, HypervisorUnavailable
 from common.nics import IpAddress
 from common.retry import Backoff
-from ecompute import changes, libvirt_networks, libvirt_snapshots
+from ecompute import changes, libvirt_copies, libvirt_networks, libvirt_snapshots
 from ecompute.connection import KeptConnection
 from ecompute.guest_answers import SlowAgents
-from ecompute.hypervisor import Card, DhcpHost, Domain, Frozen, HostInfo, Lease, Network, PowerState, Stamp
+from ecompute.hypervisor import (
+    Card,
+    Copying,
+    CopyState,
+    DhcpHost,
+    Domain,
+    Frozen,
+    HostInfo,
+    Lease,
+    Network,
+    PowerState,
+    Stamp,
+)
 from ecompute.identity import cpu_flags
 from ecompute.libvirt_errors import is_code, is_unavailable, one_line, optional, unless, unless_absent
 from ecompute.libvirt_xml import STAMP_NAMESPACE, STAMP_PREFIX, capabilities_of, stamp_of, stamp_text
@@ -126,7 +138,8 @@ class LibvirtDriver:
         self._uri, self._slow_agents = uri, SlowAgents()
         self._on_domain: list[Callable[[UUID], None]] = []
         self._on_reconnect: list[Callable[[], None]] = []
-        self._callback_id: int | None = None  # of the one connection; touched in its keeper's thread only
+        self._on_copy_end: list[Callable[[UUID], None]] = []
+        self._callback_ids: list[int] = []  # of the one connection; touched in its keeper's thread only
         self._connection = KeptConnection[libvirt.virConnect](
             f"libvirt at {uri}", self._open, self._discard, self._tell_reconnected,
             patience_seconds=patience_seconds, backoff=backoff or Backoff(0.1, 5.0), on_state=on_state,
@@ -210,6 +223,37 @@ class LibvirtDriver:
                 return act(handle)
             except HypervisorRejected as error:
                 raise HypervisorRejected(f"{what}: {error}") from error
+
+    def grow_disk(self, uuid: UUID, disk: Path, size_bytes: int) -> bool:
+        what = f"make the disk of domain {uuid} larger"
+        with self._calling(what) as connection:
+            handle = _lookup(connection, uuid)
+            if handle is None or _power_of(handle) not in changes.ACTIVE:
+                raise Conflict(f"{what}: it is not up")
+            answer = optional(handle.blockResize, str(disk), size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+            return answer is not None
+
+    def begin_copy(self, uuid: UUID, disk: Path, target: Path) -> Copying:
+        what = f"copy the disk of domain {uuid}"
+        with self._calling(what) as connection:
+            handle = _lookup(connection, uuid)
+            if handle is None or _power_of(handle) not in changes.ACTIVE:
+                raise Conflict(f"{what}: it is not up")
+            return libvirt_copies.begin(handle, disk, target)
+
+    def copy_state(self, uuid: UUID) -> CopyState:
+        with self._calling(f"look at the copy of domain {uuid}") as connection:
+            handle = _lookup(connection, uuid)
+            return CopyState(False, problem="the guest is gone") if handle is None else libvirt_copies.state(handle)
+
+    def end_copy(self, uuid: UUID) -> None:
+        with self._calling(f"end the copy of domain {uuid}") as connection:
+            handle = _lookup(connection, uuid)
+            if handle is not None and _power_of(handle) in changes.ACTIVE:
+                libvirt_copies.end(handle)
+
+    def subscribe_copies(self, on_end: Callable[[UUID], None]) -> None:
+        self._on_copy_end.append(on_end)
 
     def _change(self, uuid: UUID, change: changes.PowerChange, act: Callable[[libvirt.virDomain], object]) -> None:
         """Do *act*, unless it is so already, or is so by the time that libvirt refuses."""
@@ -347,9 +391,11 @@ class LibvirtDriver:
             connection = libvirt.open(self._uri)
             optional(connection.setKeepAlive, KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
             optional(connection.registerCloseCallback, lambda broken, *_: self._connection.lost(broken), None)
-            self._callback_id = connection.domainEventRegisterAny(
-                None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
-            )
+            for event, told in (
+                (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
+                (libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, self._on_job),
+            ):
+                self._callback_ids.append(connection.domainEventRegisterAny(None, event, told, None))
         except libvirt.libvirtError as error:
             if connection is not None:
                 self._discard(connection)
@@ -361,17 +407,23 @@ class LibvirtDriver:
         # Callbacks hold the connection; a broken one lets them go, but says that it could not tell the other side. It is not
         # closed here: another thread may be in the middle of a call on it, and libvirt would free it under that call. The last
         # reference closes it.
-        if self._callback_id is not None:
+        while self._callback_ids:
             with contextlib.suppress(libvirt.libvirtError):
-                connection.domainEventDeregisterAny(self._callback_id)
-            self._callback_id = None
+                connection.domainEventDeregisterAny(self._callback_ids.pop())
         with contextlib.suppress(libvirt.libvirtError):
             connection.unregisterCloseCallback()
 
     def _on_lifecycle(self, _connection: object, handle: libvirt.virDomain, *_: object) -> None:
+        self._tell(handle, self._on_domain, self._on_copy_end)  # with the guest its copy ends
+
+    def _on_job(self, _connection: object, handle: libvirt.virDomain, *_: object) -> None:
+        self._tell(handle, self._on_copy_end)
+
+    def _tell(self, handle: libvirt.virDomain, *listeners: Iterable[Callable[[UUID], None]]) -> None:
         try:
-            for tell in tuple(self._on_domain):
-                tell(UUID(bytes=handle.UUID()))
+            for some in listeners:
+                for tell in tuple(some):
+                    tell(UUID(bytes=handle.UUID()))
         except Exception:
             logger.exception("a bug in handling a domain's event; the next resync makes up for it")
 

@@ -28,6 +28,7 @@ class Step(enum.StrEnum):
     ASSERT_ALLOCATION = "AssertAllocation"
     FETCH_IMAGE = "FetchImage"
     BUILD_DISK = "BuildDisk"
+    GROW_DISK = "GrowDisk"
     RESERVE_NETWORK = "ReserveNetwork"
     WRITE_METADATA = "WriteMetadata"
     WRITE_RULES = "WriteRules"
@@ -41,6 +42,7 @@ class Step(enum.StrEnum):
     REMOVE_FILES = "RemoveFiles"
     RELEASE_NETWORK = "ReleaseNetwork"
     RELEASE = "Release"
+    FIT_CLAIM = "FitClaim"
     SWAP_CLAIM = "SwapClaim"
     MOVE_SPEC = "MoveSpec"
     ACKNOWLEDGE = "Acknowledge"
@@ -62,12 +64,12 @@ class Step(enum.StrEnum):
 
 
 _BUILD = {
-    Step.FETCH_IMAGE, Step.BUILD_DISK, Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.WRITE_RULES, Step.DEFINE, Step.START,
-    Step.PREPARE_DISK,
+    Step.FETCH_IMAGE, Step.BUILD_DISK, Step.GROW_DISK, Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.WRITE_RULES, Step.DEFINE,
+    Step.START, Step.PREPARE_DISK,
 }  # fmt: skip
 _DESTRUCTIVE = {
     Step.SHUTDOWN, Step.DESTROY, Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.RELEASE, Step.SWAP_CLAIM,
-    Step.MOVE_SPEC, Step.FORGET, Step.RESTORE_DISK, Step.REPLACE_DISK,
+    Step.MOVE_SPEC, Step.FORGET, Step.RESTORE_DISK, Step.REPLACE_DISK, Step.FIT_CLAIM,
 }  # fmt: skip
 _SAME_EVERYWHERE = ("InvalidSpec", "ChecksumMismatch")  # failures that no other host would be spared
 
@@ -120,6 +122,9 @@ class Facts:
             whose drive is made anew before its next start.
         slow_retry_is_due: a start that failed for good was so long ago that it is worth another try.
         is_connected: no card of the guest that runs waits for its VLAN.
+        disk_is_large_enough: its disk has the size that is asked for, or more.
+        claim_is_wrong: the claim stands here with other amounts than the instance has to hold, and has done so for so long that
+            no client can be between its claim and its request.
     """
 
     provider: UUID
@@ -148,6 +153,8 @@ class Facts:
     slow_retry_is_due: bool = False
     is_connected: bool = True
     disk: DiskFacts = DiskFacts()
+    disk_is_large_enough: bool = True
+    claim_is_wrong: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,11 +204,11 @@ def decide(spec: InstanceSpec | None, facts: Facts, history: History) -> Decisio
         return Decision(Step.ACKNOWLEDGE if is_to_be_adopted else Step.NONE, Phase.HELD, Reason.STORE_RESTORED)
     if spec.desired is Desired.DELETED:
         return _deleted(facts)
-    decision = _with_rules(_kept(spec, facts, history), facts)
+    decision = _with_disk(_with_rules(_kept(spec, facts, history), facts), facts)
     is_leaving = decision.phase in (Phase.FAILED, Phase.RESCHEDULING)
     if ours(facts) and facts.allocation is Allocation.ABSENT and not is_leaving:
         return Decision(Step.ASSERT_ALLOCATION, decision.phase, Reason.ALLOCATION_MISSING)
-    return decision
+    return decision if is_leaving else _with_claim(decision, facts)
 
 
 def ours(facts: Facts) -> Domain | None:
@@ -305,6 +312,21 @@ def _with_rules(decision: Decision, facts: Facts) -> Decision:
     return decision
 
 
+def _with_claim(decision: Decision, facts: Facts) -> Decision:
+    """A claim of other amounts is set right last of all: where Placement sees no room, everything else goes on."""
+    if decision.step is Step.NONE and facts.claim_is_wrong and ours(facts):
+        return dataclasses.replace(decision, step=Step.FIT_CLAIM)
+    return decision
+
+
+def _with_disk(decision: Decision, facts: Facts) -> Decision:
+    """The disk of one that is off is made larger at once: there is no better moment, and it is as asked for then."""
+    is_off = decision.step is Step.NONE and decision.phase is Phase.STOPPED
+    if is_off and facts.disk_is_there and not facts.disk_is_large_enough:
+        return dataclasses.replace(decision, step=Step.GROW_DISK)
+    return decision
+
+
 def _running(spec: InstanceSpec, facts: Facts, history: History) -> Decision:
     domain = ours(facts)
     if facts.domain and not domain:
@@ -338,7 +360,8 @@ def _active(spec: InstanceSpec, domain: Domain, facts: Facts) -> Decision:
     if not facts.is_connected:
         return Decision(Step.CONNECT, Phase.BUILDING if is_new and phase is Phase.RUNNING else phase, reason)
     is_held_still = facts.disk.is_frozen and phase is Phase.RUNNING  # one that is paused would not hear of it
-    return Decision(Step.THAW if is_held_still else Step.NONE, phase, reason)
+    is_small = facts.disk_is_there and not facts.disk_is_large_enough
+    return Decision(Step.THAW if is_held_still else Step.GROW_DISK if is_small else Step.NONE, phase, reason)
 
 
 def _is_to_go_down(spec: InstanceSpec, stamp: Stamp) -> bool:
@@ -383,13 +406,13 @@ def _build_step(facts: Facts) -> Step:
         return Step.RESERVE_NETWORK
     if not facts.disk_is_there:
         return Step.BUILD_DISK if facts.image_is_cached else Step.FETCH_IMAGE
-    if not (facts.metadata_is_current and facts.drive_is_current):
-        return Step.WRITE_METADATA
-    if not facts.rules_are_current:
-        return Step.WRITE_RULES
-    if not facts.domain or not facts.definition_is_current:
-        return Step.DEFINE
-    return Step.START
+    rest = (
+        (facts.disk_is_large_enough, Step.GROW_DISK),
+        (facts.metadata_is_current and facts.drive_is_current, Step.WRITE_METADATA),
+        (facts.rules_are_current, Step.WRITE_RULES),
+        (facts.domain is not None and facts.definition_is_current, Step.DEFINE),
+    )
+    return next((step for is_there, step in rest if not is_there), Step.START)
 
 
 def _stopped(facts: Facts) -> Decision:

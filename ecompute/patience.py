@@ -1,7 +1,8 @@
 """Since when something has been going on, per instance, by the monotonic clock of this process.
 
-Four things are waited for: a guest to follow its power button, the client of a claim without a request to come back, a
-guest that was started to stay up, and a start that failed for good to be worth another try. Hosts that turned out not to take
+Five things are waited for: a guest to follow its power button, the client of a claim without a request to come back, a
+guest that was started to stay up, a start that failed for good to be worth another try, and a client to write the request that
+it has claimed other amounts for. Hosts that turned out not to take
 an instance are kept here as well. A restart forgets it all, which only makes us wait a little longer, or try once more.
 """
 
@@ -32,6 +33,7 @@ class Patience:
         self._started: dict[UUID, float] = {}
         self._gave_up: dict[UUID, float] = {}
         self._ruled_out: dict[UUID, dict[UUID, str]] = {}
+        self._wrong_claims: dict[UUID, tuple[int, float]] = {}  # the generation that was seen, and since when
 
     def pressed(self, uuid: UUID) -> None:
         """The power button was pressed just now."""
@@ -107,6 +109,18 @@ class Patience:
         with self._lock:
             return self._clock() - self._gave_up.get(uuid, float("inf")) >= SLOW_RETRY_SECONDS
 
+    def wrong_claim_seconds(self, uuid: UUID, generation: int | None) -> float:
+        """How long the instance's claim has held at this *generation* what it should not; None: it holds what it should."""
+        with self._lock:
+            if generation is None:
+                self._wrong_claims.pop(uuid, None)
+                return 0.0
+            known, since = self._wrong_claims.get(uuid, (None, 0.0))
+            if known != generation:
+                since = self._clock()
+                self._wrong_claims[uuid] = generation, since
+            return self._clock() - since
+
     def rule_out(self, uuid: UUID, provider: UUID, why: str) -> None:
         """*provider* does not take the instance."""
         with self._lock:
@@ -121,5 +135,5 @@ class Patience:
         """The instance is gone."""
         self.at_rest(uuid)
         with self._lock:
-            for known in (self._started, self._gave_up, self._ruled_out):
+            for known in (self._started, self._gave_up, self._ruled_out, self._wrong_claims):
                 known.pop(uuid, None)

@@ -31,6 +31,7 @@ from common.logs import fields
 from common.model import Desired, Event, InstanceSpec, InstanceStatus, Phase, Progress, Reason
 from common.reports import ReportStore
 from common.store import Store
+from ecompute import sizing
 from ecompute.builder import Builder
 from ecompute.facts import FactFinder, Glimpse
 from ecompute.guest_reports import with_report
@@ -168,7 +169,7 @@ class Reconciler:
         facts = self._finder.gather(uuid, entry, booted=self._booted(uuid), glimpse=glimpse)
         decision = self.decide(spec, facts)
         known = self._statuses.get(uuid)
-        if decision.step is Step.ASSERT_ALLOCATION:
+        if decision.step in (Step.ASSERT_ALLOCATION, Step.FIT_CLAIM):
             self._finder.suspect(uuid)
         if decision.phase is Phase.QUARANTINED:
             logger.warning("a guest of ours has no spec in etcd; it is kept and not touched", extra=fields(instance=uuid))
@@ -176,7 +177,7 @@ class Reconciler:
             return decision.step is not Step.NONE
         if known is None or known.phase is not decision.phase or with_report(known, self._reports, uuid) is not known:
             return True
-        return spec is not None and known.notes != facts.notes
+        return spec is not None and known.notes != _notes(spec, facts)
 
     def suspected_orphans(self) -> set[UUID]:
         """Claims that stood alone at the last glance; to be glanced at again, be it to learn that they are gone."""
@@ -241,7 +242,7 @@ class Reconciler:
         except NoCapacity as error:
             if spec is not None:
                 self._report(spec, hand.facts, decision, str(error))
-            if step is Step.ASSERT_ALLOCATION:
+            if step in (Step.ASSERT_ALLOCATION, Step.FIT_CLAIM):
                 self._finder.suspect(uuid)  # else the next pass would not ask, and report that all is well
             self._look_again(uuid, 12 * LOOK_AGAIN_SECONDS)
             return False
@@ -444,9 +445,10 @@ class Reconciler:
             progress=None,
             booted=max(status.booted, stamp.booted if stamp else 0),
             addresses=facts.addresses or (),
-            notes=facts.notes,
+            notes=_notes(spec, facts),
             restored=facts.disk.restored if facts.disk.restored.request else None,
             rebuilt=facts.disk.rebuilt if facts.disk.rebuilt.request else None,
+            in_force=sizing.in_force(spec, ours(facts)),
         )
         if spec.desired is Desired.RUNNING and decision.phase is Phase.RUNNING:
             status = dataclasses.replace(status, failure="", failure_message="")
@@ -463,3 +465,7 @@ class Reconciler:
         )
         self._statuses.note(hand.uuid, status)
         self._statuses.flush(hand.uuid)
+
+
+def _notes(spec: InstanceSpec, facts: Facts) -> tuple[str, ...]:
+    return (*facts.notes, *sizing.notes(spec, ours(facts)))

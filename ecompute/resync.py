@@ -270,7 +270,7 @@ class Resync:
                 allocation = Allocation.UNASKED
             else:
                 allocation = Allocation.PRESENT if uuid in allocations else Allocation.ABSENT
-            if self._needs_a_pass(uuid, Glimpse(domains.get(uuid), allocation)):
+            if self._needs_a_pass(uuid, Glimpse(domains.get(uuid), allocation, (allocations or {}).get(uuid))):
                 self._wake(uuid)
 
     def _needs_a_pass(self, uuid: UUID, glimpse: Glimpse) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from common.amounts import most
 from common.claim_findings import Held, failed_keeps_claim, missing_allocation, orphan_claim, wrong_allocation
 from common.errors import EcomputeError
 from common.findings import Finding, Kind
@@ -335,7 +336,14 @@ def _holds_all(cluster: Cluster, holdings: Holdings, place: Place, spec: Instanc
     phase = cluster.fresh_phase(place)
     if phase is Phase.FAILED:
         return not held
-    return held is not None and set(held) == {place[0]} and dict(held[place[0]]) == spec.resources
+    return (
+        held is not None and set(held) == {place[0]} and dict(held[place[0]]) == has_to_hold(spec, cluster.statuses.get(place))
+    )
+
+
+def has_to_hold(spec: InstanceSpec, status: InstanceStatus | None) -> dict[str, int]:
+    """What the claim of *spec* has to hold: what a guest runs with, too, until it is started with less."""
+    return most(spec.resources, status.in_force if status else {})
 
 
 def _claim(cluster: Cluster, place: Place, spec: InstanceSpec, held: Held | None, *, has_guest: bool | None) -> list[Finding]:
@@ -350,8 +358,9 @@ def _claim(cluster: Cluster, place: Place, spec: InstanceSpec, held: Held | None
         return [missing_allocation(where, spec, provider, has_guest=has_guest)]
     # One that has not come to rest may be on its way to another host; its claim goes first.
     allowed = {provider} if phase in _AT_REST else {provider, *(a.provider for a in spec.alternates)}
-    if dict(held.resources) != spec.resources or not allowed & held.providers:
-        return [wrong_allocation(where, spec, provider, held, has_guest=has_guest)]
+    wanted = has_to_hold(spec, status)
+    if dict(held.resources) != wanted or not allowed & held.providers:
+        return [wrong_allocation(where, spec, provider, held, wanted, has_guest=has_guest)]
     return []
 
 

@@ -19,7 +19,7 @@ from common.findings import Finding, Kind, Letter
 from common.model import InstanceKey
 from common.placement_types import Claim
 from common.store import Compare, Transaction
-from eschedule.audit_checks import Cluster
+from eschedule.audit_checks import Cluster, has_to_hold
 from eschedule.session import Session
 
 if TYPE_CHECKING:
@@ -118,14 +118,15 @@ class Fixer:
         now = self._session.store.get(key)
         if now is None or now.mod_revision != cluster.items[key].mod_revision:
             raise Conflict(f"the request {spec.name} changed meanwhile; look again: eschedule audit")
-        wanted, placement = {finding.provider: dict(spec.resources)}, self._session.placement
+        holds = has_to_hold(spec, cluster.statuses.get((finding.provider, finding.instance)))
+        wanted, placement = {finding.provider: holds}, self._session.placement
         if finding.kind == Kind.MISSING_ALLOCATION:
             placement.assert_allocation(spec.uuid, wanted)
             return [f"claimed {spec.name}'s resources again in Placement"]
         held = placement.consumer(spec.uuid)
         if held is not None and placement.is_ours(held):
             placement.replace_consumers([Claim(spec.uuid, wanted, held.generation)])
-            return [f"set the claim of {spec.name} to what its spec says"]
+            return [f"set the claim of {spec.name} to what it has to hold"]
         return []
 
     def _change(self, cluster: Cluster, finding: Finding) -> _Change | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Iterable
+from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from common.errors import ConfigError
@@ -36,14 +37,21 @@ def record_from(
         url=url,
         checksum="",
         checksum_url="" if options.checksum_url is None else _sums_url(options.checksum_url, url),
-        min_disk_gib=_amount(options.min_disk, "--min-disk", "DISK_GB"),
-        min_memory_mib=_amount(options.min_memory, "--min-memory", "MEMORY_MB"),
-        user="" if options.user is None else parse_user(options.user),
-        properties=_properties(options.property or ()),
         created_at=created_at,
         created_by=created_by,
+        **requirements(options),
     )
     return _with_checksum(record, options, fetch)
+
+
+def requirements(options: argparse.Namespace) -> dict[str, Any]:
+    """What *options* say of an image beside where it is, by the fields of ``ImageRecord``; raises as ``record_from``."""
+    return {
+        "min_disk_gib": _amount(options.min_disk, "--min-disk", "DISK_GB"),
+        "min_memory_mib": _amount(options.min_memory, "--min-memory", "MEMORY_MB"),
+        "user": "" if options.user is None else parse_user(options.user),
+        "properties": _properties(options.property or ()),
+    }
 
 
 def _with_checksum(record: ImageRecord, options: argparse.Namespace, fetch: Callable[[str], str]) -> ImageRecord:

@@ -12,6 +12,7 @@ from common.image_records import ImageRecord
 from common.text import shortened, utc_text
 from common.validate import parse_image_name
 from eschedule import image_registry, render
+from eschedule.image_making import create_from
 from eschedule.image_options import record_from
 from eschedule.image_registry import ImageRow
 from eschedule.output import emit
@@ -29,7 +30,7 @@ def image(session: Session, options: argparse.Namespace) -> int:
         from eschedule import image_hosts  # noqa: PLC0415 - the others ask no host
 
         return (image_hosts.prefetch if options.action == "prefetch" else image_hosts.cache)(session, options)
-    actions = {"add": _add, "list": _list, "show": _show, "rm": _remove}
+    actions = {"add": _add, "create": _create, "list": _list, "show": _show, "rm": _remove}
     actions[options.action](session, options)
     return 0
 
@@ -44,6 +45,11 @@ def _add(session: Session, options: argparse.Namespace) -> None:
     record = record_from(options, created_at=utc_text(_now()), created_by=user_at_host(), fetch=fetch)
     if not image_registry.add(session.store, session.keys, record):
         session.screen.message(f"the image {record.name} is there already, just so")
+    emit(session.screen, options, lambda: image_json(record), lambda _: image_block(record))
+
+
+def _create(session: Session, options: argparse.Namespace) -> None:
+    record = create_from(session, options, created_at=utc_text(_now()), created_by=user_at_host())
     emit(session.screen, options, lambda: image_json(record), lambda _: image_block(record))
 
 

@@ -81,6 +81,8 @@ def phase_text(row: InstanceRow) -> str:
     notes = [row.reason] if row.reason else []
     if row.spec and row.spec.desired.value not in ("running", row.phase.lower()):
         notes.append(f"to be {row.spec.desired.value}")
+    if row.status and row.status.in_force:
+        notes.append("resized with its next start")
     if not row.host.is_alive:
         notes.append("host dead")
     return f"{row.phase} ({', '.join(notes)})" if notes else row.phase

@@ -28,6 +28,7 @@ PLACES = {
     "snapshot": "snapshots.snapshot",
     "rebuild": "rebuilding.rebuild",
     "set": "setting.set_",
+    "resize": "resize.resize",
     "port-forward": "forwarding.port_forward",
     "key": "keeping_keys.key",
     "hosts": "looking.hosts",

@@ -11,9 +11,10 @@ def add_image(verbs: Verbs) -> None:
         "eschedule create 'resources=…' debian-12",
     )  # fmt: skip
     actions = parser.add_subparsers(
-        dest="action", metavar="add|list|show|rm|prefetch|cache", parser_class=Parser, required=True
+        dest="action", metavar="add|create|list|show|rm|prefetch|cache", parser_class=Parser, required=True
     )
     _add_image_add(actions)
+    _add_image_create(actions)
     json_option(verb(actions, "list", "list the images that have a name", "eschedule image list"))
     show = verb(actions, "show", "show an image: where it is, its checksum, what it needs", "eschedule image show debian-12")
     show.add_argument("name", metavar="NAME")
@@ -48,6 +49,29 @@ def _add_image_add(actions: Verbs) -> None:
     for algorithm in ("sha256", "sha512"):
         sums.add_argument(f"--{algorithm}", metavar="HEX", help="what the image's bytes come to")
     sums.add_argument("--checksum-url", metavar="URL", help="read it there, now; a mere name is looked for beside the image")
+    _described(parser)
+    json_option(parser)
+
+
+def _add_image_create(actions: Verbs) -> None:
+    parser = verb(
+        actions, "create", "make an image of an instance's disk, while it runs, and give it a name",
+        "eschedule image create web-2026-11 --from web-1",
+    )  # fmt: skip
+    parser.add_argument("name", metavar="NAME", help="what --image asks for")
+    parser.add_argument("--from", dest="source", metavar="INSTANCE", required=True, help="name or uuid; it runs on, or is off")
+    seal = parser.add_mutually_exclusive_group()
+    seal.add_argument(
+        "--seal", dest="seals", action="store_true", default=True,
+        help="take the guest's own identity, host keys and logs out of the image (default)",
+    )  # fmt: skip
+    seal.add_argument("--no-seal", dest="seals", action="store_false", help="an exact copy: its guests are the same to others")
+    _described(parser)
+    json_option(parser)
+
+
+def _described(parser: Parser) -> None:
+    """What an image needs, and what people are told of it."""
     parser.add_argument("--min-disk", metavar="GB", help="refuse requests for less DISK_GB")
     parser.add_argument("--min-memory", metavar="MB", help="refuse requests for less MEMORY_MB")
     parser.add_argument("--user", metavar="NAME", help="whom to log in as; for people")
@@ -56,4 +80,3 @@ def _add_image_add(actions: Verbs) -> None:
         help="hw_disk_bus=virtio|sata, hw_vif_model=virtio|e1000, os_resize=true|false, os_inject_identity=true|false,"
         " os_distro=TEXT (for people); may be repeated",
     )  # fmt: skip
-    json_option(parser)

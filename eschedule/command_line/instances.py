@@ -77,6 +77,22 @@ def add_set(verbs: Verbs) -> None:
     waiting(parser, "the change")
 
 
+def add_resize(verbs: Verbs) -> None:
+    parser = verb(
+        verbs, "resize", "give an instance more or less CPU and memory, or a larger disk, on the host where it is",
+        "eschedule resize web-1 --vcpus 4 --memory-mb 4096 --disk-gb 40 --reboot",
+    )  # fmt: skip
+    parser.mixes = True
+    parser.add_argument("instance", metavar="NAME|UUID")
+    parser.add_argument("query", metavar="resources=…", nargs="?", help="as in create: 'resources=VCPU:4,DISK_GB:40'")
+    parser.add_argument("--vcpus", metavar="N", help="CPUs, from its next start on")
+    parser.add_argument("--memory-mb", metavar="MB", help="memory, from its next start on")
+    parser.add_argument("--disk-gb", metavar="GB", help="its disk, at once, while it runs; never smaller")
+    parser.add_argument("--reboot", action="store_true", help="reboot it, so that all of it holds at once")
+    parser.add_argument("--hard", action="store_true", help="with --reboot: pull the plug instead of asking the guest first")
+    waiting(parser, "the change")
+
+
 def add_port_forward(verbs: Verbs) -> None:
     parser = verb(
         verbs, "port-forward", "have ports of its host lead to a guest; list them",

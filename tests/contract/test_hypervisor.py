@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import Conflict, HypervisorRejected
 from ecompute.domain_xml import domain_name, domain_xml
-from ecompute.hypervisor import DhcpHost, Frozen, Hypervisor, PowerState
+from ecompute.hypervisor import Copying, DhcpHost, Frozen, Hypervisor, PowerState
 from ecompute.libvirt_driver import LibvirtDriver
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.support.domains import a_context, a_spec, a_stamp
@@ -153,6 +153,46 @@ def test_undefine_forgets_and_does_so_twice(hypervisor: Hypervisor, defined: UUI
     for _ in range(2):
         hypervisor.undefine(defined)
         assert hypervisor.get(defined) is None
+
+
+def test_only_the_disk_of_a_guest_that_is_up_is_made_larger_and_a_simulation_has_none(
+    hypervisor: Hypervisor, defined: UUID, tmp_path: Path
+) -> None:
+    for uuid in (defined, uuid4()):
+        with pytest.raises(Conflict, match="not up"):
+            hypervisor.grow_disk(uuid, tmp_path / "disk.qcow2", 2 << 30)
+    hypervisor.start(defined)
+    assert not hypervisor.grow_disk(defined, tmp_path / "disk.qcow2", 2 << 30)
+
+
+def test_only_the_disk_of_a_guest_that_is_up_is_copied_and_a_simulation_has_none(
+    hypervisor: Hypervisor, defined: UUID, tmp_path: Path
+) -> None:
+    disk, target = tmp_path / "disk.qcow2", tmp_path / "copy.qcow2"
+    hypervisor.subscribe_copies(lambda _: None)
+    for uuid in (defined, uuid4()):
+        hypervisor.end_copy(uuid)
+        with pytest.raises(Conflict, match="not up"):
+            hypervisor.begin_copy(uuid, disk, target)
+    hypervisor.define(domain_xml(a_spec(uuid=defined), a_context(directory=tmp_path)))
+    hypervisor.start(defined)
+    assert hypervisor.begin_copy(defined, disk, target) is Copying.NOT_POSSIBLE
+    state = hypervisor.copy_state(defined)
+    assert (state.is_running, bool(state.problem)) == (False, True)
+    hypervisor.end_copy(defined)
+    assert power_state(hypervisor, defined) == PowerState.RUNNING and not target.exists()
+
+
+def test_a_guest_keeps_the_size_that_it_was_started_with(hypervisor: Hypervisor, running: UUID) -> None:
+    before = hypervisor.get(running)
+    hypervisor.define(domain_xml(a_spec(uuid=running, memory_mib=512, vcpus=3), a_context()))
+    seen = hypervisor.get(running)
+    assert before is not None and seen is not None
+    assert (seen.vcpus, seen.memory_mib) == (before.vcpus, before.memory_mib) != (3, 512)
+    hypervisor.destroy(running)
+    hypervisor.start(running)
+    seen = hypervisor.get(running)
+    assert seen is not None and (seen.vcpus, seen.memory_mib) == (3, 512)
 
 
 def test_an_active_domain_is_not_undefined(hypervisor: Hypervisor, running: UUID) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
@@ -23,8 +24,9 @@ from common.model import Address, InstanceSpec
 from ecompute import disk_snapshots, libvirt_driver, qcow2_snapshots
 from ecompute.anti_spoofing import DUAL_FILTER_NAME, FILTER_NAME
 from ecompute.config_drive import Drive, image
+from ecompute.disk_growth import virtual_size_bytes
 from ecompute.domain_xml import domain_xml
-from ecompute.hypervisor import DhcpHost, Domain, Frozen, Lease, PowerState
+from ecompute.hypervisor import Copying, DhcpHost, Domain, Frozen, Lease, PowerState
 from ecompute.libvirt_driver import LibvirtDriver
 from ecompute.probe_initramfs import probe_initramfs
 from tests.support.domains import a_context, a_kernel, a_spec, a_stamp
@@ -205,6 +207,76 @@ def test_a_guest_starts_stops_and_goes_however_often_it_is_told(
         assert (domain.power_state, domain.state_reason) == (PowerState.SHUTOFF, "destroyed")
     driver.undefine(spec.uuid)
     assert driver.get(spec.uuid) is None
+
+
+def test_a_disk_grows_under_its_guest_and_whatever_else_is_asked_of_it_is_refused(
+    libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    spec = guests.start()
+    disk = Path(INSTANCES) / str(spec.uuid) / "disk.qcow2"
+    for _ in range(2):
+        assert driver.grow_disk(spec.uuid, disk, 3 << 30)
+        assert virtual_size_bytes(libvirt_host.path(str(disk))) == 3 << 30
+    with pytest.raises(HypervisorRejected, match="larger"):
+        driver.grow_disk(spec.uuid, disk.with_name("another.qcow2"), 4 << 30)
+    driver.suspend(spec.uuid)
+    assert driver.grow_disk(spec.uuid, disk, 4 << 30)
+    driver.destroy(spec.uuid)
+    with pytest.raises(Conflict, match="not up"):
+        driver.grow_disk(spec.uuid, disk, 5 << 30)
+    assert virtual_size_bytes(libvirt_host.path(str(disk))) == 4 << 30
+
+
+def test_a_disk_is_copied_as_it_was_while_its_guest_runs_on(
+    libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    ended = threading.Event()
+    driver.subscribe_copies(lambda uuid: ended.set() if uuid == spec.uuid else None)
+    spec = guests.define()
+    folder = Path(INSTANCES) / str(spec.uuid)
+    disk, target = folder / "disk.qcow2", folder / "copy.qcow2"
+    outside = libvirt_host.path(str(disk))
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", outside, "64M"], check=True, timeout=20)
+    subprocess.run(["qemu-io", "-c", "write -P 0x5a 1M 4M", outside], check=True, timeout=20, stdout=subprocess.DEVNULL)
+    with pytest.raises(Conflict, match="not up"):
+        driver.begin_copy(spec.uuid, disk, target)
+    driver.start(spec.uuid)
+    assert driver.begin_copy(spec.uuid, disk, target) is Copying.UNFROZEN, "no agent answers"
+    assert ended.wait(30)
+    wait_until(
+        lambda: not (found := driver.copy_state(spec.uuid)).is_running and not found.problem,
+        timeout_seconds=20,
+        what="it is whole",
+    )
+    assert driver.copy_state(spec.uuid).problem, "it is told once"
+    assert seen(driver, spec).power_state is PowerState.RUNNING
+    for words in (
+        ["compare", "-U", "-f", "qcow2", "-F", "qcow2", outside, libvirt_host.path(str(target))],
+        ["check", "-q", libvirt_host.path(str(target))],
+    ):
+        subprocess.run(["qemu-img", *words], check=True, timeout=30, stdout=subprocess.DEVNULL)
+    with pytest.raises(Conflict, match="does not run with"):
+        driver.begin_copy(spec.uuid, folder / "another.qcow2", target)
+
+
+def test_a_copy_ends_when_it_is_ended_and_with_its_guest(
+    libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    spec = guests.define()
+    folder = Path(INSTANCES) / str(spec.uuid)
+    disk, outside = folder / "disk.qcow2", libvirt_host.path(str(folder / "disk.qcow2"))
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", outside, "2G"], check=True, timeout=20)
+    subprocess.run(["qemu-io", "-c", "write -P 0x5a 0 600M", outside], check=True, timeout=60, stdout=subprocess.DEVNULL)
+    driver.start(spec.uuid)
+    driver.begin_copy(spec.uuid, disk, folder / "first.qcow2")
+    for _ in range(2):
+        driver.end_copy(spec.uuid)
+    wait_until(lambda: not driver.copy_state(spec.uuid).is_running, timeout_seconds=20, what="it has ended")
+    driver.begin_copy(spec.uuid, disk, folder / "third.qcow2")
+    driver.destroy(spec.uuid)
+    found = driver.copy_state(spec.uuid)
+    assert (found.is_running, bool(found.problem)) == (False, True)
+    driver.end_copy(spec.uuid)
 
 
 def test_pausing_resuming_and_resetting_keep_the_process(

@@ -19,7 +19,7 @@ from common.errors import Conflict, EcomputeError, HypervisorRejected
 from common.nics import IpAddress
 from ecompute import changes, disk_snapshots
 from ecompute.anti_spoofing import FILTER_NAME
-from ecompute.hypervisor import Card, DhcpHost, Domain, Frozen, HostInfo, Lease, Network, PowerState, Stamp
+from ecompute.hypervisor import Card, Copying, CopyState, DhcpHost, Domain, Frozen, HostInfo, Lease, Network, PowerState, Stamp
 from ecompute.libvirt_xml import STAMP_NAMESPACE, cards_of, stamp_of
 
 DEFAULT_NETWORK = Network("default", True, "virbr0", "192.168.122.1", 24, "192.168.122.2", "192.168.122.254", ())
@@ -43,11 +43,13 @@ class _Guest:
     live_stamp: Stamp | None = None
     defined_cards: tuple[Card, ...] = ()
     live_cards: tuple[Card, ...] = ()
+    live_size: tuple[int, int] = (0, 0)  # CPUs and MiB that it was started with
 
     def seen(self) -> Domain:
         is_active = self.power_state in changes.ACTIVE
         stamp = self.live_stamp if is_active else self.domain.stamp
-        return dataclasses.replace(self.domain, power_state=self.power_state, state_reason=self.reason, stamp=stamp)
+        seen = dataclasses.replace(self.domain, power_state=self.power_state, state_reason=self.reason, stamp=stamp)
+        return dataclasses.replace(seen, vcpus=self.live_size[0], memory_mib=self.live_size[1]) if is_active else seen
 
 
 def _parsed(xml: str) -> Domain:
@@ -90,6 +92,9 @@ class FakeHypervisor:
         self.snapshots: dict[UUID, list[str]] = {}  # those made while a guest ran
         self.agent = Frozen.NO  # what guests answer that are asked to hold still
         self.held_still: set[UUID] = set()
+        self.begins_copy: Callable[[UUID, Path], Copying] = lambda _uuid, _target: Copying.NOT_POSSIBLE
+        self.copy_states: list[CopyState] = []  # what is answered next, one after the other
+        self.copies_ended: list[Callable[[UUID], None]] = []
         self._devices = itertools.count()
         self._host = host
         self._guests: dict[UUID, _Guest] = {}
@@ -287,6 +292,29 @@ class FakeHypervisor:
                 dataclasses.replace(card, link_is_up=card.link_is_up or card.mac == mac) for card in guest.live_cards
             )
 
+    def grow_disk(self, uuid: UUID, disk: Path, size_bytes: int) -> bool:
+        with self._called("grow_disk", uuid):
+            if self._power(uuid) not in changes.ACTIVE:
+                raise Conflict(f"make the disk of domain {uuid} larger: it is not up")
+            return False  # its guests use no files
+
+    def begin_copy(self, uuid: UUID, disk: Path, target: Path) -> Copying:
+        with self._called("begin_copy", uuid):
+            if self._power(uuid) not in changes.ACTIVE:
+                raise Conflict(f"copy the disk of domain {uuid}: it is not up")
+            return self.begins_copy(uuid, target)
+
+    def copy_state(self, uuid: UUID) -> CopyState:
+        with self._called("copy_state", uuid):
+            return self.copy_states.pop(0) if self.copy_states else CopyState(False, problem="there was none")
+
+    def end_copy(self, uuid: UUID) -> None:
+        with self._called("end_copy", uuid):
+            self.copy_states.clear()
+
+    def subscribe_copies(self, on_end: Callable[[UUID], None]) -> None:
+        self.copies_ended.append(on_end)
+
     def guest_addresses(self, uuid: UUID) -> dict[str, tuple[IpAddress, ...]]:
         with self._called("guest_addresses", uuid):
             return self.addresses_said.get(uuid, {}) if self._power(uuid) in changes.ACTIVE else {}
@@ -329,6 +357,7 @@ class FakeHypervisor:
             guest = self._guests[uuid]
             if guest.power_state not in changes.ACTIVE:
                 guest.live_stamp = guest.domain.stamp
+                guest.live_size = guest.domain.vcpus, guest.domain.memory_mib
                 guest.live_cards = tuple(
                     dataclasses.replace(card, device=f"vnet{next(self._devices)}") for card in guest.defined_cards
                 )

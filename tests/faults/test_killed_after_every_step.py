@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from uuid import UUID
 
 import pytest
 
 from common.model import DiskContent, GuestFile, Phase
+from common.placement import Claim
 from ecompute.hypervisor import Stamp
 from ecompute.libvirt_driver import LibvirtDriver
 from ecompute.machine import Step
@@ -48,6 +50,9 @@ STEPS_OF: dict[str, tuple[Step, ...]] = {
     "adopt": (Step.ACKNOWLEDGE,),
     "revert": (Step.DESTROY, Step.RESTORE_DISK),  # what comes before and after is as elsewhere
     "rebuild": (Step.PREPARE_DISK, Step.DESTROY, Step.REPLACE_DISK),
+    "grow": (Step.GROW_DISK,),
+    "grow while it is off": (Step.GROW_DISK,),
+    "regain a right claim": (Step.FIT_CLAIM,),
 }  # fmt: skip
 
 # Between two effects of one step, and around what is said of it.
@@ -86,6 +91,8 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "give up": ("before:status:Failed",),
     "revert": ("before:RestoreDisk:ecompute.qemu_img.run", "after:RestoreDisk:ecompute.qemu_img.run"),
     "rebuild": ("after:ReplaceDisk:pathlib.Path.rename",),
+    "grow": ("before:GrowDisk:ecompute.libvirt_driver.LibvirtDriver.grow_disk",),
+    "grow while it is off": ("before:GrowDisk:ecompute.image_conversion.change",),
 }
 
 
@@ -131,6 +138,21 @@ class Bench:
             lambda: self.boots(uuid) > after, timeout_seconds=30, what="the guest has booted", evidence=self.cluster.evidence
         )
 
+    def disk_gib(self, uuid: UUID) -> int:
+        spec = look(self.cluster).spec_of(uuid)
+        assert spec is not None
+        return spec.disk_gib
+
+    def wait_grown(self, uuid: UUID) -> None:
+        """Wait until the disk is as large as its request says."""
+        disk, wanted = f"{STATE_DIR}/instances/{uuid}/disk.qcow2", self.disk_gib(uuid) << 30
+
+        def is_grown() -> bool:
+            told = self.node.host.run(["qemu-img", "info", "-U", "--output=json", disk]).stdout
+            return bool(json.loads(told)["virtual-size"] == wanted)
+
+        wait_until(is_grown, timeout_seconds=30, what="the disk has grown", evidence=self.cluster.evidence)
+
     def settle(self, timeout_seconds: float = 30) -> World:
         assert not self.is_spoilt, "an earlier case left the cluster in disorder; see there"
         self.is_spoilt = True
@@ -158,6 +180,9 @@ class Bench:
 def bench(appliance_kernel: None, host_network: HostNetwork, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with running_cluster(tmp_path_factory.mktemp("killed"), host_network, with_ecompute=False) as cluster:
         bench = Bench(cluster)
+        bench.node.host.run(
+            ["mount", "-o", "remount,size=8g", STATE_DIR]
+        )  # room for disks that grow; nothing is written to them
         bench.node.start_with_failpoint()
         cluster.nodes[1].start_ecompute()
         cluster.wait_ready()
@@ -371,13 +396,44 @@ def rebuild(bench: Bench, failpoint: str) -> None:
     assert_holds(bench, uuid, 0)
     names = {path.name for path in bench.node.state("instances", str(uuid)).iterdir()}
     assert names <= {"disk.qcow2", "console.log", "rebuilt.json", "restored.json"}
+
+
+def grow(bench: Bench, failpoint: str) -> None:
+    uuid = bench.guest()
+    bench.strike(failpoint, lambda: bench.clients.resize(uuid, DISK_GB=bench.disk_gib(uuid) + 1))
+    bench.settle()
+    bench.wait_grown(uuid)
+    bench.running.append(uuid)
+
+
+def grow_while_it_is_off(bench: Bench, failpoint: str) -> None:
+    uuid = bench.guest()
+    bench.clients.stop(uuid)
+    bench.settle()
+    bench.strike(failpoint, lambda: bench.clients.resize(uuid, DISK_GB=bench.disk_gib(uuid) + 1))
+    bench.settle()
+    bench.wait_grown(uuid)
+    bench.clients.start(uuid)
+    bench.settle()
+    bench.running.append(uuid)
+
+
+def regain_a_right_claim(bench: Bench, failpoint: str) -> None:
+    """As an eschedule leaves it that dies between the claim and the request: it holds more than is asked for."""
+    uuid, provider = bench.guest(), bench.node.provider
+    held = bench.cluster.placement.consumer(uuid)
+    assert held is not None
+    more = {provider: {**held.allocations[provider], "VCPU": 2}}
+    bench.strike(failpoint, lambda: bench.cluster.placement.replace_consumers([Claim(uuid, more, held.generation)]))
+    bench.settle()
     bench.running.append(uuid)
 
 
 FLOWS: dict[str, Callable[[Bench, str], None]] = {
     "build": build, "build with rules": build_with_rules, "build with a changed disk": build_with_a_changed_disk, "build of a known image": build_of_a_known_image, "build of a copy": build_of_a_copy, "stop": stop, "stop a deaf guest": stop_a_deaf_guest, "start": start, "reboot": reboot,
     "reboot hard": reboot_hard, "destroy": destroy, "reschedule": reschedule, "give up": give_up,
-    "regain a lost claim": regain_a_lost_claim, "adopt": adopt, "revert": revert, "rebuild": rebuild,
+    "regain a lost claim": regain_a_lost_claim, "adopt": adopt, "revert": revert, "rebuild": rebuild, "grow": grow,
+    "grow while it is off": grow_while_it_is_off, "regain a right claim": regain_a_right_claim,
 }  # fmt: skip
 
 

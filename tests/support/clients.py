@@ -11,6 +11,7 @@ from common.hardware import USUAL
 from common.model import Desired, ImageRef
 from eschedule import changes, disk_edits
 from eschedule.request import Request
+from eschedule.resizing import Resizer
 from eschedule.scheduler import Scheduler
 from tests.support.cluster import QUERY, Cluster, Node
 from tests.support.ledger import Ledger
@@ -79,6 +80,9 @@ class Clients:
         self.ledger.asked_for_a_new_disk(uuid, times=2)
         self._change(uuid, disk_edits.rebuilt(ImageRef(image), USUAL))
         self.ledger.reboot_is_certain(uuid)
+
+    def resize(self, uuid: UUID, **wanted: int) -> None:
+        Resizer(self.cluster.store, self.cluster.keys, self.cluster.placement).resize(uuid, wanted, who=uuid)
 
     def edit(self, uuid: UUID, fields: Mapping[str, Any]) -> None:
         """Set *fields* of the spec as they are."""

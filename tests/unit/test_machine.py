@@ -259,6 +259,30 @@ ROWS: list[tuple[str, InstanceSpec | None, Facts, History, Decision]] = [
      facts(READY, spec_revision=10, cluster_id=1, domain=domain(PowerState.RUNNING, "booted", stamp(cluster_id=1, spec_revision=9, booted=3))),
      FRESH, Decision(Step.ACKNOWLEDGE, Phase.HELD, Reason.STORE_RESTORED)),
     ("adopted long ago", spec(adopts=Adoption(5, 400)), facts(READY, domain=UP), FRESH, Decision(Step.NONE, Phase.RUNNING)),
+    ("running, its disk is to be larger", SPEC, facts(READY, domain=UP, disk_is_large_enough=False), FRESH,
+     Decision(Step.GROW_DISK, Phase.RUNNING)),
+    ("it reboots first, though its disk is to be larger", REBOOT, facts(READY, domain=UP, disk_is_large_enough=False), FRESH,
+     Decision(Step.SHUTDOWN, Phase.REBOOTING)),
+    ("paused by a full disk, which is to be larger", SPEC, facts(READY, domain=domain(PowerState.PAUSED, "ioerror", RAN), disk_is_large_enough=False),
+     FRESH, Decision(Step.GROW_DISK, Phase.PAUSED, Reason.IO_ERROR)),
+    ("off, its disk is to be larger", STOPPED, facts(READY, domain=OFF, disk_is_large_enough=False), FRESH,
+     Decision(Step.GROW_DISK, Phase.STOPPED)),
+    ("powered off from inside, its disk is to be larger", SPEC, facts(READY, domain=OFF, disk_is_large_enough=False), FRESH,
+     Decision(Step.GROW_DISK, Phase.STOPPED, Reason.GUEST_SHUTDOWN)),
+    ("to be started, its disk is to be larger", spec(boot_request=2), facts(READY, domain=OFF, disk_is_large_enough=False), FRESH,
+     Decision(Step.GROW_DISK, Phase.BUILDING)),
+    ("a disk that is gone cannot grow", SPEC, facts(READY, domain=OFF, disk_is_there=False, disk_is_large_enough=False), FRESH,
+     Decision(Step.NONE, Phase.STOPPED, Reason.DISK_MISSING)),
+    ("one that goes needs no larger disk", DELETED, facts(READY, domain=UP, disk_is_large_enough=False), FRESH,
+     Decision(Step.DESTROY, Phase.DELETING)),
+    ("running, its claim is of other amounts", SPEC, facts(READY, domain=UP, claim_is_wrong=True), FRESH,
+     Decision(Step.FIT_CLAIM, Phase.RUNNING)),
+    ("off, its claim is of other amounts", STOPPED, facts(READY, domain=OFF, claim_is_wrong=True), FRESH,
+     Decision(Step.FIT_CLAIM, Phase.STOPPED)),
+    ("a claim of other amounts keeps nothing else waiting", REBOOT, facts(READY, domain=UP, claim_is_wrong=True), FRESH,
+     Decision(Step.SHUTDOWN, Phase.REBOOTING)),
+    ("a claim that stands alone is nobody's to set right", SPEC, facts(claim_is_wrong=True), FRESH,
+     Decision(Step.RESERVE_NETWORK, Phase.BUILDING)),
     ("a claim that may still be meant", None, NOTHING, FRESH, Decision(Step.NONE)),
     ("a claim of a dead client", None, facts(claim_is_orphaned=True), FRESH, Decision(Step.RELEASE)),
 ]  # fmt: skip
@@ -289,6 +313,7 @@ all_facts = st.builds(
     claimed_at=st.sampled_from([frozenset[UUID](), frozenset({PROVIDER}), frozenset({OTHER}), frozenset({THIRD})]),
     ruled_out=st.sampled_from([frozenset[UUID](), frozenset({OTHER}), frozenset({OTHER, THIRD})]), slow_retry_is_due=st.booleans(), is_connected=st.booleans(),
     disk=st.builds(DiskFacts, *2 * [st.builds(Applied, st.integers(0, 3), st.sampled_from(["", "X"]))], st.booleans(), st.booleans(), st.booleans()),
+    disk_is_large_enough=st.booleans(), claim_is_wrong=st.booleans(),
 )  # fmt: skip
 specs = st.none() | st.builds(
     spec, desired=st.sampled_from(Desired), boot_request=st.integers(1, 3), restart=st.sampled_from(Restart),
@@ -314,7 +339,12 @@ def after(step: Step, wanted: InstanceSpec | None, now: Facts) -> tuple[Instance
         case Step.FETCH_IMAGE:
             return wanted, facts(now, image_is_cached=True)
         case Step.BUILD_DISK:
-            return wanted, facts(now, disk_is_there=True, files_are_there=True)
+            return wanted, facts(now, disk_is_there=True, files_are_there=True, disk_is_large_enough=True)
+        case Step.GROW_DISK:
+            assert now.disk_is_there
+            return wanted, facts(now, disk_is_large_enough=True)
+        case Step.FIT_CLAIM:
+            return wanted, facts(now, claim_is_wrong=False)
         case Step.RESERVE_NETWORK:
             return wanted, facts(now, addresses=ADDRESSES)
         case Step.WRITE_RULES:

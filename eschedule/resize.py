@@ -1,0 +1,154 @@
+"""The command ``resize``: give an instance other amounts of CPU, memory and disk; says what holds from when on."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from common.errors import ConfigError, Permanent
+from common.model import InstanceSpec, InstanceStatus, Phase
+from common.text import escaped
+from common.validate import parse_amounts, parse_count, parse_instance
+from common.validate_query import MOST_OF_CLASS
+from eschedule.changes import find, read, rebooted
+from eschedule.follow import Ending, Goal
+from eschedule.image_registry import registered
+from eschedule.interruption import Interrupted
+from eschedule.resizing import RESIZABLE, Moreover, Resized, Resizer
+from eschedule.session import Session
+from eschedule.waiting import tell_notes, unreached, wait, wait_seconds_of
+
+_OPTIONS = {"VCPU": "vcpus", "MEMORY_MB": "memory_mb", "DISK_GB": "disk_gb"}
+_UP = (Phase.RUNNING, Phase.PAUSED, Phase.REBOOTING)
+
+
+def resize(session: Session, options: argparse.Namespace) -> int:
+    """Run ``resize``; its exit code.
+
+    Raises:
+        EcomputeError: as ``Resizer.resize``; or it was not waited for to the end, and the text says that it goes on.
+    """
+    who, wanted, wait_seconds = parse_instance(options.instance), wanted_of(options), wait_seconds_of(session, options)
+    if options.hard and not options.reboot:
+        raise ConfigError("--hard says how to --reboot; give both, or neither")
+    resized = _ask(session, who, wanted, _rebooting(wanted, options) if options.reboot else lambda _spec, _status: {})
+    try:
+        session.interruption.check()
+        return _tell(session, resized, options, wait_seconds)
+    except Interrupted:
+        session.screen.message(f"the change of {resized.found.name} is recorded, and goes on; look: eschedule list")
+        raise
+
+
+def wanted_of(options: argparse.Namespace) -> dict[str, int]:
+    """The amounts that *options* name, by resource class.
+
+    Raises:
+        ConfigError: there are none, one is no amount, or two contradict each other.
+    """
+    wanted = {} if options.query is None else parse_amounts(options.query, RESIZABLE)
+    for name, attribute in _OPTIONS.items():
+        text = getattr(options, attribute)
+        if text is None:
+            continue
+        option = f"--{attribute.replace('_', '-')}"
+        amount = parse_count(text, option, 1, MOST_OF_CLASS[name])
+        if wanted.setdefault(name, amount) != amount:
+            raise ConfigError(f"{option} is {amount}, and the request says {name}:{wanted[name]}; give one of them")
+    if not wanted:
+        raise ConfigError("nothing is to be changed; say what, as in --vcpus 4 or --disk-gb 20; see: eschedule resize --help")
+    return wanted
+
+
+def _rebooting(wanted: Mapping[str, int], options: argparse.Namespace) -> Moreover:
+    """What asks for a reboot, unless all that is *wanted* is in force: so that a repeat reboots nothing."""
+
+    def moreover(spec: InstanceSpec, status: InstanceStatus | None) -> Mapping[str, Any]:
+        is_new = any(spec.resources.get(name) != amount for name, amount in wanted.items() if name != "DISK_GB")
+        is_waiting = status is not None and bool(status.in_force) and spec.reboot_request <= status.booted
+        return rebooted(hard=options.hard)(spec, status) or {} if is_new or is_waiting else {}
+
+    return moreover
+
+
+def _ask(session: Session, who: UUID | str, wanted: Mapping[str, int], moreover: Moreover) -> Resized:
+    instance = find(session.store, session.keys, who)
+    _check_image(session, instance, who, wanted)
+    session.screen.progress(f"asking for {who}")
+    session.interruption.check()
+    with session.interruption.shield():
+        resizer = Resizer(session.store, session.keys, session.placement)
+        resized = resizer.resize(instance, wanted, who=who, moreover=moreover)
+    session.close_placement()
+    if resized.found.host is None:
+        session.screen.warning(f"the host of {resized.found.name} has no heartbeat; it is done when that is back")
+    return resized
+
+
+def _check_image(session: Session, instance: UUID, who: UUID | str, wanted: Mapping[str, int]) -> None:
+    """Refuse less memory than its image needs, as far as that is still registered as it was.
+
+    Raises:
+        ConfigError: it is less.
+    """
+    memory = wanted.get("MEMORY_MB")
+    if memory is None:
+        return
+    spec = read(session.store, session.keys, instance, who).spec
+    if not spec.image.name:
+        return
+    try:
+        record = registered(session.store, session.keys, spec.image.name)
+    except Permanent:
+        return  # it was removed since, which changes no instance
+    if record.ref == spec.image and memory < record.min_memory_mib:
+        raise ConfigError(f"the image {record.name} needs at least MEMORY_MB:{record.min_memory_mib}; asked for is {memory}")
+
+
+def _tell(session: Session, resized: Resized, options: argparse.Namespace, wait_seconds: float) -> int:
+    name, screen = resized.found.name, session.screen
+    if options.no_wait:
+        screen.message(f"{name}: asked for; look: eschedule show {name}" if resized.fields else f"{name}: it has that already")
+        return 0
+    is_reboot = "reboot_request" in resized.fields
+    status = _awaited(session, resized, Goal.REBOOTED if is_reboot else Goal.APPLIED, wait_seconds)
+    if not resized.fields:
+        screen.message(f"{name}: it has that already")
+    for line in effects(resized, status, is_rebooted=is_reboot):
+        screen.message(f"{name}: {line}")
+    tell_notes(session, name, status)
+    return 0
+
+
+def _awaited(session: Session, resized: Resized, goal: Goal, wait_seconds: float) -> InstanceStatus:
+    found, begun = resized.found, session.clock()
+    outcome = wait(session, found.uuid, goal, wait_seconds, provider=found.provider)
+    view = outcome.view
+    if outcome.ending is not Ending.REACHED or view is None or view.status is None:
+        raise unreached(found.name, outcome, goal, session.clock() - begun)
+    status = view.status
+    if status.message and not status.reason and status.phase in (*_UP, Phase.STOPPED):
+        raise Permanent(
+            f"the change of {found.name} is recorded, but not in force on {view.where}: {escaped(status.message)}; "
+            f"it is tried on; look: eschedule show {found.name}"
+        )
+    return status
+
+
+def effects(resized: Resized, status: InstanceStatus, *, is_rebooted: bool) -> list[str]:
+    """From when on what was changed holds: a line each; what waits for a reboot the host's note says. Pure."""
+    before, changed = resized.found.spec.resources, resized.changed
+    shown = {name: f"{name} {before[name]} → {amount}" for name, amount in sorted(changed.items())}
+    lines = []
+    if disk := shown.pop("DISK_GB", None):
+        lines.append(
+            f"{disk}: from now on" + ("; the guest sees it, and grows its file systems" if status.phase in _UP else "")
+        )
+    if shown and (is_rebooted or not status.in_force):
+        when = "from now on" if status.phase in _UP else "from its next start on"
+        lines.append(f"{', '.join(shown.values())}: {when}")
+    if is_rebooted:
+        lines.append("rebooted")
+    return lines
