@@ -26,6 +26,7 @@ from common.records import SCHEMA as SCHEMA
 from common.records import Record as Record
 from common.records import with_fields as with_fields
 from common.spec_schema import FIRST, SPEC_SCHEMAS, spec_schema
+from common.volume_refs import VolumeRef as VolumeRef
 
 
 class Desired(enum.StrEnum):
@@ -161,6 +162,7 @@ class InstanceSpec(Record):
     allow: tuple[str, ...] | None = None  # who may reach it: "tcp:22", "udp:53@10.0.0.0/8", "icmp"; None: everybody
     forwards: tuple[Forward, ...] = ()  # ports of the host that lead to it
     hardware: Hardware = USUAL
+    volumes: tuple[VolumeRef, ...] = ()  # disks that outlive it
     hostname: str = ""
     alternates: tuple[Alternate, ...] = ()
     group: str | None = None
@@ -181,7 +183,7 @@ class InstanceSpec(Record):
     def __post_init__(self) -> None:
         needed = spec_schema(
             nics=self.nics, metadata=self.metadata, config_drive=self.config_drive, allow=self.allow, forwards=self.forwards,
-            hardware=self.hardware,
+            hardware=self.hardware, volumes=self.volumes,
         )  # fmt: skip
         object.__setattr__(self, "schema", needed)
 
@@ -272,6 +274,7 @@ class InstanceStatus(Record):
     failure_message: str = ""
     booted: int = 0  # the highest boot_request that the guest was booted for; above 0 it has run and is never rebuilt
     addresses: tuple[Address, ...] = ()
+    volumes: tuple[UUID, ...] = ()  # that its guest has now; of one that is off, those it will find when it starts
     ready: Ready | None = None
     notes: tuple[str, ...] = ()  # what is not as asked for although it runs, one line each: "port 8080 of the host is taken …"
     events: tuple[Event, ...] = ()  # the last 20

@@ -12,22 +12,26 @@ from collections.abc import Collection, Sequence
 from common.guest_metadata import ConfigDrive, MetadataAccess
 from common.hardware import USUAL, Hardware
 from common.nics import Forward, Nic
+from common.volume_refs import VolumeRef
 
 FIRST = 1
 GUARDED = 2  # who may reach the guest and read its metadata, what its cards are on, ports and the form of a drive
 OTHER_HARDWARE = 3  # another disk bus or other cards than virtio, for which its image has no drivers
-SPEC_SCHEMAS = (FIRST, GUARDED, OTHER_HARDWARE)  # what this version reads
+DISK_CONTENT = 4  # which disks it has, and what is on them
+SPEC_SCHEMAS = (FIRST, GUARDED, OTHER_HARDWARE, DISK_CONTENT)  # what this version reads
 
 
 def spec_schema(
     *, nics: Sequence[Nic], metadata: MetadataAccess, config_drive: ConfigDrive, allow: Collection[str] | None,
-    forwards: Collection[Forward], hardware: Hardware,
+    forwards: Collection[Forward], hardware: Hardware, volumes: Collection[VolumeRef] = (),
 ) -> int:  # fmt: skip
     """The schema number of a spec that has these fields; the others mean the same to all versions.
 
     The hop limit is not among them, as it is one of session tokens, which hosts that do not know it do not give. Nor is the
     drive that is not to be: they make none anyway.
     """
+    if volumes:
+        return DISK_CONTENT
     if hardware != USUAL:
         return OTHER_HARDWARE
     is_guarded = (

@@ -16,6 +16,7 @@ from common.renderings.guest import Guest, Host
 from ecompute.config_drive import DRIVE_NAME, LABELS, Drive, form_of
 from ecompute.domain_xml import DomainContext, definition_digest, domain_xml
 from ecompute.hypervisor import Stamp
+from ecompute.volume_files import volume_file
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,13 @@ class Blueprint:
     zone: str = ""
     vendor_data_base64: str | None = None
     metadata_bridge: str = ""
+    volumes_directory: Path = Path("/var/lib/etcd-compute/volumes")
 
     def disk_path(self, uuid: UUID) -> Path:
         return self.instances_directory / str(uuid) / "disk.qcow2"
+
+    def volume_path(self, volume: UUID) -> Path:
+        return self.volumes_directory / volume_file(volume)
 
     def document(self, spec: InstanceSpec, addresses: tuple[Address, ...]) -> MetadataDocument:
         """What md_server tells the guest of itself."""
@@ -109,4 +114,5 @@ class Blueprint:
             stamp=stamp,
             known_as=known_as,
             drive_path=folder / DRIVE_NAME if self.has_drive(spec, addresses) else None,
+            volume_paths=tuple(self.volume_path(volume.uuid) for volume in spec.volumes),
         )

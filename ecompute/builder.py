@@ -24,6 +24,7 @@ from ecompute.hypervisor import Domain, PowerState, Stamp
 from ecompute.image_sources import shown_url
 from ecompute.machine import Allocation, Facts, Step, is_up
 from ecompute.moving import Cause, Mover
+from ecompute.volume_plugs import Plugs, as_defined
 from ecompute.world import World
 
 
@@ -53,6 +54,7 @@ class Builder:
     ) -> None:  # fmt: skip
         self._world, self._store, self._keys, self._fence = world, store, keys, fence
         self._starts = threading.Semaphore(starts_at_once)
+        plugs = Plugs(world)
         self._spec_steps: dict[Step, Callable[[InstanceSpec, Facts, Hand], Facts]] = {
             Step.ASSERT_ALLOCATION: self._assert_allocation,
             Step.FETCH_IMAGE: self._fetch_image,
@@ -69,6 +71,8 @@ class Builder:
             Step.MOVE_SPEC: lambda spec, facts, hand: mover.move_spec(spec, facts, hand.cause()),
             Step.ACKNOWLEDGE: self._adopt,
             Step.FORGET: self._forget,
+            Step.ATTACH_VOLUME: lambda spec, facts, _: plugs.attach(spec, facts),
+            Step.DETACH_VOLUME: lambda spec, facts, _: plugs.detach(spec, facts),
         }
         self._clean_steps: dict[Step, Callable[[UUID, Facts], Facts]] = {
             Step.DESTROY: self._destroy,
@@ -138,7 +142,7 @@ class Builder:
         known_as = facts.domain.name if facts.domain else ""
         self._world.hypervisor.define(self._world.blueprint.xml(spec, facts.addresses or (), stamp, known_as=known_as))
         domain = Domain(spec.uuid, known_as or spec.name, PowerState.SHUTOFF, "", stamp, spec.vcpus, spec.memory_mib)
-        return dataclasses.replace(facts, domain=domain, definition_is_current=True)
+        return as_defined(spec, dataclasses.replace(facts, domain=domain, definition_is_current=True))
 
     def _start(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         if facts.domain is None:
@@ -154,7 +158,8 @@ class Builder:
         self._world.patience.started(spec.uuid)
         self._world.networks.started(spec.uuid)
         is_connected = not any(address.vlan for address in facts.addresses or ())
-        return dataclasses.replace(_with_power(facts, PowerState.RUNNING, "booted"), is_connected=is_connected)
+        facts = as_defined(spec, _with_power(facts, PowerState.RUNNING, "booted"), is_started=True)
+        return dataclasses.replace(facts, is_connected=is_connected)
 
     def _connect(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         """Put each card that is to be in a VLAN into it, and only then plug its cable in."""

@@ -13,6 +13,7 @@ from common.model import Address, Desired, InstanceSpec
 from ecompute.firewall_keeper import Look
 from ecompute.hypervisor import Domain
 from ecompute.machine import Allocation, Facts
+from ecompute.volume_plugs import look_at_volumes
 from ecompute.watcher import SpecEntry
 from ecompute.world import World
 
@@ -79,6 +80,7 @@ class FactFinder:
             ruled_out=frozenset(self._world.patience.ruled_out(uuid)),
             slow_retry_is_due=self._world.patience.slow_retry_is_due(uuid),
             is_connected=self._is_connected(domain, addresses),
+            volumes=look_at_volumes(self._world, spec, domain),
         )
 
     def _allocation(

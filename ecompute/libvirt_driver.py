@@ -18,10 +18,10 @@ import libvirt
 from common.errors import Conflict, EcomputeError, HypervisorRejected, HypervisorUnavailable
 from common.nics import IpAddress
 from common.retry import Backoff
-from ecompute import changes, libvirt_networks
+from ecompute import changes, libvirt_disks, libvirt_networks
 from ecompute.connection import KeptConnection
 from ecompute.guest_answers import SlowAgents
-from ecompute.hypervisor import Card, DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
+from ecompute.hypervisor import Card, DhcpHost, Domain, DomainDisks, HostInfo, Lease, Network, PowerState, Stamp
 from ecompute.identity import cpu_flags
 from ecompute.libvirt_errors import is_code, is_unavailable, one_line, optional, unless, unless_absent
 from ecompute.libvirt_xml import STAMP_NAMESPACE, STAMP_PREFIX, capabilities_of, stamp_of, stamp_text
@@ -123,7 +123,7 @@ class LibvirtDriver:
         self._uri, self._slow_agents = uri, SlowAgents()
         self._on_domain: list[Callable[[UUID], None]] = []
         self._on_reconnect: list[Callable[[], None]] = []
-        self._callback_id: int | None = None  # of the one connection; touched in its keeper's thread only
+        self._callback_ids: list[int] = []  # of the one connection; touched in its keeper's thread only
         self._connection = KeptConnection[libvirt.virConnect](
             f"libvirt at {uri}", self._open, self._discard, self._tell_reconnected,
             patience_seconds=patience_seconds, backoff=backoff or Backoff(0.1, 5.0), on_state=on_state,
@@ -282,6 +282,19 @@ class LibvirtDriver:
             handle = _lookup(connection, uuid)
             return {} if handle is None else libvirt_networks.guest_addresses(handle, self._slow_agents)
 
+    def disks(self, uuid: UUID) -> DomainDisks:
+        with self._calling(f"read the disks of domain {uuid}") as connection:
+            handle = _lookup(connection, uuid)
+            return DomainDisks() if handle is None else libvirt_disks.read_disks(handle)
+
+    def attach_disk(self, uuid: UUID, xml: str) -> None:
+        with self._calling(what := f"plug a disk into domain {uuid}") as connection:
+            libvirt_disks.attach(what, _lookup(connection, uuid), xml)
+
+    def detach_disk(self, uuid: UUID, path: str) -> None:
+        with self._calling(f"unplug {path} from domain {uuid}") as connection:
+            libvirt_disks.detach(_lookup(connection, uuid), path)
+
     # -- connection and events ---------------------------------------------------------------------------------------------
 
     def subscribe(self, on_domain: Callable[[UUID], None], on_reconnect: Callable[[], None]) -> None:
@@ -314,9 +327,8 @@ class LibvirtDriver:
             connection = libvirt.open(self._uri)
             optional(connection.setKeepAlive, KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
             optional(connection.registerCloseCallback, lambda broken, *_: self._connection.lost(broken), None)
-            self._callback_id = connection.domainEventRegisterAny(
-                None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
-            )
+            kinds = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED
+            self._callback_ids = [connection.domainEventRegisterAny(None, kind, self._on_event, None) for kind in kinds]
         except libvirt.libvirtError as error:
             if connection is not None:
                 self._discard(connection)
@@ -328,14 +340,14 @@ class LibvirtDriver:
         # Callbacks hold the connection; a broken one lets them go, but says that it could not tell the other side. It is not
         # closed here: another thread may be in the middle of a call on it, and libvirt would free it under that call. The last
         # reference closes it.
-        if self._callback_id is not None:
+        for callback_id in self._callback_ids:
             with contextlib.suppress(libvirt.libvirtError):
-                connection.domainEventDeregisterAny(self._callback_id)
-            self._callback_id = None
+                connection.domainEventDeregisterAny(callback_id)
+        self._callback_ids = []
         with contextlib.suppress(libvirt.libvirtError):
             connection.unregisterCloseCallback()
 
-    def _on_lifecycle(self, _connection: object, handle: libvirt.virDomain, *_: object) -> None:
+    def _on_event(self, _connection: object, handle: libvirt.virDomain, *_: object) -> None:
         try:
             for tell in tuple(self._on_domain):
                 tell(UUID(bytes=handle.UUID()))

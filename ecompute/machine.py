@@ -17,6 +17,7 @@ from uuid import UUID
 
 from common.model import Address, Adoption, Alternate, Desired, InstanceSpec, Phase, Reason, Restart
 from ecompute.hypervisor import Domain, PowerState, Stamp
+from ecompute.volume_decisions import GuestVolumes, Plug, plug
 
 
 class Step(enum.StrEnum):
@@ -33,6 +34,8 @@ class Step(enum.StrEnum):
     START = "Start"
     CONNECT = "Connect"
     MARK_BOOTED = "MarkBooted"
+    ATTACH_VOLUME = "AttachVolume"
+    DETACH_VOLUME = "DetachVolume"
     SHUTDOWN = "Shutdown"
     DESTROY = "Destroy"
     UNDEFINE = "Undefine"
@@ -57,10 +60,13 @@ class Step(enum.StrEnum):
 
 _BUILD = {
     Step.FETCH_IMAGE, Step.BUILD_DISK, Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.WRITE_RULES, Step.DEFINE, Step.START,
+    Step.ATTACH_VOLUME,
 }  # fmt: skip
 _DESTRUCTIVE = {
     Step.SHUTDOWN, Step.DESTROY, Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.RELEASE, Step.SWAP_CLAIM,
     Step.MOVE_SPEC, Step.FORGET,
+    # A disk that is plugged into a second guest loses what is on it.
+    Step.ATTACH_VOLUME, Step.DETACH_VOLUME,
 }  # fmt: skip
 _SAME_EVERYWHERE = ("InvalidSpec", "ChecksumMismatch")  # failures that no other host would be spared
 
@@ -95,6 +101,7 @@ class Facts:
             whose drive is made anew before its next start.
         slow_retry_is_due: a start that failed for good was so long ago that it is worth another try.
         is_connected: no card of the guest that runs waits for its VLAN.
+        volumes: those that the domain has; None where it has none and is to have none.
     """
 
     provider: UUID
@@ -122,6 +129,7 @@ class Facts:
     ruled_out: frozenset[UUID] = frozenset()
     slow_retry_is_due: bool = False
     is_connected: bool = True
+    volumes: GuestVolumes | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +179,7 @@ def decide(spec: InstanceSpec | None, facts: Facts, history: History) -> Decisio
         return Decision(Step.ACKNOWLEDGE if is_to_be_adopted else Step.NONE, Phase.HELD, Reason.STORE_RESTORED)
     if spec.desired is Desired.DELETED:
         return _deleted(facts)
-    decision = _with_rules(_kept(spec, facts, history), facts)
+    decision = _with_volumes(_with_rules(_kept(spec, facts, history), facts), spec, facts)
     is_leaving = decision.phase in (Phase.FAILED, Phase.RESCHEDULING)
     if ours(facts) and facts.allocation is Allocation.ABSENT and not is_leaving:
         return Decision(Step.ASSERT_ALLOCATION, decision.phase, Reason.ALLOCATION_MISSING)
@@ -254,6 +262,16 @@ def _with_rules(decision: Decision, facts: Facts) -> Decision:
     if is_off and facts.rules_are_there and not facts.rules_are_current:
         return dataclasses.replace(decision, step=Step.WRITE_RULES)
     return decision
+
+
+def _with_volumes(decision: Decision, spec: InstanceSpec, facts: Facts) -> Decision:
+    """Volumes come and go when nothing else is to be done."""
+    domain = ours(facts)
+    is_at_rest = decision.step is Step.NONE and decision.phase in (Phase.RUNNING, Phase.PAUSED, Phase.STOPPED)
+    if not is_at_rest or domain is None or facts.volumes is None or facts.addresses is None:
+        return decision
+    steps = {None: Step.NONE, Plug.IN: Step.ATTACH_VOLUME, Plug.OUT: Step.DETACH_VOLUME}
+    return dataclasses.replace(decision, step=steps[plug(spec, facts.volumes, is_active=domain.is_active)])
 
 
 def _running(spec: InstanceSpec, facts: Facts, history: History) -> Decision:

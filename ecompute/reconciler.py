@@ -39,6 +39,7 @@ from ecompute.moving import Cause
 from ecompute.patience import SLOW_RETRY_SECONDS, Patience
 from ecompute.statuses import Statuses, with_event
 from ecompute.turns import Turns
+from ecompute.volume_plugs import ASK_AGAIN_SECONDS, is_waited_for, notes_of, volumes_of
 from ecompute.watcher import SpecEntry, SpecWatcher
 
 logger = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class Reconciler:
             return decision.step is not Step.NONE
         if known is None or known.phase is not decision.phase or with_report(known, self._reports, uuid) is not known:
             return True
-        return spec is not None and known.notes != facts.notes
+        return spec is not None and known.notes != notes_of(spec, facts)
 
     def suspected_orphans(self) -> set[UUID]:
         """Claims that stood alone at the last glance; to be glanced at again, be it to learn that they are gone."""
@@ -413,6 +414,8 @@ class Reconciler:
             self._look_again(spec.uuid, min(LOOK_AGAIN_SECONDS, float(spec.grace_seconds)))
             return
         self._patience.at_rest(spec.uuid)
+        if is_waited_for(hand.facts):
+            self._look_again(spec.uuid, ASK_AGAIN_SECONDS)
         if decision.reason == Reason.START_FAILED:
             self._patience.gave_up(spec.uuid)
             self._look_again(spec.uuid, SLOW_RETRY_SECONDS)
@@ -443,7 +446,8 @@ class Reconciler:
             progress=None,
             booted=max(status.booted, stamp.booted if stamp else 0),
             addresses=facts.addresses or (),
-            notes=facts.notes,
+            notes=notes_of(spec, facts),
+            volumes=volumes_of(facts),
         )
         if spec.desired is Desired.RUNNING and decision.phase is Phase.RUNNING:
             status = dataclasses.replace(status, failure="", failure_message="")

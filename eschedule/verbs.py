@@ -37,6 +37,7 @@ PLACES = {
     "network": "networks.network",
     "image": "images.image",
     "host": "hosting.host",
+    "volume": "volumes.volume",
 }
 
 

@@ -22,6 +22,7 @@ from common.model import (
     spec_with_fields,
 )
 from common.nics import IpAddress
+from common.volume_refs import VolumeRef
 
 SPEC = InstanceSpec(UUID(int=1), "web", ImageRef("/i"), {"VCPU": 1})
 FIXED = (IpAddress("10.0.0.5", 24),)
@@ -44,6 +45,10 @@ NEEDS_SECOND = (
 NEEDS_THIRD = (
     {"hardware": Hardware(disk_bus=DiskBus.SATA)},
     {"hardware": Hardware(card_model=CardModel.E1000), "allow": ()},
+)
+NEEDS_FOURTH = (
+    {"volumes": (VolumeRef(UUID(int=2), "data", 0),)},
+    {"volumes": (VolumeRef(UUID(int=2), "data", 0),), "hardware": Hardware(disk_bus=DiskBus.SATA)},
 )
 READ_BY_ALL = (
     {},
@@ -85,6 +90,15 @@ def test_a_reader_that_knows_no_other_hardware_than_virtio_holds_a_guest_that_ca
         EarlierSpec.from_json(spec.to_json())
 
 
+@pytest.mark.parametrize("fields", NEEDS_FOURTH, ids=str)
+def test_a_reader_that_knows_no_volumes_holds_a_guest_that_would_miss_one(fields):
+    spec = dataclasses.replace(SPEC, **fields)
+    assert number_in(spec.to_json()) == 4
+    assert InstanceSpec.from_json(spec.to_json()) == spec
+    with pytest.raises(UnsupportedSchema, match="of schema 4; this version reads 1: upgrade it"):
+        EarlierSpec.from_json(spec.to_json())
+
+
 def test_the_name_of_an_image_is_passed_over_by_who_does_not_know_it():
     spec = dataclasses.replace(SPEC, image=ImageRef("/i", "sha256:00", "debian-12"))
     assert number_in(spec.to_json()) == 1
@@ -113,7 +127,7 @@ def test_an_earlier_reader_reads_all_others(fields):
 
 def test_each_field_that_is_asked_for_since_is_judged():
     """Whoever adds a field has to say whether earlier readers may pass over it."""
-    judged = {name for fields in (*NEEDS_SECOND, *NEEDS_THIRD, *READ_BY_ALL) for name in fields}
+    judged = {name for fields in (*NEEDS_SECOND, *NEEDS_THIRD, *NEEDS_FOURTH, *READ_BY_ALL) for name in fields}
     same_for_all = {
         "uuid", "name", "image", "resources", "hostname", "alternates", "group_policy", "restart", "grace_seconds",
         "reboot_request", "hard_reboot", "adopts", "moves", "request_digest", "created_at", "created_by", "schema",
@@ -124,7 +138,7 @@ def test_each_field_that_is_asked_for_since_is_judged():
     assert said == {field.name for field in dataclasses.fields(Nic)}
 
 
-@pytest.mark.parametrize("fields", [*NEEDS_SECOND, *NEEDS_THIRD], ids=str)
+@pytest.mark.parametrize("fields", [*NEEDS_SECOND, *NEEDS_THIRD, *NEEDS_FOURTH], ids=str)
 def test_a_change_takes_the_number_up_and_back_down(fields):
     changed = spec_with_fields(SPEC.to_json(), fields)
     assert changed == dataclasses.replace(SPEC, **fields).to_json()
