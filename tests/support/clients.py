@@ -8,9 +8,11 @@ from typing import Any
 from uuid import UUID
 
 from common.model import Desired, ImageRef
-from eschedule import changes
+from common.volume_records import VolumePlace
+from eschedule import changes, volume_changes
 from eschedule.request import Request
 from eschedule.scheduler import Scheduler
+from eschedule.volume_scheduler import VolumeRequest, VolumeScheduler
 from tests.support.cluster import QUERY, Cluster, Node
 from tests.support.ledger import Ledger
 
@@ -67,6 +69,21 @@ class Clients:
         self.ledger.asked_to_reboot(uuid)
         self._change(uuid, changes.rebooted(hard=hard))
         self.ledger.reboot_is_certain(uuid)
+
+    def create_volume(self, on: Node, size_gib: int = 1) -> VolumePlace:
+        """Record a new volume, which *on* is to make."""
+        self._count += 1
+        scheduler = VolumeScheduler(self.cluster.store, self.cluster.volume_placement, self.cluster.keys)
+        return scheduler.create(VolumeRequest(f"volume-{self._count}", size_gib, on.provider)).place
+
+    def attach(self, volume: VolumePlace, instance: UUID) -> None:
+        volume_changes.attach(self.cluster.store, self.cluster.keys, volume, instance)
+
+    def detach(self, volume: VolumePlace) -> None:
+        volume_changes.detach(self.cluster.store, self.cluster.keys, volume)
+
+    def remove_volume(self, volume: VolumePlace) -> None:
+        volume_changes.remove(self.cluster.store, self.cluster.keys, volume)
 
     def edit(self, uuid: UUID, fields: Mapping[str, Any]) -> None:
         """Set *fields* of the spec as they are."""
