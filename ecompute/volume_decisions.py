@@ -139,15 +139,15 @@ class Plug(enum.Enum):
 def plug(spec: InstanceSpec, there: GuestVolumes, *, is_active: bool) -> Plug | None:
     """What is to be done next, so that guest and definition have just the volumes of *spec*.
 
-    In goes before out: a guest that does not let go of one volume gets its others. A definition is current also for a guest
-    whose disks cannot be plugged: it finds them when it is started next.
+    Out goes first, since what comes may take its place; but who was asked a moment ago, and does not let go of one volume, gets
+    the others. The definition is seen to also where disks cannot be plugged: the guest finds them when it is started next.
     """
     wanted = frozenset(volume.uuid for volume in spec.volumes)
     can_plug = is_active and is_pluggable(spec)
-    if not wanted <= there.defined or (can_plug and not wanted <= there.live):
-        return Plug.IN
     if not there.defined <= wanted or (can_plug and not there.live <= wanted and not there.was_asked):
         return Plug.OUT
+    if not wanted <= there.defined or (can_plug and not wanted <= there.live):
+        return Plug.IN
     return None
 
 

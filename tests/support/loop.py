@@ -88,7 +88,7 @@ class Loop:
         """As a new process would begin: nothing remembered but what is in the store, the hypervisor and the files."""
         blueprint = blueprint or Blueprint(
             provider=self.provider, boot_id="boot", virt_type="qemu", architecture="x86_64", machine_type=None, cpu_mode=None,
-            filter_name=None, instances_directory=self.directory / "instances",
+            filter_name=None, instances_directory=self.directory / "instances", volumes_directory=self.directory / "volumes",
         )  # fmt: skip
         self.world = World(
             hypervisor=self.hypervisor, placement=self.placement, images=ImageCache(self.directory / "images", ImagesConfig()),  # type: ignore[arg-type]
