@@ -36,6 +36,13 @@ def volume_of(path: Path, directory: Path) -> UUID | None:
     return None
 
 
+def volumes_in(directory: Path) -> list[UUID]:
+    """Every volume that has a file in *directory*; none where that is not there."""
+    with file_errors("cannot list the volumes", directory):
+        found = [volume_of(Path(entry.path), directory) for entry in os.scandir(directory)] if directory.is_dir() else []
+    return [volume for volume in found if volume is not None]
+
+
 class VolumeFiles:
     """The volumes in *directory*, which is made where it is missing and rid of what a dead process had half made."""
 
@@ -52,9 +59,7 @@ class VolumeFiles:
 
     def list(self) -> list[UUID]:
         """Every volume that has a file here."""
-        with file_errors("cannot list the volumes", self.directory):
-            found = [volume_of(Path(entry.path), self.directory) for entry in os.scandir(self.directory)]
-        return [volume for volume in found if volume is not None]
+        return volumes_in(self.directory)
 
     def make(self, volume: UUID, size_gib: int) -> None:
         """Make the volume's file, empty, *size_gib* GiB; one that is there stays as it is.

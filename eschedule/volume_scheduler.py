@@ -18,7 +18,7 @@ from common.placement_types import Candidate
 from common.retry import Backoff
 from common.store import Compare, Transaction
 from common.text import utc_text
-from common.volume_records import VolumePlace, VolumeSpec
+from common.volume_records import VolumeDesired, VolumePlace, VolumeSpec
 from eschedule import whynot
 from eschedule.claims import Holding, Refusal
 from eschedule.ordering import in_order
@@ -124,6 +124,8 @@ class VolumeScheduler(Planner):
                 f"there is a volume {request.name} already; choose another name, or look at it: eschedule volume show "
                 f"{request.name}"
             )
+        if spec is not None and spec.desired is VolumeDesired.DELETED:
+            raise Conflict(f"the volume {request.name} is being removed; try again when it is gone")
         hosts = self._hosts({place.provider})
         return PlacedVolume(place, hosts.get(place.provider, str(place.provider)), is_repeat=True)
 

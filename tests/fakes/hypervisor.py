@@ -42,7 +42,7 @@ class _Guest:
     live_stamp: Stamp | None = None
     defined_cards: tuple[Card, ...] = ()
     live_cards: tuple[Card, ...] = ()
-    disks: DomainDisks = DomainDisks()
+    disks: DomainDisks = dataclasses.field(default_factory=DomainDisks)
 
     def seen(self) -> Domain:
         is_active = self.power_state in changes.ACTIVE
