@@ -17,7 +17,7 @@ from common.claim_findings import Held, missing_allocation, orphan_claim, wrong_
 from common.findings import Finding, Kind
 from common.metadata import MetadataDocument
 from common.model import Address, Adoption, ConfigDrive, Desired, InstanceSpec, InstanceStatus, Phase
-from ecompute.audit_volumes import volume_findings
+from ecompute.audit_volumes import volume_findings, volumes_of
 from ecompute.disks import Folder
 from ecompute.firewall import GuestRules
 from ecompute.hypervisor import DhcpHost, Domain, Stamp
@@ -137,7 +137,8 @@ def _guests(sight: Sight) -> Iterator[Finding]:
 def _remains(sight: Sight, uuid: UUID) -> Remains:
     claim = (sight.allocations or {}).get(uuid)
     return Remains(
-        sight.documents.get(uuid), sight.assignments.get(uuid), claim, sight.rules.get(uuid), sight.drives.get(uuid)
+        sight.documents.get(uuid), sight.assignments.get(uuid), claim, sight.rules.get(uuid), sight.drives.get(uuid),
+        volumes_of(uuid, sight.volumes),
     )  # fmt: skip
 
 

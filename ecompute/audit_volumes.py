@@ -11,6 +11,7 @@ from uuid import UUID
 
 from common.findings import Finding, Kind
 from common.volume_records import VolumeDesired
+from common.volume_refs import VolumeRef
 from ecompute.volume_book import VolumeEntry
 from ecompute.volume_files import volume_file
 
@@ -37,3 +38,11 @@ def volume_findings(
                 f"eschedule volume show {spec.name}; put the file back, or eschedule volume rm {spec.name}",
                 uuid, provider, name=spec.name,
             )  # fmt: skip
+
+
+def volumes_of(instance: UUID, volumes: Mapping[UUID, VolumeEntry]) -> tuple[VolumeRef, ...]:
+    """What of *volumes* is noted as *instance*'s, for a spec of it that is written anew; which place each had is not known."""
+    own = sorted(
+        (entry.spec.name, uuid) for uuid, entry in volumes.items() if entry.spec and entry.spec.attached_to == instance
+    )
+    return tuple(VolumeRef(uuid, name, slot) for slot, (name, uuid) in enumerate(own))

@@ -31,6 +31,7 @@ class Remains:
     claim: Mapping[str, int] | None = None  # None where there is none, or Placement was not asked
     rules: GuestRules | None = None
     drive: ConfigDrive | None = None
+    volumes: tuple[VolumeRef, ...] = ()  # that are noted as its own
 
 
 def proposed(domain: Domain, stamp: Stamp, remains: Remains, known: InstanceSpec | None = None) -> InstanceSpec:
@@ -55,7 +56,7 @@ def proposed(domain: Domain, stamp: Stamp, remains: Remains, known: InstanceSpec
     if remains.rules is not None:
         base = dataclasses.replace(base, allow=remains.rules.allow, forwards=remains.rules.forwards)
     if known is None:
-        base = dataclasses.replace(base, config_drive=_config_drive(base, remains))
+        base = dataclasses.replace(base, config_drive=_config_drive(base, remains), volumes=remains.volumes)
     return dataclasses.replace(
         base,
         resources=_resources(domain, remains, base),

@@ -233,7 +233,7 @@ class Reconciler:
             if spec is None or not is_attempt:
                 # Nothing that could be given up: it is wanted until it works.
                 again = Transient(f"{step}: {error}", retry_after=LOOK_AGAIN_SECONDS)
-                self._interrupted(spec, hand.facts, decision, again)
+                self._interrupted(spec, hand.facts, decision, Transient(str(error)))
                 raise again from error
             self._record_failure(spec, hand.facts, step, error)
             self._look_again(uuid, 0.0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,9 +15,9 @@ from uuid import UUID
 import pytest
 import yaml
 
-from tests.support.deployment import Deployment, make_raw_image
+from tests.support.deployment import Deployment, Process, make_raw_image
 from tests.support.placement import client_for
-from tests.support.processes import wait_until
+from tests.support.processes import VENV_BIN, wait_until
 
 REQUEST = "resources=VCPU:1,DISK_GB:1,MEMORY_MB:256"
 
@@ -173,6 +174,32 @@ def test_services_that_are_away_and_a_host_that_is_dead_are_named(site: Site) ->
     assert "Placement" in site.volume("create", "more", "--size", "1", code=4)
     deployment.kill_etcd()
     assert "etcd" in site.volume("list", code=4)
+
+
+def test_a_directory_on_another_file_system_is_refused_and_one_of_its_own_is_used(site: Site, tmp_path: Path) -> None:
+    deployment = site.deployment
+    assert deployment.stop_ecompute() == 0
+    config = yaml.safe_load(deployment.compute_file.read_text())
+
+    def start_with(directory: str) -> Process:
+        deployment.compute_file.write_text(yaml.safe_dump({**config, "volumes": {"directory": directory}}))
+        return deployment.start_ecompute()
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        process = start_with(elsewhere)
+        wait_until(lambda: process.poll() is not None, timeout_seconds=60, what="it ended", evidence=deployment.evidence)
+        assert process.poll() == 2, deployment.evidence()
+        assert f"volumes.directory is {elsewhere}, on another file system than" in deployment.evidence()
+    start_with(str(tmp_path / "own"))
+    deployment.wait_ready()
+    made = json.loads(site.volume("create", "data", "--size", "1", "--json"))
+    assert (tmp_path / "own" / f"{made['uuid']}.raw").stat().st_size == 1 << 30
+    assert "1 volume (data)" in deployment.eschedule("host", "remove", "testhost", check=False).stderr
+    assert deployment.stop_ecompute() == 0
+    left = deployment.machine.run(
+        [VENV_BIN / "ecompute", "--config", deployment.compute_file, "--leave"], timeout_seconds=60, check=False
+    )
+    assert left.returncode != 0 and "1 volumes (data)" in left.stderr
 
 
 def test_a_claim_of_a_volume_that_was_never_recorded_is_given_back(site: Site) -> None:

@@ -14,7 +14,9 @@ from common.keys import Keys
 from common.model import ImageRef, InstanceKey, InstanceSpec, OwnerRecord, VolumeRef
 from common.store import Versioned
 from common.volume_records import VolumeDesired, VolumePhase, VolumePlace, VolumeSpec, VolumeStatus
-from ecompute.audit_volumes import volume_findings
+from ecompute.audit_volumes import volume_findings, volumes_of
+from ecompute.hypervisor import Domain, PowerState, Stamp
+from ecompute.proposal import Remains, proposed
 from ecompute.volume_book import VolumeEntry
 from eschedule.audit_checks import Cluster, check_claims, check_keys, consumers_to_ask, read_cluster
 
@@ -120,3 +122,18 @@ def test_files_and_specs_of_a_host_are_compared_and_nothing_is_fixed() -> None:
         stray: VolumeEntry(5, None, "newer"),
     }
     assert list(volume_findings("host h1", H1, going, {stray}, directory)) == []
+
+
+def test_a_guest_that_etcd_has_forgotten_is_proposed_with_the_volumes_that_are_noted_as_its_own() -> None:
+    logs, others = uuid4(), uuid4()
+    entries = {
+        logs: VolumeEntry(5, dataclasses.replace(VOLUME, uuid=logs, name="logs", attached_to=WEB)),
+        DATA: VolumeEntry(5, dataclasses.replace(VOLUME, attached_to=WEB)),
+        others: VolumeEntry(5, dataclasses.replace(VOLUME, uuid=others, attached_to=uuid4())),
+        uuid4(): VolumeEntry(5, None, "newer"),
+    }
+    assert volumes_of(WEB, entries) == (VolumeRef(DATA, "data", 0), VolumeRef(logs, "logs", 1))
+    domain = Domain(WEB, "web-12345678", PowerState.RUNNING, "booted", Stamp(H1, 1, 5, 1))
+    assert (
+        proposed(domain, domain.stamp or Stamp(H1, 1, 5), Remains(volumes=volumes_of(WEB, entries))).volumes[0].name == "data"
+    )

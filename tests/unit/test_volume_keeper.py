@@ -211,7 +211,7 @@ def test_a_disk_that_cannot_be_plugged_in_leaves_the_guest_alone_and_is_tried_ag
     loop.hypervisor.fail_next("attach_disk", HypervisorRejected("no free slot"))
     loop.attach(place, spec)
     loop.settle(spec, passes=1)
-    assert (loop.status(spec).phase, loop.status(spec).message) == (Phase.RUNNING, "AttachVolume: AttachVolume: no free slot")
+    assert (loop.status(spec).phase, loop.status(spec).message) == (Phase.RUNNING, "AttachVolume: no free slot")
     assert loop.status(spec).attempts == 1, "its build's"
     loop.settle(spec)
     assert loop.status(spec).volumes == (place.uuid,) and loop.status(spec).message == ""
