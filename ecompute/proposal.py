@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from common.metadata import MetadataDocument
 from common.model import Address, Adoption, ConfigDrive, Desired, ImageRef, InstanceSpec, Nic
 from common.nics import AddressSource, IpAddress
+from common.volume_refs import VolumeRef
 from ecompute.config_drive import form_of
 from ecompute.domain_xml import domain_name
 from ecompute.firewall import GuestRules

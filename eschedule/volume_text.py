@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from common.volume_refs import serial_of
-from eschedule import render
+from eschedule.render import age
+from eschedule.tables import PLAIN, Column, Look, block, table
 from eschedule.volume_changes import Volume
 
 
@@ -16,15 +17,15 @@ def device_of(volume: Volume) -> str:
     return f"/dev/disk/by-id/virtio-{serial_of(volume.place.uuid)}"
 
 
-def volume_table(volumes: Iterable[Volume], now: datetime.datetime) -> str:
-    columns = ("NAME", "SIZE_GB", "PHASE", "HOST", "INSTANCE", "AGE", "UUID")
-    return render.table(columns, [_cells(volume, now) for volume in volumes])
+def volume_table(volumes: Iterable[Volume], now: datetime.datetime, look: Look = PLAIN) -> str:
+    columns = (Column("NAME", 16), "SIZE_GB", "PHASE", Column("HOST", 12), Column("INSTANCE", 12), "AGE", Column("UUID", 9))
+    return table(columns, [_cells(volume, now) for volume in volumes], look)
 
 
 def _cells(volume: Volume, now: datetime.datetime) -> tuple[str, ...]:
     spec = volume.spec
-    size, age = (str(spec.size_gib), render.age(spec.created_at, now)) if spec else ("?", "")
-    return (volume.name, size, volume.phase, _host(volume), volume.instance, age, str(volume.place.uuid))
+    size, since = (str(spec.size_gib), age(spec.created_at, now)) if spec else ("?", "")
+    return (volume.name, size, volume.phase, _host(volume), volume.instance, since, str(volume.place.uuid))
 
 
 def volume_block(volume: Volume) -> str:
@@ -36,7 +37,7 @@ def volume_block(volume: Volume) -> str:
     if spec:
         pairs += [("size", f"{spec.size_gib} GB"), ("instance", volume.instance), ("device", device_of(volume))]
         pairs.append(("created", f"{spec.created_at} by {spec.created_by}" if spec.created_at else ""))
-    return render.block(pairs)
+    return block(pairs)
 
 
 def _host(volume: Volume) -> str:
@@ -48,7 +49,7 @@ def volume_json(volume: Volume) -> dict[str, Any]:
     spec, status = volume.spec, volume.status
     host = {"name": volume.host.name, "provider": str(volume.host.provider), "is_alive": volume.host.is_alive}
     if spec is None:
-        return {"uuid": str(volume.place.uuid), "host": host, "problem": volume.problem}
+        return {"name": volume.name, "uuid": str(volume.place.uuid), "host": host, "problem": volume.problem}
     return {
         "name": spec.name,
         "uuid": str(spec.uuid),

@@ -14,11 +14,12 @@ from common.model import Phase
 from common.retry import Backoff, Deadline, retry
 from common.validate import parse_count, parse_instance, parse_name, parse_request_id, parse_uuid
 from common.volume_records import VolumePhase, VolumePlace
-from eschedule import changes, render, volume_changes
+from eschedule import changes, volume_changes
 from eschedule.creating import again_line, planner_of, repeatable
-from eschedule.host_removal import Removal
+from eschedule.listing import find_host
+from eschedule.output import emit
 from eschedule.screen import seconds_text
-from eschedule.session import Session, user_at_host
+from eschedule.session import Session
 from eschedule.volume_changes import Volume
 from eschedule.volume_scheduler import VolumeRequest, VolumeScheduler
 from eschedule.volume_text import device_of, volume_block, volume_json, volume_table
@@ -62,8 +63,7 @@ def _request(session: Session, options: argparse.Namespace) -> VolumeRequest:
     request_id = None if options.request_id is None else parse_request_id(options.request_id)
     provider = None
     if options.host is not None:
-        removal = Removal(session.store, session.keys, session.placement, user_at_host())
-        provider = removal.find(options.host).provider
+        provider = find_host(session.store, session.keys, options.host).provider
     return VolumeRequest(name, size, provider, uuid, request_id)
 
 
@@ -102,9 +102,8 @@ def _detach(session: Session, options: argparse.Namespace) -> None:
 
 
 def _list(session: Session, options: argparse.Namespace) -> None:
-    volumes = volume_changes.list_volumes(session.store, session.keys)
-    now = datetime.datetime.now(datetime.UTC)
-    session.screen.data(render.as_json([volume_json(one) for one in volumes]) if options.json else volume_table(volumes, now))
+    volumes, now = volume_changes.list_volumes(session.store, session.keys), datetime.datetime.now(datetime.UTC)
+    emit(session.screen, options, lambda: [volume_json(one) for one in volumes], lambda look: volume_table(volumes, now, look))
 
 
 def _show(session: Session, options: argparse.Namespace) -> None:
@@ -137,7 +136,7 @@ def _find(session: Session, options: argparse.Namespace) -> VolumePlace:
 
 
 def _say(session: Session, options: argparse.Namespace, volume: Volume) -> None:
-    session.screen.data(render.as_json(volume_json(volume)) if options.json else volume_block(volume))
+    emit(session.screen, options, lambda: volume_json(volume), lambda _: volume_block(volume))
 
 
 def _warn_of_silence(session: Session, volume: Volume) -> None:

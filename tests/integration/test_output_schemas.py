@@ -24,6 +24,7 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
     deployment.eschedule("image", "add", "small", image, "--sha256", sha256(image))
     deployment.eschedule("network", "add", "lan", "--bridge", "br0", "--subnet", "10.0.0.0/24")
     deployment.eschedule(REQUEST, "small", "--name", "web", "--key", "me", "--publish", "8080:80")
+    deployment.eschedule("volume", "create", "data", "--size", "1")
     commands = {
         "instances": ["list"],
         "instance": ["show", "web"],
@@ -36,6 +37,8 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
         "forwards": ["port-forward", "web"],
         "capacity": ["capacity", REQUEST],
         "explain": ["explain", REQUEST],
+        "volumes": ["volume", "list"],
+        "volume": ["volume", "show", "data"],
         "audit": ["audit"],
         "doctor": ["doctor"],
     }
