@@ -146,8 +146,8 @@ def test_what_cannot_be_is_refused_in_a_line_and_changes_nothing(site: Site) -> 
     site.volume("detach", "data")
 
     deployment.eschedule(REQUEST, site.image, "--name", "running")
-    said = site.volume("attach", "data", "running", "--wait-seconds", "2", code=4)
-    assert "data is not in running after 2.0 s: AttachVolume: plug a disk" in said, "as libvirt's test driver cannot"
+    said = site.volume("attach", "data", "running", "--wait-seconds", "10", code=4)
+    assert "data is not in running after 10.0 s: AttachVolume: plug a disk" in said, "as libvirt's test driver cannot"
     assert deployment.show("running")["phase"] == "Running"
     site.volume("detach", "data")
     deployment.eschedule("destroy", "running", "old")
