@@ -15,11 +15,16 @@ from common.model import InstanceSpec
 
 @dataclass(frozen=True)
 class Held:
-    """What Placement says of one consumer, asked by its uuid; *resources* are over all providers."""
+    """What Placement says of one consumer, asked by its uuid; *resources* are over all providers.
+
+    Args:
+        is_ours: it is an instance's of this deployment. *is_volume*: it is a volume's.
+    """
 
     resources: Mapping[str, int]
     providers: frozenset[UUID]
     is_ours: bool
+    is_volume: bool = False
 
 
 def missing_allocation(where: str, spec: InstanceSpec, provider: UUID, *, has_guest: bool | None) -> Finding:

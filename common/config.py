@@ -99,6 +99,13 @@ class PathsConfig:
 
 
 @dataclass(frozen=True)
+class VolumesConfig:
+    """Where volumes are kept."""
+
+    directory: Path | None = None  # None: "volumes" in the state directory
+
+
+@dataclass(frozen=True)
 class NetworkConfig:
     """How guests are wired."""
 
@@ -192,6 +199,7 @@ class ComputeConfig:
     libvirt: LibvirtConfig = LibvirtConfig()
     inventory: InventoryConfig = InventoryConfig()
     paths: PathsConfig = PathsConfig()
+    volumes: VolumesConfig = VolumesConfig()
     network: NetworkConfig = NetworkConfig()
     metadata: MetadataConfig = MetadataConfig()
     images: ImagesConfig = ImagesConfig()

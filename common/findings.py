@@ -54,6 +54,14 @@ class Kind(enum.StrEnum):
     ANCHOR_WITHOUT_MEMBERS = "AnchorWithoutMembers"
     ADDRESS_WITHOUT_INSTANCE = "AddressWithoutInstance"
     INSTANCE_WITHOUT_ADDRESS = "InstanceWithoutAddress"
+    # volumes
+    VOLUME_MISSING = "VolumeMissing"
+    LEFTOVER_VOLUME = "LeftoverVolume"
+    VOLUME_CLAIM = "VolumeClaim"
+    VOLUME_NOT_ATTACHED = "VolumeNotAttached"
+    VOLUME_WITHOUT_NAME = "VolumeWithoutName"
+    NAME_WITHOUT_VOLUME = "NameWithoutVolume"
+    STATUS_WITHOUT_VOLUME = "StatusWithoutVolume"
     # hosts
     HOST_DEAD = "HostDead"
     HOST_SILENT = "HostSilent"

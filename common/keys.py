@@ -113,6 +113,39 @@ class Keys:
     def images(self) -> str:
         return f"{self.prefix}images/"
 
+    def volume(self, provider: UUID, volume: UUID) -> str:
+        return f"{self.prefix}volumes/{provider}/{volume}"
+
+    def volumes(self, provider: UUID | None = None) -> str:
+        """The prefix of one provider's volumes, or of all."""
+        return f"{self.prefix}volumes/{provider}/" if provider else f"{self.prefix}volumes/"
+
+    def volume_status(self, provider: UUID, volume: UUID) -> str:
+        return f"{self.prefix}volume-status/{provider}/{volume}"
+
+    def volume_statuses(self, provider: UUID | None = None) -> str:
+        """The prefix of one provider's statuses of volumes, or of all."""
+        return f"{self.prefix}volume-status/{provider}/" if provider else f"{self.prefix}volume-status/"
+
+    def volume_name(self, name: str) -> str:
+        """Where the volume of that name is."""
+        return f"{self.prefix}volume-names/{name}"
+
+    def volume_names(self) -> str:
+        return f"{self.prefix}volume-names/"
+
+    def parse_provider_volume(self, key: str) -> tuple[UUID, UUID]:
+        """The provider and volume of a ``volumes/`` or ``volume-status/`` key.
+
+        Raises:
+            ValueError: *key* is no such key under this prefix.
+        """
+        kind, _, rest = key.removeprefix(self.prefix).partition("/")
+        provider, slash, volume = rest.partition("/")
+        if not key.startswith(self.prefix) or kind not in ("volumes", "volume-status") or not slash:
+            raise ValueError(f"{key} is no key of a volume under {self.prefix}")
+        return UUID(provider), UUID(volume)
+
     def mail(self, provider: UUID, letter: UUID) -> str:
         """A small request to a host that is no state; leased."""
         return f"{self.prefix}mail/{provider}/{letter}"

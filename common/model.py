@@ -31,6 +31,7 @@ from common.records import SCHEMA as SCHEMA
 from common.records import Record as Record
 from common.records import with_fields as with_fields
 from common.spec_schema import FIRST, SPEC_SCHEMAS, spec_schema
+from common.volume_refs import VolumeRef as VolumeRef
 
 
 class Desired(enum.StrEnum):
@@ -170,6 +171,7 @@ class InstanceSpec(Record):
     hardware: Hardware = USUAL
     hardware_is_given: bool = False  # somebody said so, be it that it is the usual one: no host looks into the image for it
     disk_content: DiskContent = AS_IMAGE  # what is on its disk beside the image
+    volumes: tuple[VolumeRef, ...] = ()  # disks that outlive it
     hostname: str = ""
     alternates: tuple[Alternate, ...] = ()
     group: str | None = None
@@ -193,7 +195,7 @@ class InstanceSpec(Record):
     def __post_init__(self) -> None:
         needed = spec_schema(
             nics=self.nics, metadata=self.metadata, config_drive=self.config_drive, allow=self.allow, forwards=self.forwards,
-            hardware=self.hardware, disk_content=self.disk_content,
+            hardware=self.hardware, disk_content=self.disk_content, volumes=self.volumes,
             disk_request=max(self.restore_request, self.rebuild_request),
         )  # fmt: skip
         object.__setattr__(self, "schema", needed)
@@ -289,6 +291,7 @@ class InstanceStatus(Record):
     failure_message: str = ""
     booted: int = 0  # the highest boot_request that the guest was booted for; above 0 it has run and is never rebuilt
     addresses: tuple[Address, ...] = ()
+    volumes: tuple[UUID, ...] = ()  # that its guest has now; of one that is off, those it will find when it starts
     ready: Ready | None = None
     notes: tuple[str, ...] = ()  # what is not as asked for although it runs, one line each: "port 8080 of the host is taken …"
     restored: Applied | None = None  # the last restore_request that was dealt with

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, quote
 from uuid import UUID
@@ -67,18 +68,19 @@ class Placement:
     Args:
         etcd_prefix: tells deployments apart; project and user follow from it where *config* names none.
         keeps_connections: keep them open between requests; not for who asks seldom, among many who do so.
-        session: a requests.Session to use instead of our own, for tests.
+        session: a requests.Session, for tests. *consumer_type*: of the claims made here, and that are ours.
     """
 
     def __init__(
         self, config: PlacementConfig, *, etcd_prefix: str, keeps_connections: bool = True,
-        session: requests.Session | None = None,
+        session: requests.Session | None = None, consumer_type: str = CONSUMER_TYPE,
         clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], object] = time.sleep,
     ) -> None:  # fmt: skip
         self._http = PlacementHttp(config, keeps_connections=keeps_connections, session=session, clock=clock, sleep=sleep)
-        self._sleep = sleep
+        self._sleep, self._consumer_type = sleep, consumer_type
         self.project_id = str(config.project_id or default_project(etcd_prefix))
         self.user_id = str(config.user_id or default_project(etcd_prefix))
+        self._body = partial(claim_body, project=self.project_id, user=self.user_id, consumer_type=consumer_type)
 
     def check_version(self) -> str:
         """The server's newest microversion. Every other call notices a server that is too old as well.
@@ -165,7 +167,7 @@ class Placement:
             PlacementUnavailable: no answer; it may be released or not.
         """
         deadline = self._http.deadline()
-        nothing = claim_body(Claim(consumer, {}, generation), self.project_id, self.user_id)
+        nothing = self._body(Claim(consumer, {}, generation))
 
         def release_once() -> None:
             try:
@@ -213,8 +215,8 @@ class Placement:
         return self._consumer(uuid, self._http.deadline())
 
     def is_ours(self, consumer: Consumer) -> bool:
-        """Whether it is an instance of this deployment; others' claims are never touched."""
-        return consumer.consumer_type == CONSUMER_TYPE and consumer.project_id == self.project_id
+        """Whether it is an instance (or volume) of this deployment; others' claims are never touched."""
+        return consumer.consumer_type == self._consumer_type and consumer.project_id == self.project_id
 
     def provider_allocations(self, provider: UUID) -> dict[UUID, dict[str, int]]:
         """What is claimed on *provider*, by consumer; whose it is only ``consumer`` tells. Nothing where it is unknown.
@@ -389,17 +391,16 @@ class Placement:
 
     def _is_leftover(self, consumer: UUID, deadline: Deadline) -> bool:
         """Whether a record without allocations is there: only then is "nothing" at generation 0 accepted, changing nothing."""
-        nothing = claim_body(Claim(consumer, {}, generation=0), self.project_id, self.user_id)
+        nothing = self._body(Claim(consumer, {}, generation=0))
         return self._http.write("PUT", f"/allocations/{consumer}", nothing, deadline).is_success
 
     def _put(self, claim: Claim, deadline: Deadline) -> None:
-        body = claim_body(claim, self.project_id, self.user_id)
-        answer = self._http.write("PUT", f"/allocations/{claim.consumer}", body, deadline)
+        answer = self._http.write("PUT", f"/allocations/{claim.consumer}", self._body(claim), deadline)
         if not answer.is_success:
             raise _refusal(answer, f"claim of {_shown(claim.allocations)} for {claim.consumer}")
 
     def _post(self, claims: Collection[Claim], deadline: Deadline) -> None:
-        bodies = {str(claim.consumer): claim_body(claim, self.project_id, self.user_id) for claim in claims}
+        bodies = {str(claim.consumer): self._body(claim) for claim in claims}
         answer = self._http.write("POST", "/allocations", bodies, deadline, more_seconds=SECONDS_PER_CLAIM * len(bodies))
         if not answer.is_success:
             raise _refusal(answer, f"claims of {', '.join(bodies)}")

@@ -14,6 +14,7 @@ from uuid import UUID, uuid5
 # Of etcd-compute's own making. Never change it: it says which claims in Placement are ours.
 PROJECT_NAMESPACE = UUID("5e7c9f0a-6d0b-4b0e-9a53-0c6a7e3f6d21")
 CONSUMER_TYPE = "INSTANCE"
+VOLUME = "VOLUME"  # the consumer type of volumes
 OWNER_TRAIT = "CUSTOM_ETCD_COMPUTE"  # on every provider that an ecompute keeps
 DISABLED_TRAIT = "COMPUTE_STATUS_DISABLED"  # an operator has switched the host off for scheduling
 SHARING_TRAIT = "MISC_SHARES_VIA_AGGREGATE"  # a provider that lends to others' trees, such as shared storage
@@ -144,12 +145,12 @@ def plain(allocations: Allocations) -> dict[UUID, dict[str, int]]:
     return {provider: dict(amounts) for provider, amounts in allocations.items()}
 
 
-def claim_body(claim: Claim, project: str, user: str) -> dict[str, Any]:
+def claim_body(claim: Claim, project: str, user: str, consumer_type: str = CONSUMER_TYPE) -> dict[str, Any]:
     """*claim* as ``PUT /allocations/{consumer}`` takes it."""
     return {
         "allocations": {str(provider): {"resources": dict(amounts)} for provider, amounts in claim.allocations.items()},
         "consumer_generation": claim.generation,
-        "consumer_type": CONSUMER_TYPE,
+        "consumer_type": consumer_type,
         "project_id": project,
         "user_id": user,
     }

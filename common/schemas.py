@@ -169,6 +169,7 @@ COMPUTE: Schema = {
                     "shutdown_deadline_seconds": _seconds(1, 3600),
                 }
             ),
+            "volumes": _section({"directory": _or_null(_FOLDER)}),
             "metrics": _section({"listen": _or_null(_text(_LISTEN, "HOST:PORT, such as 127.0.0.1:9179,"))}),
             "log": _section(_LOG),
         }
@@ -212,7 +213,7 @@ _SCHEMA_NUMBER: Schema = {"const": 1}
 _SPEC_SCHEMA_NUMBER: Schema = {
     "enum": [1, 2, 3, 4],
     "description": "2 where allow, forwards, metadata, config_drive, or more of a card than its network must be understood; "
-    "3 where hardware must be, 4 where disk_content, or what is asked of the disk, must be",
+    "3 where hardware must be; 4 where what is on its disks, what is asked of them, or which it has, must be",
 }
 _PHASES = (
     "Pending", "Building", "Running", "Rebooting", "Paused", "Stopping", "Stopped",
@@ -305,6 +306,7 @@ INSTANCE_SPEC = _record(
             },
             description="how its disk differs from its image",
         ),
+        "volumes": _list(_part(("uuid", "name", "slot"), {"uuid": _UUID_TEXT, "name": _STRING, "slot": _COUNT})),
         "hostname": _STRING,
         "alternates": _list(
             _part(
@@ -377,6 +379,7 @@ INSTANCE_STATUS = _record(
                 },
             )
         ),
+        "volumes": _list(_UUID_TEXT),
         "ready": {
             "type": ["object", "null"],
             "required": ["at"],
@@ -461,6 +464,36 @@ IMAGE_RECORD = _record(
     },
 )
 
+VOLUME_SPEC = _record(
+    "VolumeSpec",
+    ("uuid", "name", "size_gib"),
+    {
+        "uuid": _UUID_TEXT,
+        "name": _STRING,
+        "size_gib": {"type": "integer", "minimum": 1},
+        "desired": {"enum": ["present", "deleted"]},
+        "attached_to": {"type": ["string", "null"], "description": "the instance that may use it; its host says null again"},
+        "request_digest": _STRING,
+        "created_at": _TIME,
+        "created_by": _STRING,
+        "schema": _SCHEMA_NUMBER,
+    },
+)
+
+VOLUME_STATUS = _record(
+    "VolumeStatus",
+    ("phase",),
+    {
+        "phase": {"enum": ["Pending", "Available", "Attached", "Detaching", "Deleting", "Refused", "Missing"]},
+        "message": _STRING,
+        "spec_revision": _COUNT,
+        "was_made": {"type": "boolean"},
+        "updated_at": _TIME,
+        "schema": _SCHEMA_NUMBER,
+    },
+)
+
 RECORDS: dict[str, Schema] = {
-    s["title"]: s for s in (INSTANCE_SPEC, INSTANCE_STATUS, HOST_RECORD, NETWORK_RECORD, IMAGE_RECORD)
+    s["title"]: s
+    for s in (INSTANCE_SPEC, INSTANCE_STATUS, HOST_RECORD, NETWORK_RECORD, IMAGE_RECORD, VOLUME_SPEC, VOLUME_STATUS)
 }

@@ -13,24 +13,27 @@ from common.disk_content import AS_IMAGE, DiskContent
 from common.guest_metadata import ConfigDrive, MetadataAccess
 from common.hardware import USUAL, Hardware
 from common.nics import Forward, Nic
+from common.volume_refs import VolumeRef
 
 FIRST = 1
 GUARDED = 2  # who may reach the guest and read its metadata, what its cards are on, ports and the form of a drive
 OTHER_HARDWARE = 3  # another disk bus or other cards than virtio, for which its image has no drivers
-DISK_CONTENT = 4  # what is on its disk, or which disks it has, is other than its image alone says
+DISK_CONTENT = 4  # what is on its disks, or which it has, is other than its image alone says
 SPEC_SCHEMAS = (FIRST, GUARDED, OTHER_HARDWARE, DISK_CONTENT)  # what this version reads
 
 
 def spec_schema(
     *, nics: Sequence[Nic], metadata: MetadataAccess, config_drive: ConfigDrive, allow: Collection[str] | None,
     forwards: Collection[Forward], hardware: Hardware, disk_content: DiskContent = AS_IMAGE, disk_request: int = 0,
+    volumes: Collection[VolumeRef] = (),
 ) -> int:  # fmt: skip
     """The schema number of a spec that has these fields; the others mean the same to all versions.
 
     The hop limit is not among them, as it is one of session tokens, which hosts that do not know it do not give. Nor is the
     drive that is not to be: they make none anyway.
     """
-    if disk_content != AS_IMAGE or disk_request:  # who passed over it would start a guest on a disk that was to be another one
+    # Who passed over these would start a guest without its volumes, or on a disk that was to be another one.
+    if disk_content != AS_IMAGE or disk_request or volumes:
         return DISK_CONTENT
     if hardware != USUAL:
         return OTHER_HARDWARE

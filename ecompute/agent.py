@@ -27,6 +27,7 @@ from common.logs import fields
 from common.metadata import MetadataStore
 from common.model import HostRecord, HostState, OwnerRecord
 from common.placement import Placement
+from common.placement_types import CONSUMER_TYPE, VOLUME
 from common.reports import report_store
 from common.retry import Backoff, Deadline
 from common.service_notify import ServiceNotifier
@@ -74,6 +75,8 @@ from ecompute.snapshotter import Snapshotter
 from ecompute.statuses import Statuses
 from ecompute.vendor_data import read_vendor_data
 from ecompute.vital_signs import VitalSigns
+from ecompute.volume_book import VolumeBook, VolumeWatcher
+from ecompute.volume_service import VolumeService, volumes_directory
 from ecompute.watcher import HostAdminWatcher, SpecWatcher
 from ecompute.workers import Workers
 from ecompute.workqueue import WorkQueue
@@ -250,7 +253,12 @@ class Agent:
         self._until_it_answers(ETCD, statuses.load)
         specs = self._specs = SpecWatcher(store, self._keys, host.provider, self._queue.add)
         images = ImageService(config, hypervisor, store, self._keys, provider=host.provider, host=host.name)
-        world = self._world(host, hypervisor, placement, images.cache)
+        volumes = VolumeService(
+            config, hypervisor=hypervisor, store=store, keys=self._keys, provider=host.provider, specs=specs, statuses=statuses,
+            fence=heartbeat.fence, is_live=lambda: heartbeat.is_live, now=wall_time, report=self._health.note,
+            placement=self._placement(keeps_connections=False, consumer_type=VOLUME),
+        )  # fmt: skip
+        world = self._world(host, hypervisor, placement, images=images.cache, volumes=volumes.book)
         host_network = self._host_network(host, world)
 
         def look_at_host() -> None:
@@ -292,7 +300,7 @@ class Agent:
                 keeper, host, admin, heartbeat, domains, generation=generation, world=world
             ),
             health=self._health, looked=self._metrics.looked, audit=auditor.note,
-            look_at_host=look_at_host, listed=learner.look,
+            look_at_host=look_at_host, listed=learner.look, sort_out=volumes.keeper.claims_without_volumes,
         )  # fmt: skip
         hypervisor.subscribe(lambda _: None, host_network.ask)
         hypervisor.subscribe(self._queue.add, self._resync.ask)
@@ -302,23 +310,31 @@ class Agent:
             add_after=self._queue.add_after, boot_of=lambda uuid: (known := statuses.get(uuid)) and known.booted,
         )  # fmt: skip
         hypervisor.subscribe(bell.started, lambda: None)
-        self._on_stop += [world.networks.wake, learner.wake, mailbox.wake, bell.wake, images.wake]
-        self._thread("networks", world.networks.run)
-        self._thread("learn-addresses", learner.run)
-        self._thread("watch", specs.run)
-        self._thread("watch-host-admin", admin.run)
-        self._wait_for_first_list(specs.synced)
-        self._wait_for_first_list(admin.synced)  # else a host that an operator disabled would be enabled for a moment
+        self._on_stop += [world.networks.wake, learner.wake, mailbox.wake, bell.wake, images.wake, volumes.keeper.close]
+        followers: dict[str, SpecWatcher | HostAdminWatcher | VolumeWatcher] = {
+            "watch": specs,
+            "watch-host-admin": admin,
+            "watch-volumes": volumes.watcher,
+        }
+        runs = {"networks": world.networks.run, "learn-addresses": learner.run}
+        for name, run in (runs | {name: follower.run for name, follower in followers.items()}).items():
+            self._thread(name, run)
+        for follower in followers.values():  # without host-admin one that an operator disabled would be enabled for a moment
+            self._wait_for_first_list(follower.synced)
         remove_strays(world.reports, lambda uuid: specs.get(uuid) is not None or world.metadata.exists(uuid))
         workers = Workers(
-            self._queue, reconciler.reconcile, worker_count, is_outage=self._health.note, passed=self._metrics.passed
+            self._queue,
+            volumes.looked_after(reconciler.reconcile),
+            worker_count,
+            is_outage=self._health.note,
+            passed=self._metrics.passed,
         )
         self._metrics.watch(Sources(lambda: heartbeat.seconds_left, statuses.phases, lambda: len(self._queue)))
         workers.start()
         self._signs.watch(workers)
         for name, run in (
-            ("resync", self._resync.run), ("watch-mail", mailbox.watch), ("mail", mailbox.run), ("guest-reports", bell.run),
-            ("prefetch", images.run),
+            ("volumes", volumes.keeper.run), ("resync", self._resync.run), ("watch-mail", mailbox.watch), ("mail", mailbox.run),
+            ("guest-reports", bell.run), ("prefetch", images.run),
         ):  # fmt: skip
             self._thread(name, run)
         logger.info("serving", extra=fields(provider=host.provider, instances=len(specs.uuids())))
@@ -348,12 +364,15 @@ class Agent:
             answer=lambda letter: next((text for text in (answer(letter) for answer in served) if text), None),
         )  # fmt: skip
 
-    def _placement(self, *, keeps_connections: bool) -> Placement:
+    def _placement(self, *, keeps_connections: bool, consumer_type: str = CONSUMER_TYPE) -> Placement:
         # One try a call: what failed is tried again by whoever called, and a worker is to be free for other guests meanwhile.
         one_try = dataclasses.replace(self._config.placement, deadline_seconds=self._config.placement.timeout_seconds)
-        return Placement(one_try, etcd_prefix=self._config.etcd.prefix, keeps_connections=keeps_connections)
+        prefix = self._config.etcd.prefix
+        return Placement(one_try, etcd_prefix=prefix, keeps_connections=keeps_connections, consumer_type=consumer_type)
 
-    def _world(self, host: Host, hypervisor: LibvirtDriver, placement: Placement, images: ImageCache) -> World:
+    def _world(
+        self, host: Host, hypervisor: LibvirtDriver, placement: Placement, *, images: ImageCache, volumes: VolumeBook
+    ) -> World:
         config, state = self._config, self._config.paths.state_dir
         # In libvirt's simulation nothing is real but what the configuration says.
         bridges = HostBridges(None) if host.virt_type == "test" else HostBridges()
@@ -363,6 +382,7 @@ class Agent:
             filter_name=self._until_it_answers(LIBVIRT, lambda: self._filter(hypervisor)),
             instances_directory=state / "instances", zone=host.name, vendor_data_base64=self._vendor_data,
             metadata_bridge=config.metadata.bridge, found_hardware=FoundHardware(state / "instances").of, disk=config.disk,
+            volumes_directory=volumes_directory(config),
         )  # fmt: skip
         return World(
             hypervisor=hypervisor,
@@ -380,7 +400,7 @@ class Agent:
             firewall=self._firewall,
             blueprint=blueprint,
             patience=Patience(),
-            bridges=bridges,
+            bridges=bridges, volumes=volumes,
         )  # fmt: skip
 
     def _host_network(self, host: Host, world: World) -> HostNetwork:

@@ -17,12 +17,14 @@ from common.claim_findings import Held, missing_allocation, orphan_claim, wrong_
 from common.findings import Finding, Kind
 from common.metadata import MetadataDocument
 from common.model import Address, Adoption, ConfigDrive, Desired, InstanceSpec, InstanceStatus, Phase
+from ecompute.audit_volumes import volume_findings, volumes_of
 from ecompute.disk_notes import NOTHING_NOTED
 from ecompute.disks import Folder
 from ecompute.firewall import GuestRules
 from ecompute.hypervisor import DhcpHost, Domain, Stamp
 from ecompute.proposal import Remains, proposed
 from ecompute.sizing import claim_wanted
+from ecompute.volume_book import VolumeEntry
 from ecompute.watcher import SpecEntry
 
 # Where nothing is under way; an instance in any other phase is on its way to one of them, and looked at there.
@@ -34,7 +36,7 @@ class Sight:
     """What is on this host and what is said of it.
 
     Args:
-        allocations: what is claimed on this provider, by consumer; None where Placement did not answer.
+        allocations: what is claimed on this provider, by consumer, but for its volumes; None where Placement did not answer.
         asked: of those consumers that looked wrong, what they hold everywhere; None for one that holds nothing.
         places: of what has no spec here, where it lives as etcd says; None where nowhere. Not there: it was not asked.
         orphaned_seconds: since when claims have been seen alone.
@@ -58,6 +60,9 @@ class Sight:
     asked: Mapping[UUID, Held | None] = field(default_factory=dict)
     places: Mapping[UUID, UUID | None] = field(default_factory=dict)
     orphaned_seconds: Mapping[UUID, float] = field(default_factory=dict)
+    volumes: Mapping[UUID, VolumeEntry] = field(default_factory=dict)
+    volume_files: frozenset[UUID] = frozenset()
+    volumes_directory: Path = Path()
 
     @property
     def where(self) -> str:
@@ -109,7 +114,8 @@ def without_spec(sight: Sight) -> set[UUID]:
 
 def compare(sight: Sight) -> list[Finding]:
     """Every difference, guests first."""
-    return [*_guests(sight), *_instances(sight), *_leftovers(sight), *_orphans(sight)]
+    volumes = volume_findings(sight.where, sight.provider, sight.volumes, sight.volume_files, sight.volumes_directory)
+    return [*_guests(sight), *_instances(sight), *_leftovers(sight), *_orphans(sight), *volumes]
 
 
 # -- guests -------------------------------------------------------------------------------------------------------------
@@ -134,7 +140,8 @@ def _remains(sight: Sight, uuid: UUID) -> Remains:
     claim = (sight.allocations or {}).get(uuid)
     noted = sight.folders[uuid].noted if uuid in sight.folders else NOTHING_NOTED
     return Remains(
-        sight.documents.get(uuid), sight.assignments.get(uuid), claim, sight.rules.get(uuid), sight.drives.get(uuid), noted
+        sight.documents.get(uuid), sight.assignments.get(uuid), claim, sight.rules.get(uuid), sight.drives.get(uuid),
+        noted=noted, volumes=volumes_of(uuid, sight.volumes),
     )  # fmt: skip
 
 

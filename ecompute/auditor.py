@@ -30,6 +30,7 @@ from ecompute import audit
 from ecompute.audit import Sight
 from ecompute.hypervisor import DhcpHost, Domain
 from ecompute.statuses import Statuses
+from ecompute.volume_files import volumes_in
 from ecompute.watcher import SpecEntry, SpecWatcher, read_entry
 from ecompute.world import World
 
@@ -146,6 +147,9 @@ class Auditor:
         self, domains: Domains, allocations: Allocations | None, specs: Mapping[UUID, SpecEntry], cluster_id: int
     ) -> Sight:
         disks, assignments = self._world.disks, self._world.networks.assignments()
+        volumes, directory = self._world.volumes.all(), self._world.blueprint.volumes_directory
+        if allocations is not None:
+            allocations = {consumer: held for consumer, held in allocations.items() if consumer not in volumes}
         sight = Sight(
             provider=self._provider, host=self._host, cluster_id=cluster_id, lost_directory=self._lost,
             domains=domains, allocations=allocations, specs=specs, assignments=assignments,
@@ -154,7 +158,8 @@ class Auditor:
             dhcp_entries=self._dhcp_entries({a.network for cards in assignments.values() for a in cards if not a.bridge}),
             documents={uuid: self._document(uuid) for uuid in self._world.metadata.list()},
             drives={uuid: form for uuid in domains if (form := self._world.drives.form(uuid)) is not None},
-            rules=self._world.firewall.all_rules(),
+            rules=self._world.firewall.all_rules(), volumes=volumes, volumes_directory=directory,
+            volume_files=frozenset(volumes_in(directory)),
         )  # fmt: skip
         places = self._places(audit.without_spec(sight))
         asked = {uuid: self._held(uuid) for uuid in audit.consumers_to_ask(sight)} if places is not None else {}

@@ -21,6 +21,7 @@ from ecompute.config_drive import DRIVE_NAME, LABELS, Drive, form_of
 from ecompute.disks import disk_in
 from ecompute.domain_xml import DomainContext, definition_digest, domain_xml
 from ecompute.hypervisor import Stamp
+from ecompute.volume_files import volume_file
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Blueprint:
     metadata_bridge: str = ""
     found_hardware: Callable[[UUID], Hardware | None] = lambda _: None
     disk: DiskConfig = field(default_factory=DiskConfig)
+    volumes_directory: Path = Path("/var/lib/etcd-compute/volumes")
 
     def disk_path(self, uuid: UUID) -> Path:
         """Which of the two names a disk can have is looked at: it keeps the format that it was built with."""
@@ -66,6 +68,9 @@ class Blueprint:
         if has == spec.hardware:
             return ()
         return (f"its image lacks drivers for virtio: its disk is on {has.disk_bus}, its cards are {has.card_model}",)
+
+    def volume_path(self, volume: UUID) -> Path:
+        return self.volumes_directory / volume_file(volume)
 
     def document(self, spec: InstanceSpec, addresses: tuple[Address, ...]) -> MetadataDocument:
         """What md_server tells the guest of itself."""
@@ -134,4 +139,5 @@ class Blueprint:
             known_as=known_as,
             drive_path=folder / DRIVE_NAME if self.has_drive(spec, addresses) else None,
             disk=self.disk,
+            volume_paths=tuple(self.volume_path(volume.uuid) for volume in spec.volumes),
         )

@@ -27,6 +27,7 @@ from ecompute.image_sources import shown_url
 from ecompute.machine import Allocation, Facts, Step, is_up
 from ecompute.moving import Cause, Mover
 from ecompute.sizing import GIB, claim_wanted
+from ecompute.volume_plugs import Plugs, as_defined
 from ecompute.world import World
 
 _OF_THE_GUEST = {Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.DEFINE}  # they tell of the disk that it has
@@ -59,6 +60,7 @@ class Builder:
         self._world, self._store, self._keys, self._fence = world, store, keys, fence
         self._starts = threading.Semaphore(starts_at_once)
         self._disk_changes = changes = DiskChanges(world)
+        plugs = Plugs(world)
         self._spec_steps: dict[Step, Callable[[InstanceSpec, Facts, Hand], Facts]] = {
             Step.ASSERT_ALLOCATION: self._assert_allocation,
             Step.FETCH_IMAGE: self._fetch_image,
@@ -81,6 +83,8 @@ class Builder:
             Step.THAW: lambda spec, facts, _: changes.thaw(spec, facts),
             Step.ACKNOWLEDGE: self._adopt,
             Step.FORGET: self._forget,
+            Step.ATTACH_VOLUME: lambda spec, facts, _: plugs.attach(spec, facts),
+            Step.DETACH_VOLUME: lambda spec, facts, _: plugs.detach(spec, facts),
         }
         self._clean_steps: dict[Step, Callable[[UUID, Facts], Facts]] = {
             Step.DESTROY: self._destroy,
@@ -184,7 +188,7 @@ class Builder:
         self._world.hypervisor.define(self._world.blueprint.xml(spec, facts.addresses or (), stamp, known_as=known_as))
         reason = facts.domain.state_reason if facts.domain else ""
         domain = Domain(spec.uuid, known_as or spec.name, PowerState.SHUTOFF, reason, stamp, spec.vcpus, spec.memory_mib)
-        return dataclasses.replace(facts, domain=domain, definition_is_current=True)
+        return as_defined(spec, dataclasses.replace(facts, domain=domain, definition_is_current=True))
 
     def _start(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         if facts.domain is None:
@@ -201,7 +205,8 @@ class Builder:
         facts = self._disk_changes.not_frozen(spec, facts)
         self._world.networks.started(spec.uuid)
         is_connected = not any(address.vlan for address in facts.addresses or ())
-        return dataclasses.replace(_with_power(facts, PowerState.RUNNING, "booted"), is_connected=is_connected)
+        facts = as_defined(spec, _with_power(facts, PowerState.RUNNING, "booted"), is_started=True)
+        return dataclasses.replace(facts, is_connected=is_connected)
 
     def _connect(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
         """Put each card that is to be in a VLAN into it, and only then plug its cable in."""

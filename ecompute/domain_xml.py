@@ -14,12 +14,13 @@ from pathlib import Path
 from uuid import UUID
 
 from common.config import DiskConfig
-from common.hardware import CardModel, DiskBus, Hardware
+from common.hardware import CardModel, DiskBus
 from common.model import Address, InstanceSpec
 from ecompute.anti_spoofing import filter_of, filter_parameters
 from ecompute.firewall import interface_name
 from ecompute.hypervisor import Stamp
 from ecompute.libvirt_xml import STAMP_NAMESPACE, STAMP_PREFIX, stamp_attributes
+from ecompute.volume_xml import volume_element
 
 # By this SMBIOS product name cloud-init's ds-identify chooses the OpenStack data source before it asks any network. A guest
 # with a config drive is found by the drive's label; under the first name cloud-init would wait for a network beside it.
@@ -48,6 +49,7 @@ class DomainContext:
         filter_name: libvirt network filter that binds each card to its own address, or None.
         drive_path: the config drive, or None where the guest has none.
         disk: how QEMU is to use the disk, whose format its name tells.
+        volume_paths: one per volume, in the spec's order.
     """
 
     virt_type: str
@@ -62,6 +64,7 @@ class DomainContext:
     filter_name: str | None = None
     drive_path: Path | None = None
     disk: DiskConfig = field(default_factory=DiskConfig)
+    volume_paths: tuple[Path, ...] = ()
 
 
 def domain_name(name: str, uuid: UUID) -> str:
@@ -106,7 +109,7 @@ def _domain(spec: InstanceSpec, context: DomainContext) -> ET.Element:
     _text(root, "on_poweroff", "destroy")
     _text(root, "on_reboot", "restart")
     _text(root, "on_crash", "destroy")
-    _devices(root, spec.hardware, context)
+    _devices(root, spec, context)
     if spec.allow is not None:
         _name_interfaces(root)
     return root
@@ -157,12 +160,14 @@ def _clock(root: ET.Element, context: DomainContext) -> None:
         ET.SubElement(clock, "timer", {"name": "hpet", "present": "no"})
 
 
-def _devices(root: ET.Element, hardware: Hardware, context: DomainContext) -> None:
+def _devices(root: ET.Element, spec: InstanceSpec, context: DomainContext) -> None:
     """A server's devices. No graphics: a screen on a port of the host needs a password of its own first."""
-    devices = ET.SubElement(root, "devices")
+    devices, hardware = ET.SubElement(root, "devices"), spec.hardware
     _disk(devices, context.disk_path, hardware.disk_bus, context.disk)
     if context.drive_path:
         _config_drive(devices, context.drive_path, hardware.disk_bus)
+    for volume, path in zip(spec.volumes, context.volume_paths, strict=True):
+        devices.append(volume_element(volume, path, hardware.disk_bus))
     for address in context.addresses:
         _interface(devices, address, hardware.card_model, context.filter_name)
     _console(devices, context.console_log_path)

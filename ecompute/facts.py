@@ -16,6 +16,7 @@ from ecompute.firewall_keeper import Look
 from ecompute.hypervisor import Domain
 from ecompute.machine import Allocation, DiskFacts, Facts
 from ecompute.sizing import claim_wanted
+from ecompute.volume_plugs import look_at_volumes
 from ecompute.watcher import SpecEntry
 from ecompute.world import World
 
@@ -102,6 +103,7 @@ class FactFinder:
             disk=disk,
             disk_is_large_enough=spec is None or self._world.disks.is_large_enough(uuid, spec.disk_gib),
             claim_is_wrong=claim.is_wrong,
+            volumes=look_at_volumes(self._world, spec, domain),
         )
 
     def _allocation(self, uuid: UUID, spec: InstanceSpec | None, domain: Domain | None, booted: int) -> _Claim:

@@ -151,6 +151,22 @@ class CopyState:
     problem: str = ""
 
 
+@dataclass(frozen=True)
+class Disk:
+    """A disk of a domain that is a file of the host."""
+
+    path: str
+    target: str  # the domain's name of its place, such as "vdc"
+
+
+@dataclass(frozen=True)
+class DomainDisks:
+    """The disks of a domain: those that it will be started with, and those that its guest has now, none where it is off."""
+
+    defined: tuple[Disk, ...] = ()
+    live: tuple[Disk, ...] = ()
+
+
 class Hypervisor(Protocol):
     """Actions are idempotent: what is so already is success.
 
@@ -252,6 +268,22 @@ class Hypervisor(Protocol):
         """Call *on_end* when a copy may have ended, in a thread that must only take note; an event may get lost."""
         ...
 
+    def disks(self, uuid: UUID) -> DomainDisks:
+        """The disks of a domain; none where it is not there."""
+        ...
+
+    def attach_disk(self, uuid: UUID, xml: str) -> None:
+        """Plug the disk that *xml* describes into a guest that runs, which has it until it is off; ``Conflict`` if it is."""
+        ...
+
+    def detach_disk(self, uuid: UUID, path: str) -> None:
+        """Ask a guest that runs to let go of the disk; one that is off has none.
+
+        It has it until ``disks`` does not show it any more, of which subscribers are told; it may take its time, or refuse. May
+        be asked again.
+        """
+        ...
+
     def guest_addresses(self, uuid: UUID) -> dict[str, tuple[IpAddress, ...]]:
         """What is known of the addresses on a guest's cards, by MAC: as the guest says, or as the host has seen it.
 
@@ -282,7 +314,9 @@ class Hypervisor(Protocol):
         ...
 
     def subscribe(self, on_domain: Callable[[UUID], None], on_reconnect: Callable[[], None]) -> None:
-        """Call *on_domain* for every lifecycle change of any domain, *on_reconnect* when a lost connection is back.
+        """Call *on_domain* for every lifecycle change of any domain, and every device that one has let go of.
+
+        *on_reconnect* is called when a lost connection is back.
 
         Both run in threads of the hypervisor's and must only take note.
         """

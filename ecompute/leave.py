@@ -28,13 +28,14 @@ from ecompute.metadata_service import MetadataServiceSupervisor
 from ecompute.network import AddressPools
 from ecompute.nft import packet_filter
 from ecompute.provider_lock import lock_provider
+from ecompute.volume_book import read_volume
 from ecompute.watcher import read_entry
 
 logger = logging.getLogger(__name__)
 
 
 class StillInUse(OwnershipError):
-    """Instances are on this host: it cannot leave."""
+    """Instances or volumes are on this host: it cannot leave."""
 
 
 def leave(config: ComputeConfig) -> None:
@@ -103,7 +104,7 @@ def _delete(store: Store, keys: Iterable[str]) -> None:
 
 
 def refuse_with_instances(hypervisor: Hypervisor, store: Store, keys: Keys, provider: UUID) -> None:
-    """Raises: StillInUse: requests, or guests of ours that etcd has forgotten, are on this host."""
+    """Raises: StillInUse: requests, guests of ours that etcd has forgotten, or volumes are on this host."""
     names = []
     for item in store.list(keys.specs(provider)).items:
         spec = read_entry(item).spec
@@ -112,3 +113,7 @@ def refuse_with_instances(hypervisor: Hypervisor, store: Store, keys: Keys, prov
     if names:
         shown = ", ".join(sorted(names)[:10])
         raise StillInUse(f"this host still has {len(names)} instances ({shown}): eschedule destroy them first")
+    volumes = [read_volume(item).spec for item in store.list(keys.volumes(provider)).items]
+    if volumes:
+        shown = ", ".join(sorted(spec.name if spec else "?" for spec in volumes)[:10])
+        raise StillInUse(f"this host still has {len(volumes)} volumes ({shown}): eschedule volume rm them first")

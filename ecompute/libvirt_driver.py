@@ -20,7 +20,7 @@ import libvirt
 from common.errors import Conflict, EcomputeError, HypervisorRejected, HypervisorUnavailable
 from common.nics import IpAddress
 from common.retry import Backoff
-from ecompute import changes, libvirt_copies, libvirt_networks, libvirt_snapshots
+from ecompute import changes, libvirt_copies, libvirt_disks, libvirt_networks, libvirt_snapshots
 from ecompute.connection import KeptConnection
 from ecompute.guest_answers import SlowAgents
 from ecompute.hypervisor import (
@@ -29,6 +29,7 @@ from ecompute.hypervisor import (
     CopyState,
     DhcpHost,
     Domain,
+    DomainDisks,
     Frozen,
     HostInfo,
     Lease,
@@ -359,6 +360,19 @@ class LibvirtDriver:
             handle = _lookup(connection, uuid)
             return {} if handle is None else libvirt_networks.guest_addresses(handle, self._slow_agents)
 
+    def disks(self, uuid: UUID) -> DomainDisks:
+        with self._calling(f"read the disks of domain {uuid}") as connection:
+            handle = _lookup(connection, uuid)
+            return DomainDisks() if handle is None else libvirt_disks.read_disks(handle)
+
+    def attach_disk(self, uuid: UUID, xml: str) -> None:
+        with self._calling(what := f"plug a disk into domain {uuid}") as connection:
+            libvirt_disks.attach(what, _lookup(connection, uuid), xml)
+
+    def detach_disk(self, uuid: UUID, path: str) -> None:
+        with self._calling(f"unplug {path} from domain {uuid}") as connection:
+            libvirt_disks.detach(_lookup(connection, uuid), path)
+
     # -- connection and events ---------------------------------------------------------------------------------------------
 
     def subscribe(self, on_domain: Callable[[UUID], None], on_reconnect: Callable[[], None]) -> None:
@@ -394,6 +408,7 @@ class LibvirtDriver:
             for event, told in (
                 (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
                 (libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, self._on_job),
+                (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._on_device_removed),
             ):
                 self._callback_ids.append(connection.domainEventRegisterAny(None, event, told, None))
         except libvirt.libvirtError as error:
@@ -418,6 +433,9 @@ class LibvirtDriver:
 
     def _on_job(self, _connection: object, handle: libvirt.virDomain, *_: object) -> None:
         self._tell(handle, self._on_copy_end)
+
+    def _on_device_removed(self, _connection: object, handle: libvirt.virDomain, *_: object) -> None:
+        self._tell(handle, self._on_domain)
 
     def _tell(self, handle: libvirt.virDomain, *listeners: Iterable[Callable[[UUID], None]]) -> None:
         try:

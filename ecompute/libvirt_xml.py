@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from uuid import UUID
 
-from ecompute.hypervisor import Card, DhcpHost, Network, Stamp
+from ecompute.hypervisor import Card, DhcpHost, Disk, Network, Stamp
 
 # What marks our element among others' in a domain's <metadata>. Never change it: guests that run carry it.
 STAMP_NAMESPACE = "urn:etcd-compute:stamp:1"
@@ -134,6 +134,25 @@ def cards_of(text: str) -> tuple[Card, ...]:
             )
         )
     return tuple(found)
+
+
+def disks_of(text: str) -> tuple[Disk, ...]:
+    """The disks of the domain that *text* describes which are files; what else there may be is not ours."""
+    found = []
+    for disk in ET.fromstring(text).iterfind("devices/disk"):  # noqa: S314 - from the local libvirtd
+        source, target = disk.find("source"), disk.find("target")
+        if source is not None and source.get("file") and target is not None:
+            found.append(Disk(source.get("file", ""), target.get("dev", "")))
+    return tuple(found)
+
+
+def disk_element(text: str, path: str) -> str | None:
+    """The element of the disk *path* in the domain that *text* describes; None where it has none."""
+    for disk in ET.fromstring(text).iterfind("devices/disk"):  # noqa: S314 - from the local libvirtd
+        source = disk.find("source")
+        if source is not None and source.get("file") == path:
+            return ET.tostring(disk, encoding="unicode")
+    return None
 
 
 def _prefix_length(ip: ET.Element) -> int:

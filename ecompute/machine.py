@@ -19,6 +19,7 @@ from uuid import UUID
 from common.disk_requests import NOT_YET, Applied, DiskRequest
 from common.model import Address, Adoption, Alternate, Desired, InstanceSpec, Phase, Reason, Restart
 from ecompute.hypervisor import Domain, PowerState, Stamp
+from ecompute.volume_decisions import GuestVolumes, Plug, plug
 
 
 class Step(enum.StrEnum):
@@ -36,6 +37,8 @@ class Step(enum.StrEnum):
     START = "Start"
     CONNECT = "Connect"
     MARK_BOOTED = "MarkBooted"
+    ATTACH_VOLUME = "AttachVolume"
+    DETACH_VOLUME = "DetachVolume"
     SHUTDOWN = "Shutdown"
     DESTROY = "Destroy"
     UNDEFINE = "Undefine"
@@ -65,11 +68,13 @@ class Step(enum.StrEnum):
 
 _BUILD = {
     Step.FETCH_IMAGE, Step.BUILD_DISK, Step.GROW_DISK, Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.WRITE_RULES, Step.DEFINE,
-    Step.START, Step.PREPARE_DISK,
+    Step.START, Step.PREPARE_DISK, Step.ATTACH_VOLUME,
 }  # fmt: skip
 _DESTRUCTIVE = {
     Step.SHUTDOWN, Step.DESTROY, Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.RELEASE, Step.SWAP_CLAIM,
     Step.MOVE_SPEC, Step.FORGET, Step.RESTORE_DISK, Step.REPLACE_DISK, Step.FIT_CLAIM,
+    # A disk that is plugged into a second guest loses what is on it.
+    Step.ATTACH_VOLUME, Step.DETACH_VOLUME,
 }  # fmt: skip
 _SAME_EVERYWHERE = ("InvalidSpec", "ChecksumMismatch")  # failures that no other host would be spared
 
@@ -125,6 +130,7 @@ class Facts:
         disk_is_large_enough: its disk has the size that is asked for, or more.
         claim_is_wrong: the claim stands here with other amounts than the instance has to hold, and has done so for so long that
             no client can be between its claim and its request.
+        volumes: those that the domain has; None where it has none and is to have none.
     """
 
     provider: UUID
@@ -155,6 +161,7 @@ class Facts:
     disk: DiskFacts = DiskFacts()
     disk_is_large_enough: bool = True
     claim_is_wrong: bool = False
+    volumes: GuestVolumes | None = None
 
 
 @dataclass(frozen=True)
@@ -205,6 +212,7 @@ def decide(spec: InstanceSpec | None, facts: Facts, history: History) -> Decisio
     if spec.desired is Desired.DELETED:
         return _deleted(facts)
     decision = _with_disk(_with_rules(_kept(spec, facts, history), facts), facts)
+    decision = _with_volumes(decision, spec, facts)
     is_leaving = decision.phase in (Phase.FAILED, Phase.RESCHEDULING)
     if ours(facts) and facts.allocation is Allocation.ABSENT and not is_leaving:
         return Decision(Step.ASSERT_ALLOCATION, decision.phase, Reason.ALLOCATION_MISSING)
@@ -325,6 +333,16 @@ def _with_disk(decision: Decision, facts: Facts) -> Decision:
     if is_off and facts.disk_is_there and not facts.disk_is_large_enough:
         return dataclasses.replace(decision, step=Step.GROW_DISK)
     return decision
+
+
+def _with_volumes(decision: Decision, spec: InstanceSpec, facts: Facts) -> Decision:
+    """Volumes come and go when nothing else is to be done."""
+    domain = ours(facts)
+    is_at_rest = decision.step is Step.NONE and decision.phase in (Phase.RUNNING, Phase.PAUSED, Phase.STOPPED)
+    if not is_at_rest or domain is None or facts.volumes is None or facts.addresses is None:
+        return decision
+    steps = {None: Step.NONE, Plug.IN: Step.ATTACH_VOLUME, Plug.OUT: Step.DETACH_VOLUME}
+    return dataclasses.replace(decision, step=steps[plug(spec, facts.volumes, is_active=domain.is_active)])
 
 
 def _running(spec: InstanceSpec, facts: Facts, history: History) -> Decision:

@@ -1,9 +1,9 @@
 """Since when something has been going on, per instance, by the monotonic clock of this process.
 
-Five things are waited for: a guest to follow its power button, the client of a claim without a request to come back, a
-guest that was started to stay up, a start that failed for good to be worth another try, and a client to write the request that
-it has claimed other amounts for. Hosts that turned out not to take
-an instance are kept here as well. A restart forgets it all, which only makes us wait a little longer, or try once more.
+Six things are waited for: a guest to follow its power button, or to let go of a disk, the client of a claim without a
+request to come back, a guest that was started to stay up, a start that failed for good to be worth another try, and a client
+to write the request that it has claimed other amounts for. Hosts that turned out not to take an instance are kept here as
+well. A restart forgets it all, which only makes us wait a little longer, or try once more.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Patience:
         self._orphan_generations: dict[UUID, int] = {}
         self._started: dict[UUID, float] = {}
         self._gave_up: dict[UUID, float] = {}
+        self._let_go: dict[UUID, float] = {}
         self._ruled_out: dict[UUID, dict[UUID, str]] = {}
         self._wrong_claims: dict[UUID, tuple[int, float]] = {}  # the generation that was seen, and since when
 
@@ -121,6 +122,16 @@ class Patience:
                 self._wrong_claims[uuid] = generation, since
             return self._clock() - since
 
+    def asked_to_let_go(self, uuid: UUID) -> None:
+        """The guest was asked just now to let go of a disk."""
+        with self._lock:
+            self._let_go[uuid] = self._clock()
+
+    def was_asked_to_let_go(self, uuid: UUID, seconds: float) -> bool:
+        """Whether that was less than *seconds* ago."""
+        with self._lock:
+            return self._clock() - self._let_go.get(uuid, float("-inf")) < seconds
+
     def rule_out(self, uuid: UUID, provider: UUID, why: str) -> None:
         """*provider* does not take the instance."""
         with self._lock:
@@ -135,5 +146,5 @@ class Patience:
         """The instance is gone."""
         self.at_rest(uuid)
         with self._lock:
-            for known in (self._started, self._gave_up, self._ruled_out, self._wrong_claims):
+            for known in (self._started, self._gave_up, self._let_go, self._ruled_out, self._wrong_claims):
                 known.pop(uuid, None)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from common.metadata import MetadataDocument
 from common.model import Address, Adoption, ConfigDrive, Desired, ImageRef, InstanceSpec, Nic
 from common.nics import AddressSource, IpAddress
+from common.volume_refs import VolumeRef
 from ecompute.config_drive import form_of
 from ecompute.disk_notes import NOTHING_NOTED, Noted
 from ecompute.domain_xml import domain_name
@@ -33,6 +34,7 @@ class Remains:
     rules: GuestRules | None = None
     drive: ConfigDrive | None = None
     noted: Noted = NOTHING_NOTED
+    volumes: tuple[VolumeRef, ...] = ()  # that are noted as its own
 
 
 def proposed(domain: Domain, stamp: Stamp, remains: Remains, known: InstanceSpec | None = None) -> InstanceSpec:
@@ -57,7 +59,7 @@ def proposed(domain: Domain, stamp: Stamp, remains: Remains, known: InstanceSpec
     if remains.rules is not None:
         base = dataclasses.replace(base, allow=remains.rules.allow, forwards=remains.rules.forwards)
     if known is None:
-        base = dataclasses.replace(base, config_drive=_config_drive(base, remains))
+        base = dataclasses.replace(base, config_drive=_config_drive(base, remains), volumes=remains.volumes)
     return dataclasses.replace(
         base,
         resources=_resources(domain, remains, base),

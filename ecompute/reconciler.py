@@ -40,6 +40,7 @@ from ecompute.moving import Cause
 from ecompute.patience import SLOW_RETRY_SECONDS, Patience
 from ecompute.statuses import Statuses, with_event
 from ecompute.turns import Turns
+from ecompute.volume_plugs import ASK_AGAIN_SECONDS, is_waited_for, notes_of, volumes_of
 from ecompute.watcher import SpecEntry, SpecWatcher
 
 logger = logging.getLogger(__name__)
@@ -234,7 +235,7 @@ class Reconciler:
             if spec is None or not is_attempt:
                 # Nothing that could be given up: it is wanted until it works.
                 again = Transient(f"{step}: {error}", retry_after=LOOK_AGAIN_SECONDS)
-                self._interrupted(spec, hand.facts, decision, again)
+                self._interrupted(spec, hand.facts, decision, Transient(str(error)))
                 raise again from error
             self._record_failure(spec, hand.facts, step, error)
             self._look_again(uuid, 0.0)
@@ -415,6 +416,8 @@ class Reconciler:
             self._look_again(spec.uuid, min(LOOK_AGAIN_SECONDS, float(spec.grace_seconds)))
             return
         self._patience.at_rest(spec.uuid)
+        if is_waited_for(hand.facts):
+            self._look_again(spec.uuid, ASK_AGAIN_SECONDS)
         if decision.reason == Reason.START_FAILED:
             self._patience.gave_up(spec.uuid)
             self._look_again(spec.uuid, SLOW_RETRY_SECONDS)
@@ -446,6 +449,7 @@ class Reconciler:
             booted=max(status.booted, stamp.booted if stamp else 0),
             addresses=facts.addresses or (),
             notes=_notes(spec, facts),
+            volumes=volumes_of(facts),
             restored=facts.disk.restored if facts.disk.restored.request else None,
             rebuilt=facts.disk.rebuilt if facts.disk.rebuilt.request else None,
             in_force=sizing.in_force(spec, ours(facts)),
@@ -468,4 +472,4 @@ class Reconciler:
 
 
 def _notes(spec: InstanceSpec, facts: Facts) -> tuple[str, ...]:
-    return (*facts.notes, *sizing.notes(spec, ours(facts)))
+    return (*notes_of(spec, facts), *sizing.notes(spec, ours(facts)))

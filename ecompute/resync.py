@@ -27,6 +27,7 @@ from ecompute.statuses import Statuses
 from ecompute.watcher import SpecWatcher
 
 logger = logging.getLogger(__name__)
+Claims = Mapping[UUID, Mapping[str, int]]
 MOST_RETRY_SECONDS = 30.0  # between two tries while a service is away
 JITTER = 0.2  # of the period, either way, so that hosts that started together do not ask together
 # What an answer that came too late is given more the next time, doubled with each. What is given up is still worked on: would
@@ -91,6 +92,7 @@ class Resync:
         audit: given the domains and claims of each look, None where Placement did not say; it never raises.
         look_at_host: called at each look before the instances are compared, to see to the host itself; it never raises.
         listed: given the domains of each look at once; it only takes note.
+        sort_out: given all claims of each look; answers those that are of instances, or of nobody.
     """
 
     def __init__(
@@ -100,11 +102,12 @@ class Resync:
         audit: Callable[[list[Domain], Mapping[UUID, Mapping[str, int]] | None], None] = lambda *_: None,
         look_at_host: Callable[[], None] = lambda: None,
         listed: Callable[[list[Domain]], None] = lambda _: None,
+        sort_out: Callable[[Claims], Claims] = lambda claims: claims,
     ) -> None:  # fmt: skip
         self._hypervisor, self._placement, self._provider = hypervisor, placement, provider
         self._specs, self._statuses, self._reconciler, self._wake = specs, statuses, reconciler, wake
         self._keep_inventory, self._every, self._health, self._looked = keep_inventory, every_seconds, health, looked
-        self._audit, self._look_at_host, self._listed = audit, look_at_host, listed
+        self._audit, self._look_at_host, self._listed, self._sort_out = audit, look_at_host, listed, sort_out
         self._rests = Rests(every_seconds)
         self._asked = threading.Condition()
         self._due_at = self._here_due_at = math.inf  # of the monotonic clock
@@ -220,7 +223,7 @@ class Resync:
         # An inventory that cannot be written is no reason to lose sight of the guests.
         is_well = use is not None and self._inventory_is_kept(domains, use.generation)
         self._placement.close()  # it serves some hundred connections at a time; so far ours had its place
-        allocations = use.claims if use else None
+        allocations = self._sort_out(use.claims) if use else None
         self._see_to(domains, allocations)
         if self._specs.synced.is_set():
             self._audit(domains, allocations)

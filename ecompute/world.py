@@ -17,6 +17,7 @@ from ecompute.images import ImageCache
 from ecompute.network import AddressPools
 from ecompute.patience import Patience
 from ecompute.placement_gate import Claims
+from ecompute.volume_book import VolumeBook
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,4 @@ class World:
     blueprint: Blueprint
     patience: Patience
     bridges: HostBridges = field(default_factory=HostBridges)
+    volumes: VolumeBook = field(default_factory=VolumeBook)

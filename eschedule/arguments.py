@@ -33,6 +33,7 @@ from eschedule.command_line.keys import add_key
 from eschedule.command_line.networks import add_network
 from eschedule.command_line.parser import DRIVE, DRIVE_FORMS, EXAMPLE, Parser, Verbs, common_options
 from eschedule.command_line.room import add_capacity, add_explain
+from eschedule.command_line.volumes import add_volume
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _TAKES_VALUE = ("--config",)  # of the options that may stand before the verb
@@ -158,4 +159,5 @@ _VERBS: dict[str, Callable[[Verbs], None]] = {
     "network": add_network,
     "image": add_image,
     "host": add_host,
+    "volume": add_volume,
 }

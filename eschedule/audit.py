@@ -18,7 +18,7 @@ from uuid import UUID
 from common.claim_findings import Held
 from common.errors import ConfigError, PlacementUnavailable
 from common.findings import Finding, Kind, Letter, Report, settled
-from common.placement_types import OWNER_TRAIT
+from common.placement_types import OWNER_TRAIT, VOLUME
 from common.retry import Deadline
 from common.text import counted, escaped, quoted
 from common.validate import parse_seconds
@@ -170,7 +170,8 @@ def held_by(session: Session, consumer: UUID) -> Held | None:
     found = session.placement.consumer(consumer)
     if found is None:
         return None
-    return Held(totals(found.allocations), frozenset(found.allocations), session.placement.is_ours(found))
+    is_volume = found.consumer_type == VOLUME and found.project_id == session.placement.project_id
+    return Held(totals(found.allocations), frozenset(found.allocations), session.placement.is_ours(found), is_volume)
 
 
 # -- text and JSON ------------------------------------------------------------------------------------------------------

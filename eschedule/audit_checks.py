@@ -34,6 +34,7 @@ from common.model import (
 )
 from common.network_records import NetworkRecord, address_keys
 from common.store import Versioned
+from eschedule.audit_volumes import Volumes, check_volume_claims, check_volumes, orphan_volume_claim
 
 Place = tuple[UUID, UUID]  # provider, instance
 Holdings = Mapping[UUID, Mapping[UUID, Mapping[str, int]]]  # consumer → provider → what is claimed there
@@ -58,6 +59,7 @@ class Cluster:
     addresses: dict[str, UUID] = field(default_factory=dict)  # of networks, by their keys
     hosts: dict[UUID, str] = field(default_factory=dict)  # alive ones, by name
     owners: dict[UUID, str] = field(default_factory=dict)
+    volumes: Volumes = field(default_factory=Volumes)
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def place(self, provider: UUID) -> str:
@@ -117,7 +119,7 @@ def _sort_in(cluster: Cluster, item: Versioned) -> None:
         _ONLY_READABLE[kind].from_json(item.value)
     elif kind in ("hosts", "owners", "host-admin"):
         _sort_host_in(cluster, kind, item)
-    elif kind not in ("mail", "mail-reply"):
+    elif kind not in ("mail", "mail-reply") and not cluster.volumes.takes(keys, kind, item):
         raise ValueError("no program of this version writes such a key")
 
 
@@ -142,7 +144,7 @@ def check_keys(cluster: Cluster) -> list[Finding]:
     """What is wrong among the keys."""
     return [
         *_unreadable(cluster), *_specs(cluster), *_instances(cluster), *_names(cluster), *_statuses(cluster), *_groups(cluster),
-        *_addresses(cluster),
+        *_addresses(cluster), *check_volumes(cluster.keys, cluster.volumes, cluster.specs, cluster.place),
     ]  # fmt: skip
 
 
@@ -299,7 +301,7 @@ def _unnoted(cluster: Cluster, key: str, provider: UUID, uuid: UUID, name: str) 
 
 def consumers_to_ask(cluster: Cluster, holdings: Holdings) -> set[UUID]:
     """Whose claims have to be read one by one: those of no instance, and those that are not as their specs say."""
-    alone = set(holdings) - cluster.instances.keys() - {uuid for _, uuid in cluster.specs}
+    alone = set(holdings) - cluster.instances.keys() - {uuid for _, uuid in cluster.specs} - cluster.volumes.uuids
     return alone | {
         place[1] for place, spec in cluster.specs.items() if spec and not _holds_all(cluster, holdings, place, spec)
     }
@@ -319,12 +321,14 @@ def check_claims(
     for place, spec in sorted(cluster.specs.items()):
         if spec and place[1] in asked and count[place[1]] == 1 and not _holds_all(cluster, holdings, place, spec):
             found += _claim(cluster, place, spec, asked[place[1]], has_guest=False if place[0] in answered else None)
-    here = cluster.instances.keys() | {uuid for _, uuid in cluster.specs}
+    found += check_volume_claims(cluster.volumes, holdings, cluster.place)
+    here = cluster.instances.keys() | {uuid for _, uuid in cluster.specs} | cluster.volumes.uuids
     for uuid in sorted(set(holdings) - here):
         held = asked.get(uuid)
-        if held and held.is_ours:
-            provider = sorted(holdings[uuid])[0]
-            found.append(orphan_claim(cluster.place(provider), uuid, provider, held))
+        provider = sorted(holdings[uuid])[0]
+        if held and (held.is_ours or held.is_volume):
+            finding = orphan_claim if held.is_ours else orphan_volume_claim
+            found.append(finding(cluster.place(provider), uuid, provider, held))
     return found
 
 
@@ -378,7 +382,9 @@ def gathered(allocations: Mapping[UUID, Mapping[UUID, Mapping[str, int]]]) -> di
 
 def providers_of(cluster: Cluster) -> set[UUID]:
     """Every host that etcd speaks of."""
-    used = {provider for provider, _ in cluster.specs} | {known.provider for known in cluster.instances.values() if known}
+    used = {provider for provider, _ in (*cluster.specs, *cluster.volumes.specs)} | {
+        known.provider for known in cluster.instances.values() if known
+    }
     return used | cluster.owners.keys() | cluster.hosts.keys()
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from common.errors import ConfigError, Conflict, Permanent
+from common.errors import ConfigError, Conflict, EcomputeError, Permanent
 from common.keys import Keys
 from common.model import Desired, Forward, InstanceKey, InstanceSpec, InstanceStatus, Phase, spec_with_fields
 from common.retry import Backoff
@@ -116,7 +116,7 @@ def change(
         fields = edit(found.spec, found.status)
         if fields is None:
             return found, False
-        if _is_adoption_over(found):
+        if is_adoption_over(found):
             fields = {**fields, "adopts": None}
         try:
             text = spec_with_fields(found.spec_item.value, fields)
@@ -128,11 +128,19 @@ def change(
     raise Conflict(f"the instance {who or instance} kept being changed by others; try again")
 
 
-def _is_adoption_over(found: Instance) -> bool:
+def is_adoption_over(found: Instance) -> bool:
     """Whether the host has done what the mark of an adoption asks for: it is to mean nothing for a later stamp."""
     status = found.status
     is_fresh = status is not None and status.spec_revision >= found.spec_item.mod_revision
     return found.spec.adopts is not None and status is not None and is_fresh and status.phase is not Phase.HELD
+
+
+def notes_in(item: Versioned | None) -> str:
+    """What the status *item* says that is not as asked for, in one line; "" where it says nothing."""
+    try:
+        return "; ".join(InstanceStatus.from_json(item.value).notes) if item else ""
+    except EcomputeError:
+        return ""
 
 
 def destroyed(spec: InstanceSpec, _status: InstanceStatus | None) -> Mapping[str, Any] | None:

@@ -132,6 +132,7 @@ def names_in(config: EtcdConfig) -> Names:
         if kind == "hosts":
             return fields_below(config, keys.hosts(), "name")
         prefixes = {"instances": keys.names(), "images": keys.images(), "keys": keys.ssh_keys(), "networks": keys.networks()}
+        prefixes["volumes"] = keys.volume_names()
         return keys_below(config, prefixes[kind]) if kind in prefixes else []
 
     return names

@@ -15,7 +15,7 @@ import uuid as uuids
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from common.errors import ConfigError, Conflict, EcomputeError, Permanent, Transient
@@ -35,6 +35,9 @@ from eschedule.screen import seconds_text
 from eschedule.session import Session, user_at_host
 from eschedule.stored_keys import look_up
 from eschedule.waiting import check_can_report, goal_of, row_of, tell_notes, unreached, wait, wait_seconds_of
+
+if TYPE_CHECKING:
+    from common.placement import Placement
 
 P = TypeVar("P", bound=Planner)
 T = TypeVar("T")
@@ -93,11 +96,11 @@ def create_one(session: Session, options: argparse.Namespace, request: Request) 
     return _report(session, options, placed, outcome, timings_ms)
 
 
-def planner_of(session: Session, kind: type[P]) -> P:
-    """A scheduler of *kind* with what *session* has."""
+def planner_of(session: Session, kind: type[P], placement: Placement | None = None) -> P:
+    """A scheduler of *kind* with what *session* has, and with *placement* where its claims are not of instances."""
     config, screen = session.config, session.screen
     return kind(
-        session.store, session.placement, session.keys, policy=config.policy,
+        session.store, placement or session.placement, session.keys, policy=config.policy,
         candidates_limit=config.candidates_limit, claim_deadline_seconds=config.placement.deadline_seconds,
         created_by=user_at_host(), interruption=session.interruption, on_step=screen.progress, on_warning=screen.warning,
         clock=session.clock,

@@ -21,6 +21,7 @@ from common.placement import Placement
 from common.retry import Backoff, Deadline, retry
 from common.store import Compare, Store, Transaction
 from common.text import counted
+from common.volume_records import VolumeSpec
 from eschedule import post
 from eschedule.listing import HostName, find_host
 
@@ -82,11 +83,26 @@ class Removal:
                 f"{host.name} still has {counted(len(names), 'instance')} ({_some(shown)}): destroy them first: eschedule "
                 f"destroy {' '.join(shown[:NAMED_AT_MOST])}"
             )
+        if volumes := self._volumes(provider):
+            raise Conflict(
+                f"{host.name} still has {counted(len(volumes), 'volume')} ({_some(volumes)}): copy what is in them "
+                f"elsewhere, and remove them: eschedule volume rm {volumes[0]}"
+            )
         if claims := self.placement.provider_allocations(provider):
             raise Conflict(
                 f"Placement has {counted(len(claims), 'claim')} on {host.name} that no instance there has "
                 f"({_some(sorted(map(str, claims)))}): a request may be under way, then try again; else: eschedule audit"
             )
+
+    def _volumes(self, provider: UUID) -> list[str]:
+        """The names of the volumes on *provider*; of one that cannot be read its uuid."""
+        names = []
+        for item in self.store.list(self.keys.volumes(provider)).items:
+            try:
+                names.append(VolumeSpec.from_json(item.value).name)
+            except EcomputeError:
+                names.append(str(self.keys.parse_provider_volume(item.key)[1]))
+        return sorted(names)
 
     def _ask_to_leave(self, host: HostName, wait_seconds: float) -> bool:
         """Have *host* leave; False where it died before it was done.
@@ -146,7 +162,8 @@ class Removal:
         self.placement.delete_provider(provider)
         left = [item.key for item in self.store.list(keys.statuses(provider)).items]
         last = [key for key in (keys.host_admin(provider), keys.owner(provider)) if self.store.get(key) is not None]
-        is_nobodys = (Compare.absent(keys.host(provider)), Compare.none_newer(keys.specs(provider), 0))
+        empty = (Compare.none_newer(prefix, 0) for prefix in (keys.specs(provider), keys.volumes(provider)))
+        is_nobodys = (Compare.absent(keys.host(provider)), *empty)
         batches = [left[begin : begin + _KEYS_AT_ONCE] for begin in range(0, len(left), _KEYS_AT_ONCE)]
         for batch in filter(None, [*batches, last]):
             try:

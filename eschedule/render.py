@@ -121,6 +121,7 @@ def _spec_pairs(spec: InstanceSpec, addresses: tuple[Address, ...], now: datetim
     return [
         ("image", f"{spec.image.name} ({spec.image.url})" if spec.image.name else spec.image.url),
         ("checksum", spec.image.checksum or ""),
+        ("volumes", ", ".join(f"{volume.name} ({volume.serial})" for volume in spec.volumes)),
         ("resources", ", ".join(f"{c} {amount}" for c, amount in sorted(spec.resources.items()))),
         ("networks", "; ".join(cards.nic_text(nic) for nic in spec.nics)),
         ("hardware", cards.hardware_text(spec)),

@@ -45,14 +45,22 @@ class Session:
 
         return Placement(self.config.placement, etcd_prefix=self.config.etcd.prefix)
 
+    @cached_property
+    def volume_placement(self) -> Placement:
+        """The same, for claims of volumes."""
+        from common.placement import Placement  # noqa: PLC0415 - imports requests
+        from common.placement_types import VOLUME  # noqa: PLC0415
+
+        return Placement(self.config.placement, etcd_prefix=self.config.etcd.prefix, consumer_type=VOLUME)
+
     def close_placement(self) -> None:
         """Give its connections back before a long wait: it serves some hundred at a time. It can be asked again."""
-        if "placement" in self.__dict__:
-            self.placement.close()
+        for name in self.__dict__.keys() & {"placement", "volume_placement"}:
+            getattr(self, name).close()
 
     def close(self) -> None:
         """Close what was opened."""
-        for name in ("store", "placement"):
+        for name in ("store", "placement", "volume_placement"):
             if name in self.__dict__:
                 getattr(self, name).close()
 

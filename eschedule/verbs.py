@@ -40,6 +40,7 @@ PLACES = {
     "network": "networks.network",
     "image": "images.image",
     "host": "hosting.host",
+    "volume": "volumes.volume",
 }
 
 

@@ -10,9 +10,12 @@ from uuid import UUID, uuid4
 import pytest
 
 from common.errors import Conflict, HypervisorRejected
+from common.hardware import DiskBus
+from common.volume_refs import VolumeRef
 from ecompute.domain_xml import domain_name, domain_xml
-from ecompute.hypervisor import Copying, DhcpHost, Frozen, Hypervisor, PowerState
+from ecompute.hypervisor import Copying, DhcpHost, Disk, DomainDisks, Frozen, Hypervisor, PowerState
 from ecompute.libvirt_driver import LibvirtDriver
+from ecompute.volume_xml import volume_xml
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.support.domains import a_context, a_spec, a_stamp
 from tests.support.processes import wait_until
@@ -122,6 +125,30 @@ def test_a_guest_without_an_agent_is_not_held_still(hypervisor: Hypervisor, runn
         hypervisor.thaw(running)
     assert "\n" not in str(caught.value)
     assert power_state(hypervisor, running) is PowerState.RUNNING
+
+
+def test_the_disks_of_a_domain_are_those_that_it_was_started_with_and_those_of_its_definition(
+    hypervisor: Hypervisor, defined: UUID
+) -> None:
+    assert hypervisor.disks(uuid4()) == DomainDisks()
+    before = hypervisor.disks(defined)
+    assert [disk.target for disk in before.defined] == ["vda"] and before.live == ()
+    hypervisor.start(defined)
+    assert hypervisor.disks(defined).live == before.defined
+    volume = VolumeRef(uuid4(), "data", 1)
+    hypervisor.define(domain_xml(a_spec(uuid=defined, volumes=(volume,)), a_context(volume_paths=(Path("/v/data.raw"),))))
+    assert hypervisor.disks(defined).defined == (*before.defined, Disk("/v/data.raw", "vdd"))
+    assert Disk("/v/data.raw", "vdd") not in before.defined
+    hypervisor.destroy(defined)
+    assert hypervisor.disks(defined).live == ()
+
+
+def test_disks_are_plugged_into_guests_that_run_only(hypervisor: Hypervisor, defined: UUID) -> None:
+    disk = volume_xml(VolumeRef(uuid4(), "data", 0), Path("/v/data.raw"), DiskBus.VIRTIO)
+    for uuid in (defined, uuid4()):
+        with pytest.raises(Conflict, match="does not run"):
+            hypervisor.attach_disk(uuid, disk)
+        hypervisor.detach_disk(uuid, "/v/data.raw")
 
 
 def test_starting_a_paused_domain_leaves_it_paused(hypervisor: Hypervisor, running: UUID) -> None:

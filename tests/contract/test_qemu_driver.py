@@ -14,21 +14,22 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
 from common.errors import Conflict, HypervisorRejected, HypervisorUnavailable
 from common.hardware import USUAL, CardModel, DiskBus, Hardware
-from common.model import Address, InstanceSpec
+from common.model import Address, InstanceSpec, VolumeRef
 from ecompute import disk_snapshots, libvirt_driver, qcow2_snapshots
 from ecompute.anti_spoofing import DUAL_FILTER_NAME, FILTER_NAME
 from ecompute.config_drive import Drive, image
 from ecompute.disk_growth import virtual_size_bytes
 from ecompute.domain_xml import domain_xml
-from ecompute.hypervisor import Copying, DhcpHost, Domain, Frozen, Lease, PowerState
+from ecompute.hypervisor import Copying, DhcpHost, Disk, Domain, DomainDisks, Frozen, Lease, PowerState
 from ecompute.libvirt_driver import LibvirtDriver
 from ecompute.probe_initramfs import probe_initramfs
+from ecompute.volume_xml import volume_xml
 from tests.support.domains import a_context, a_kernel, a_spec, a_stamp
 from tests.support.hosts import NamespacedHost, children_of
 from tests.support.processes import freeze, wait_until
@@ -429,6 +430,40 @@ def test_our_filter_is_defined_once(libvirt_host: NamespacedHost, driver: Libvir
     before = file.stat().st_ino, file.stat().st_mtime_ns
     assert driver.ensure_filter(FILTER_NAME)
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == before
+
+
+# -- disks that come and go ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("machine_type", ["pc", "q35"])
+def test_a_disk_is_plugged_into_a_guest_that_runs_and_kept_by_one_that_does_not_let_go(
+    machine_type: str, libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    """The BIOS has no part in unplugging: it is as a guest whose system hangs."""
+    spec = guests.start(machine_type=machine_type)
+    path = Path(f"{INSTANCES}/{spec.uuid}/volume.raw")
+    libvirt_host.path(str(path)).write_bytes(bytes(1 << 20))
+    disk = volume_xml(VolumeRef(uuid4(), "data", 0), path, DiskBus.VIRTIO)
+    before = driver.disks(spec.uuid)
+    for _ in range(2):
+        driver.attach_disk(spec.uuid, disk)
+        assert driver.disks(spec.uuid) == DomainDisks(before.defined, (*before.live, Disk(str(path), "vdc")))
+    libvirt_host.path(f"{INSTANCES}/{spec.uuid}/other.raw").write_bytes(bytes(1 << 20))
+    with pytest.raises(HypervisorRejected, match="vdc"):
+        driver.attach_disk(spec.uuid, disk.replace("volume.raw", "other.raw"))
+    for slot in range(1, 5 if machine_type == "pc" else 1):  # q35 has few free ports, which docs/volumes.md says
+        more = Path(f"{INSTANCES}/{spec.uuid}/more-{slot}.raw")
+        libvirt_host.path(str(more)).write_bytes(bytes(1 << 20))
+        driver.attach_disk(spec.uuid, volume_xml(VolumeRef(uuid4(), "more", slot), more, DiskBus.VIRTIO))
+    for _ in range(2 if machine_type == "pc" else 1):  # each takes libvirt's five seconds
+        driver.detach_disk(spec.uuid, str(path))
+        assert Disk(str(path), "vdc") in driver.disks(spec.uuid).live, "it was only asked"
+    driver.destroy(spec.uuid)
+    assert driver.disks(spec.uuid) == DomainDisks(before.defined), "the definition never had it"
+    driver.detach_disk(spec.uuid, str(path))
+    driver.start(spec.uuid)
+    driver.detach_disk(spec.uuid, str(path))
+    assert driver.disks(spec.uuid) == before
 
 
 # -- the connection --------------------------------------------------------------------------------------------------------

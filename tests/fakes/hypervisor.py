@@ -19,8 +19,21 @@ from common.errors import Conflict, EcomputeError, HypervisorRejected
 from common.nics import IpAddress
 from ecompute import changes, disk_snapshots
 from ecompute.anti_spoofing import FILTER_NAME
-from ecompute.hypervisor import Card, Copying, CopyState, DhcpHost, Domain, Frozen, HostInfo, Lease, Network, PowerState, Stamp
-from ecompute.libvirt_xml import STAMP_NAMESPACE, cards_of, stamp_of
+from ecompute.hypervisor import (
+    Card,
+    Copying,
+    CopyState,
+    DhcpHost,
+    Domain,
+    DomainDisks,
+    Frozen,
+    HostInfo,
+    Lease,
+    Network,
+    PowerState,
+    Stamp,
+)
+from ecompute.libvirt_xml import STAMP_NAMESPACE, cards_of, disks_of, stamp_of
 
 DEFAULT_NETWORK = Network("default", True, "virbr0", "192.168.122.1", 24, "192.168.122.2", "192.168.122.254", ())
 HOST = HostInfo(
@@ -44,6 +57,7 @@ class _Guest:
     defined_cards: tuple[Card, ...] = ()
     live_cards: tuple[Card, ...] = ()
     live_size: tuple[int, int] = (0, 0)  # CPUs and MiB that it was started with
+    disks: DomainDisks = dataclasses.field(default_factory=DomainDisks)
 
     def seen(self) -> Domain:
         is_active = self.power_state in changes.ACTIVE
@@ -80,7 +94,7 @@ class FakeHypervisor:
     """
 
     def __init__(self, *, host: HostInfo = HOST, answers_shutdown: bool = True, in_thread: bool = False) -> None:
-        self.answers_shutdown = answers_shutdown
+        self.answers_shutdown, self.lets_go_of_disks = answers_shutdown, True
         self.filters = {"clean-traffic", FILTER_NAME}
         self.ports: dict[str, str] = {}  # interfaces to guests with a filter, and its name
         self.on_settle: Callable[[], None] = lambda: None
@@ -124,6 +138,15 @@ class FakeHypervisor:
     def guest_powers_off(self, uuid: UUID) -> None:
         self._turn(uuid, PowerState.SHUTOFF, "shutdown")
 
+    def guest_lets_go(self, uuid: UUID, path: str) -> None:
+        """The guest gives up the disk that it was asked for."""
+        with self._lock:
+            guest = self._guests[uuid]
+            live = tuple(disk for disk in guest.disks.live if disk.path != path)
+            if live != guest.disks.live:
+                guest.disks = dataclasses.replace(guest.disks, live=live)
+                self._tell(uuid)
+
     def guest_crashes(self, uuid: UUID) -> None:
         self._turn(uuid, PowerState.SHUTOFF, "crashed")
 
@@ -134,6 +157,7 @@ class FakeHypervisor:
         """Every domain is off, for no reason that is known; nobody hears of it."""
         for guest in self._guests.values():
             guest.power_state, guest.reason = PowerState.SHUTOFF, "unknown"
+            guest.disks = dataclasses.replace(guest.disks, live=())
 
     # -- domains -----------------------------------------------------------------------------------------------------------
 
@@ -154,6 +178,7 @@ class FakeHypervisor:
                     raise HypervisorRejected(f"define a domain: {other.domain.name} is there with uuid {other.domain.uuid}")
             guest = self._guests.setdefault(domain.uuid, _Guest(domain))
             guest.domain, guest.defined_cards = domain, cards_of(xml)
+            guest.disks = dataclasses.replace(guest.disks, defined=disks_of(xml))
             self._tell(domain.uuid)
 
     def start(self, uuid: UUID) -> None:
@@ -315,6 +340,27 @@ class FakeHypervisor:
     def subscribe_copies(self, on_end: Callable[[UUID], None]) -> None:
         self.copies_ended.append(on_end)
 
+    def disks(self, uuid: UUID) -> DomainDisks:
+        with self._called("disks", uuid):
+            guest = self._guests.get(uuid)
+            return guest.disks if guest else DomainDisks()
+
+    def attach_disk(self, uuid: UUID, xml: str) -> None:
+        with self._called("attach_disk", uuid):
+            if self._power(uuid) not in changes.ACTIVE:
+                raise Conflict(f"plug a disk into domain {uuid}: it does not run")
+            (disk,) = disks_of(f"<domain><devices>{xml}</devices></domain>")
+            guest = self._guests[uuid]
+            if any(one.path != disk.path and one.target == disk.target for one in guest.disks.live):
+                raise HypervisorRejected(f"plug a disk into domain {uuid}: target {disk.target} already exists")
+            live = tuple(dict.fromkeys((*guest.disks.live, disk)))
+            guest.disks = dataclasses.replace(guest.disks, live=live)
+
+    def detach_disk(self, uuid: UUID, path: str) -> None:
+        with self._called("detach_disk", uuid):
+            if self._power(uuid) in changes.ACTIVE and self.lets_go_of_disks:
+                self.guest_lets_go(uuid, path)
+
     def guest_addresses(self, uuid: UUID) -> dict[str, tuple[IpAddress, ...]]:
         with self._called("guest_addresses", uuid):
             return self.addresses_said.get(uuid, {}) if self._power(uuid) in changes.ACTIVE else {}
@@ -361,6 +407,9 @@ class FakeHypervisor:
                 guest.live_cards = tuple(
                     dataclasses.replace(card, device=f"vnet{next(self._devices)}") for card in guest.defined_cards
                 )
+                guest.disks = dataclasses.replace(guest.disks, live=guest.disks.defined)
+            if power_state not in changes.ACTIVE:
+                guest.disks = dataclasses.replace(guest.disks, live=())
             guest.power_state, guest.reason = power_state, reason
             self._tell(uuid)
 

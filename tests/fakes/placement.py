@@ -6,6 +6,7 @@ query parameters ``resources``, ``required``, ``root_required``, ``in_tree`` and
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
@@ -45,7 +46,7 @@ class FakePlacement:
     """What ``common.placement.Placement`` offers to eschedule."""
 
     def __init__(self) -> None:
-        self.project_id = str(uuid4())
+        self.project_id, self.consumer_type = str(uuid4()), CONSUMER_TYPE
         self.hosts: dict[UUID, FakeProvider] = {}
         self.consumers: dict[UUID, Consumer] = {}
         self.calls: list[str] = []
@@ -53,6 +54,12 @@ class FakePlacement:
         """Each is called once, in turn, before a claim; it may raise what the claim shall raise, or change the world."""
         self.after_claim: list[Callable[[UUID], None]] = []
         """Likewise after a claim that was made: what it raises is a lost answer."""
+
+    def of_type(self, consumer_type: str) -> FakePlacement:
+        """The same Placement, through which claims of that type are made."""
+        other = copy.copy(self)
+        other.consumer_type = consumer_type
+        return other
 
     # -- arranging a scene ------------------------------------------------------------------------------------------------
 
@@ -75,7 +82,7 @@ class FakePlacement:
     def hold(self, consumer: UUID, allocations: Allocations, *, project: str | None = None) -> None:
         """*consumer* holds *allocations*, from whomever."""
         self.consumers[consumer] = Consumer(
-            consumer, 1, project or self.project_id, self.project_id, CONSUMER_TYPE, plain(allocations)
+            consumer, 1, project or self.project_id, self.project_id, self.consumer_type, plain(allocations)
         )
 
     # -- what Placement offers --------------------------------------------------------------------------------------------
@@ -103,6 +110,13 @@ class FakePlacement:
         if self.after_claim:
             self.after_claim.pop(0)(consumer)
 
+    def assert_allocation(self, consumer: UUID, allocations: Allocations) -> None:
+        try:
+            self.claim(consumer, allocations)
+        except Conflict:
+            if self.consumers[consumer].allocations != plain(allocations):
+                raise
+
     def consumer(self, uuid: UUID) -> Consumer | None:
         self.calls.append(f"consumer {uuid}")
         return self.consumers.get(uuid)
@@ -122,7 +136,8 @@ class FakePlacement:
             for claim in wanted:
                 self._replace(claim)
         except (Conflict, NoCapacity):
-            self.consumers = before
+            self.consumers.clear()
+            self.consumers.update(before)
             raise
         if self.after_claim:
             self.after_claim.pop(0)(wanted[0].consumer)
@@ -134,7 +149,7 @@ class FakePlacement:
                 raise NoCapacity(f"no room on {provider}")
         if claim.allocations:
             self.consumers[claim.consumer] = Consumer(
-                claim.consumer, (claim.generation or 0) + 1, self.project_id, self.project_id, CONSUMER_TYPE,
+                claim.consumer, (claim.generation or 0) + 1, self.project_id, self.project_id, self.consumer_type,
                 plain(claim.allocations),
             )  # fmt: skip
 
@@ -148,7 +163,7 @@ class FakePlacement:
         return {c.uuid: dict(c.allocations[provider]) for c in self.consumers.values() if provider in c.allocations}
 
     def is_ours(self, consumer: Consumer) -> bool:
-        return consumer.consumer_type == CONSUMER_TYPE and consumer.project_id == self.project_id
+        return consumer.consumer_type == self.consumer_type and consumer.project_id == self.project_id
 
     def release(self, uuid: UUID, generation: int) -> None:
         self.calls.append(f"release {uuid}")

@@ -18,9 +18,11 @@ import pytest
 
 from common.model import DiskContent, GuestFile, Phase
 from common.placement import Claim
-from ecompute.hypervisor import Stamp
+from common.volume_records import VolumePlace
+from ecompute.hypervisor import DomainDisks, Stamp
 from ecompute.libvirt_driver import LibvirtDriver
 from ecompute.machine import Step
+from ecompute.volume_decisions import VolumeStep
 from tests.support.clients import Clients
 from tests.support.cluster import STATE_DIR, Cluster, Node, running_cluster
 from tests.support.hosts import HostNetwork
@@ -53,7 +55,15 @@ STEPS_OF: dict[str, tuple[Step, ...]] = {
     "grow": (Step.GROW_DISK,),
     "grow while it is off": (Step.GROW_DISK,),
     "regain a right claim": (Step.FIT_CLAIM,),
+    "attach a volume": (Step.ATTACH_VOLUME,),
+    "detach a volume": (Step.DETACH_VOLUME,),
 }  # fmt: skip
+STEPS_OF_VOLUMES: dict[str, tuple[VolumeStep, ...]] = {
+    "create a volume": (VolumeStep.MAKE,),
+    "detach a volume": (VolumeStep.FREE,),
+    "regain a volume's claim": (VolumeStep.ASSERT_CLAIM,),
+    "remove a volume": (VolumeStep.REMOVE, VolumeStep.RELEASE, VolumeStep.FORGET),
+}
 
 # Between two effects of one step, and around what is said of it.
 INSIDE: dict[str, tuple[str, ...]] = {
@@ -93,6 +103,10 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "rebuild": ("after:ReplaceDisk:pathlib.Path.rename",),
     "grow": ("before:GrowDisk:ecompute.libvirt_driver.LibvirtDriver.grow_disk",),
     "grow while it is off": ("before:GrowDisk:ecompute.image_conversion.change",),
+    "create a volume": ("before:MakeVolume:pathlib.Path.rename",),
+    "attach a volume": ("after:AttachVolume:ecompute.libvirt_driver.LibvirtDriver.define",),
+    "detach a volume": ("before:FreeVolume:common.etcd_store.EtcdStore.commit",),
+    "remove a volume": ("before:ForgetVolume:common.etcd_store.EtcdStore.commit",),
 }
 
 
@@ -190,7 +204,8 @@ def bench(appliance_kernel: None, host_network: HostNetwork, tmp_path_factory: p
 
 
 def cases() -> list[tuple[str, str]]:
-    steps = [(flow, f"after:{step}") for flow, steps in STEPS_OF.items() for step in steps]
+    flows = [*STEPS_OF.items(), *STEPS_OF_VOLUMES.items()]
+    steps = [(flow, f"after:{step}") for flow, steps in flows for step in steps]
     return steps + [(flow, point) for flow, points in INSIDE.items() for point in points]
 
 
@@ -198,6 +213,7 @@ def test_every_step_is_in_a_flow() -> None:
     # Connect is for cards in VLANs, and kernels without VLANs on bridges can have none: tests/unit/test_reconciler.py has it fail.
     # Thaw is for guests with an agent, which these have no room for: tests/unit/test_snapshotter.py and test_disk_changes.py.
     assert {step for steps in STEPS_OF.values() for step in steps} == set(Step) - {Step.NONE, Step.CONNECT, Step.THAW}
+    assert {step for steps in STEPS_OF_VOLUMES.values() for step in steps} == set(VolumeStep) - {VolumeStep.NONE}
 
 
 @pytest.mark.parametrize(("flow", "failpoint"), cases(), ids=lambda part: part.replace(" ", "-"))
@@ -341,6 +357,80 @@ def adopt(bench: Bench, failpoint: str) -> None:
     bench.running.append(uuid)
 
 
+def create_a_volume(bench: Bench, failpoint: str) -> None:
+    made: list[VolumePlace] = []
+    bench.strike(failpoint, lambda: made.append(bench.clients.create_volume(bench.node)))
+    bench.settle()
+    file = bench.node.state("volumes", f"{made[0].uuid}.raw")
+    assert file.stat().st_size == 1 << 30
+    bench.clients.remove_volume(made[0])
+    bench.settle()
+
+
+def disks_of(bench: Bench, uuid: UUID) -> DomainDisks:
+    driver = LibvirtDriver(bench.node.host.uri)
+    try:
+        return driver.disks(uuid)
+    finally:
+        driver.close()
+
+
+def attach_a_volume(bench: Bench, failpoint: str) -> None:
+    """To a guest that runs; it is destroyed later, and what is in the volume stays."""
+    volume, uuid = bench.clients.create_volume(bench.node), bench.guest()
+    bench.settle()
+    bench.strike(failpoint, lambda: bench.clients.attach(volume, uuid))
+    world = bench.settle()
+    disks, status = disks_of(bench, uuid), world.status_of(uuid)
+    file = bench.node.state("volumes", f"{volume.uuid}.raw")
+    assert [disk.target for disk in disks.live] == [disk.target for disk in disks.defined] == ["vda", "vdc"]
+    assert status is not None and status.volumes == (volume.uuid,)
+    with file.open("r+b") as disk:
+        disk.write(b"precious")
+    bench.clients.destroy(uuid)
+    world = bench.settle()
+    assert world.volumes[volume.provider, volume.uuid][0].attached_to is None
+    assert file.read_bytes()[:8] == b"precious"
+    bench.clients.remove_volume(volume)
+    bench.settle()
+
+
+def detach_a_volume(bench: Bench, failpoint: str) -> None:
+    """From a guest that is off: this one has no system that would let go of a disk."""
+    volume, uuid = bench.clients.create_volume(bench.node), bench.guest()
+    bench.settle()
+    bench.clients.attach(volume, uuid)
+    bench.clients.stop(uuid)
+    bench.settle()
+    bench.strike(failpoint, lambda: bench.clients.detach(volume))
+    world = bench.settle()
+    assert world.volumes[volume.provider, volume.uuid][0].attached_to is None
+    assert [disk.target for disk in disks_of(bench, uuid).defined] == ["vda"]
+    bench.clients.destroy(uuid)
+    bench.clients.remove_volume(volume)
+    bench.settle()
+
+
+def regain_a_volumes_claim(bench: Bench, failpoint: str) -> None:
+    volume = bench.clients.create_volume(bench.node)
+    bench.settle()
+    placement = bench.cluster.volume_placement
+    held = placement.consumer(volume.uuid)
+    assert held is not None and placement.is_ours(held)
+    placement.release(volume.uuid, held.generation)
+    bench.strike(failpoint, lambda: bench.restart(failpoint))
+    bench.settle()
+    bench.clients.remove_volume(volume)
+    bench.settle()
+
+
+def remove_a_volume(bench: Bench, failpoint: str) -> None:
+    volume = bench.clients.create_volume(bench.node)
+    bench.settle()
+    bench.strike(failpoint, lambda: bench.clients.remove_volume(volume))
+    assert bench.settle().volumes == {}
+
+
 def stamp_as_of_another_cluster(node: Node, uuid: UUID) -> Stamp:
     driver = LibvirtDriver(node.host.uri)
     try:
@@ -434,6 +524,8 @@ FLOWS: dict[str, Callable[[Bench, str], None]] = {
     "reboot hard": reboot_hard, "destroy": destroy, "reschedule": reschedule, "give up": give_up,
     "regain a lost claim": regain_a_lost_claim, "adopt": adopt, "revert": revert, "rebuild": rebuild, "grow": grow,
     "grow while it is off": grow_while_it_is_off, "regain a right claim": regain_a_right_claim,
+    "create a volume": create_a_volume, "attach a volume": attach_a_volume, "detach a volume": detach_a_volume,
+    "regain a volume's claim": regain_a_volumes_claim, "remove a volume": remove_a_volume,
 }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
     deployment.eschedule("network", "add", "lan", "--bridge", "br0", "--subnet", "10.0.0.0/24")
     deployment.eschedule(REQUEST, "small", "--name", "web", "--key", "me", "--publish", "8080:80")
     deployment.eschedule("stop", "web")  # the simulation has no QEMU to take a snapshot while it runs
+    deployment.eschedule("volume", "create", "data", "--size", "1")
     commands = {
         "instances": ["list"],
         "instance": ["show", "web"],
@@ -41,6 +42,8 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
         "explain": ["explain", REQUEST],
         "snapshot": ["snapshot", "create", "web", "before"],
         "snapshots": ["snapshot", "list", "web"],
+        "volumes": ["volume", "list"],
+        "volume": ["volume", "show", "data"],
         "audit": ["audit"],
         "doctor": ["doctor"],
     }

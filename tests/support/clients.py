@@ -9,10 +9,12 @@ from uuid import UUID
 
 from common.hardware import USUAL
 from common.model import Desired, ImageRef
-from eschedule import changes, disk_edits
+from common.volume_records import VolumePlace
+from eschedule import changes, disk_edits, volume_changes
 from eschedule.request import Request
 from eschedule.resizing import Resizer
 from eschedule.scheduler import Scheduler
+from eschedule.volume_scheduler import VolumeRequest, VolumeScheduler
 from tests.support.cluster import QUERY, Cluster, Node
 from tests.support.ledger import Ledger
 
@@ -83,6 +85,21 @@ class Clients:
 
     def resize(self, uuid: UUID, **wanted: int) -> None:
         Resizer(self.cluster.store, self.cluster.keys, self.cluster.placement).resize(uuid, wanted, who=uuid)
+
+    def create_volume(self, on: Node, size_gib: int = 1) -> VolumePlace:
+        """Record a new volume, which *on* is to make."""
+        self._count += 1
+        scheduler = VolumeScheduler(self.cluster.store, self.cluster.volume_placement, self.cluster.keys)
+        return scheduler.create(VolumeRequest(f"volume-{self._count}", size_gib, on.provider)).place
+
+    def attach(self, volume: VolumePlace, instance: UUID) -> None:
+        volume_changes.attach(self.cluster.store, self.cluster.keys, volume, instance)
+
+    def detach(self, volume: VolumePlace) -> None:
+        volume_changes.detach(self.cluster.store, self.cluster.keys, volume)
+
+    def remove_volume(self, volume: VolumePlace) -> None:
+        volume_changes.remove(self.cluster.store, self.cluster.keys, volume)
 
     def edit(self, uuid: UUID, fields: Mapping[str, Any]) -> None:
         """Set *fields* of the spec as they are."""

@@ -24,6 +24,7 @@ from common.etcd_store import EtcdStore
 from common.keys import Keys
 from common.model import HostRecord, HostState
 from common.placement import Placement
+from common.placement_types import VOLUME
 from tests.support.etcd import EtcdCluster, unique_prefix
 from tests.support.hosts import HostNetwork, HostProcess, NamespacedHost
 from tests.support.placement import PlacementServer, client_for
@@ -233,6 +234,7 @@ class Cluster:
         self.placement_times = {"timeout_seconds": 8, "deadline_seconds": 12}
         self.store = EtcdStore(EtcdConfig(endpoints=self.etcd.endpoints, prefix=self.prefix, deadline_seconds=20))
         self.placement: Placement = client_for(self.placement_server.url, etcd_prefix=self.prefix)
+        self.volume_placement = client_for(self.placement_server.url, etcd_prefix=self.prefix, consumer_type=VOLUME)
         self.schedule_file = directory / "schedule.yaml"
         self.nodes = [Node(self, NamespacedHost(network, directory / f"host-{number}")) for number in range(hosts)]
         self.image = make_small_guest(directory / "polite.raw")
@@ -274,6 +276,7 @@ class Cluster:
             node.kill_ecompute()
             node.host.stop()
         self.placement.close()
+        self.volume_placement.close()
         self.store.close()
         self.placement_server.kill()
         self.etcd.stop()

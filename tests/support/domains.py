@@ -7,7 +7,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from common.config import DiskConfig
-from common.model import Address, ImageRef, InstanceSpec
+from common.model import Address, ImageRef, InstanceSpec, VolumeRef
 from ecompute.domain_xml import DomainContext
 from ecompute.hypervisor import Stamp
 from ecompute.kvm_probe import newest_kernel
@@ -18,12 +18,20 @@ PROVIDER = UUID("7b0a1c52-9d0e-4f6e-8a3b-2f1f5c1d0e01")
 CLUSTER_ID = 2**64 - 1
 
 
-def a_spec(name: str = "web-1", *, uuid: UUID | None = None, memory_mib: int = 64, vcpus: int = 1) -> InstanceSpec:
+def a_spec(
+    name: str = "web-1",
+    *,
+    uuid: UUID | None = None,
+    memory_mib: int = 64,
+    vcpus: int = 1,
+    volumes: tuple[VolumeRef, ...] = (),
+) -> InstanceSpec:
     return InstanceSpec(
         uuid=uuid or uuid4(),
         name=name,
         image=ImageRef("file:///images/tiny.qcow2"),
         resources={"VCPU": vcpus, "MEMORY_MB": memory_mib, "DISK_GB": 1},
+        volumes=volumes,
     )
 
 
@@ -43,6 +51,7 @@ def a_context(
     cpu_mode: str | None = None,
     has_drive: bool = False,
     disk: DiskConfig = DiskConfig(),  # noqa: B008 - frozen
+    volume_paths: tuple[Path, ...] = (),
 ) -> DomainContext:
     return DomainContext(
         virt_type=virt_type,
@@ -56,6 +65,7 @@ def a_context(
         cpu_mode=cpu_mode,
         filter_name=filter_name,
         drive_path=directory / "config-drive.iso" if has_drive else None,
+        volume_paths=volume_paths,
     )
 
 

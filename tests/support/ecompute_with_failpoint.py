@@ -29,6 +29,7 @@ from common.model import InstanceStatus
 from ecompute import main as program
 from ecompute.builder import Builder
 from ecompute.statuses import Statuses
+from ecompute.volume_keeper import VolumeKeeper
 
 STARTUP, STATUS = "startup", "status"
 HOLD, HELD = "hold ", "held"
@@ -44,7 +45,8 @@ class Failpoints:
         self._latest = ""  # the step that was begun last by any thread, for those that work on its behalf
 
     def install(self) -> None:
-        self._wrap_steps()
+        self._wrap_steps(Builder, "run")
+        self._wrap_steps(VolumeKeeper, "run_step")
         self._wrap_statuses()
         _, step, function = self._armed()
         if step == STARTUP:
@@ -73,10 +75,10 @@ class Failpoints:
         os.kill(os.getpid(), signal.SIGKILL)
         raise SystemExit("SIGKILL has no effect here")
 
-    def _wrap_steps(self) -> None:
-        run = Builder.run
+    def _wrap_steps(self, kind: type, name: str) -> None:
+        run = getattr(kind, name)
 
-        def run_or_die(builder: Builder, step: Any, *arguments: Any) -> Any:
+        def run_or_die(builder: Any, step: Any, *arguments: Any) -> Any:
             _, armed_step, function = self._armed()
             if function and armed_step == step:
                 self._wrap(function)
@@ -89,7 +91,7 @@ class Failpoints:
             self._strike_if("after", step)
             return facts
 
-        Builder.run = run_or_die  # type: ignore[method-assign]
+        setattr(kind, name, run_or_die)
 
     def _wrap_statuses(self) -> None:
         flush = Statuses.flush

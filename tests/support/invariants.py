@@ -15,6 +15,7 @@ from common.keys import Keys
 from common.model import Desired, InstanceSpec, InstanceStatus, Phase, Reason
 from common.network_records import address_keys
 from common.nics import link_local_address
+from common.volume_records import VolumeDesired, VolumePhase
 from tests.support.snapshot import HostView, World
 
 Invariant = Callable[[World], Iterator[str]]
@@ -79,6 +80,7 @@ def claims_are_the_specs(world: World) -> Iterator[str]:
             for (provider, uuid), (spec, _) in world.specs.items()
             if provider == host.provider and not _is_failed(world, provider, uuid)
         }
+        wanted |= {uuid: spec.resources for (provider, uuid), (spec, _) in world.volumes.items() if provider == host.provider}
         for uuid in wanted.keys() - host.claims.keys():
             yield f"{host.name}: {uuid} has a spec and no claim"
         for uuid in host.claims.keys() - wanted.keys():
@@ -170,6 +172,34 @@ def _group_problems(world: World, specs: dict[UUID, tuple[UUID, InstanceSpec]]) 
         yield f"anchors are {anchored}, the groups that stay together are on {together}"
 
 
+def volumes_are_as_asked_for(world: World) -> Iterator[str]:
+    """Each volume has its file, its name and a status of the spec as it is, and is the instance's that names it, and no other's."""
+    owners: dict[UUID, list[UUID]] = {}
+    for spec, _ in world.specs.values():
+        for volume in spec.volumes:
+            owners.setdefault(volume.uuid, []).append(spec.uuid)
+    for (provider, uuid), (volume_spec, revision) in world.volumes.items():
+        status = world.volume_statuses.get((provider, uuid))
+        if volume_spec.desired is VolumeDesired.DELETED:
+            yield f"volume {volume_spec.name} is to be deleted and is there"
+        elif (
+            status is None
+            or status.spec_revision != revision
+            or status.phase not in (VolumePhase.AVAILABLE, VolumePhase.ATTACHED)
+        ):
+            yield f"volume {volume_spec.name} is {status}, its spec has {revision}"
+        if owners.get(uuid, []) != ([volume_spec.attached_to] if volume_spec.attached_to else []):
+            yield f"volume {volume_spec.name} is attached to {volume_spec.attached_to}, {owners.get(uuid)} name it"
+    names = {spec.name: f"{provider}/{uuid}" for (provider, uuid), (spec, _) in world.volumes.items()}
+    if names != world.volume_names:
+        yield f"names of volumes say {world.volume_names}, specs say {names}"
+    yield from (f"a status without a volume: {at}" for at in world.volume_statuses.keys() - world.volumes)
+    for host in world.hosts:
+        here = {uuid for provider, uuid in world.volumes if provider == host.provider}
+        if host.volumes != here:
+            yield f"{host.name}: files of the volumes {host.volumes}, specs of {here}"
+
+
 def _is_failed(world: World, provider: UUID, uuid: UUID) -> bool:
     status = world.statuses.get((provider, uuid))
     return status is not None and status.phase is Phase.FAILED
@@ -178,7 +208,7 @@ def _is_failed(world: World, provider: UUID, uuid: UUID) -> bool:
 LASTING: tuple[Invariant, ...] = (never_two_guests_of_one_instance, never_two_specs_of_one_instance)
 SETTLED: tuple[Invariant, ...] = (
     *LASTING, every_request_is_where_it_was_asked_to_be, claims_are_the_specs, domains_are_the_specs, files_are_the_instances,
-    addresses_are_kept_in_order, keys_are_the_instances,
+    addresses_are_kept_in_order, keys_are_the_instances, volumes_are_as_asked_for,
 )  # fmt: skip
 
 

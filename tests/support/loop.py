@@ -94,6 +94,7 @@ class Loop:
         blueprint = blueprint or Blueprint(
             provider=self.provider, boot_id="boot", virt_type="qemu", architecture="x86_64", machine_type=None, cpu_mode=None,
             filter_name=None, instances_directory=self.directory / "instances", found_hardware=FoundHardware(self.directory / "instances").of, disk=self.disk,
+            volumes_directory=self.directory / "volumes",
         )  # fmt: skip
         self.world = World(
             hypervisor=self.hypervisor, placement=self.placement, images=ImageCache(self.directory / "images", ImagesConfig()),  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ import pytest
 
 from common.config import PlacementConfig
 from common.placement import Inventory, Placement
+from common.placement_types import CONSUMER_TYPE
 from tests.support.databases import DatabaseServer
 from tests.support.processes import ROOT, VENV_BIN, free_port, freeze, spawn, stop, wait_until
 
@@ -149,10 +150,13 @@ class PlacementServer:
         return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else "(no log)"
 
 
-def client_for(url: str, *, etcd_prefix: str | None = None, session: Any = None, **config: Any) -> Placement:
+def client_for(
+    url: str, *, etcd_prefix: str | None = None, session: Any = None, consumer_type: str = CONSUMER_TYPE, **config: Any
+) -> Placement:
     """A client of a deployment of its own, unless *etcd_prefix* names one; bounded tighter than in production."""
     settings = PlacementConfig(**{"url": url, "timeout_seconds": 10, "deadline_seconds": 20, **config})
-    return Placement(settings, etcd_prefix=etcd_prefix or f"/test/{uuid4()}/", session=session)
+    prefix = etcd_prefix or f"/test/{uuid4()}/"
+    return Placement(settings, etcd_prefix=prefix, session=session, consumer_type=consumer_type)
 
 
 def make_provider(

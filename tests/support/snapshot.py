@@ -17,6 +17,7 @@ from uuid import UUID
 import libvirt
 
 from common.model import GroupMembers, InstanceKey, InstanceSpec, InstanceStatus
+from common.volume_records import VolumeSpec, VolumeStatus
 from ecompute.address_pairs import is_ours
 from ecompute.disks import disk_in
 from ecompute.hypervisor import DhcpHost
@@ -69,6 +70,7 @@ class HostView:
     links: dict[str, UUID]
     dhcp: frozenset[tuple[str, str]]
     claims: dict[UUID, dict[str, int]]
+    volumes: frozenset[UUID] = frozenset()  # that have a file
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,9 @@ class World:
     anchors: dict[str, UUID]
     others: frozenset[str] = field(default_factory=frozenset)
     network_addresses: dict[str, UUID] = field(default_factory=dict)  # by key
+    volumes: dict[tuple[UUID, UUID], tuple[VolumeSpec, int]] = field(default_factory=dict)
+    volume_statuses: dict[tuple[UUID, UUID], VolumeStatus] = field(default_factory=dict)
+    volume_names: dict[str, str] = field(default_factory=dict)
 
     def host(self, provider: UUID) -> HostView:
         return next(host for host in self.hosts if host.provider == provider)
@@ -124,6 +129,12 @@ def look(cluster: Cluster) -> World:
             world.groups[rest[0], UUID(rest[1])] = GroupMembers.from_json(item.value)
         elif kind == "network-addresses":
             world.network_addresses[item.key.removeprefix(cluster.prefix)] = UUID(item.value)
+        elif kind == "volumes":
+            world.volumes[UUID(rest[0]), UUID(rest[1])] = VolumeSpec.from_json(item.value), item.mod_revision
+        elif kind == "volume-status":
+            world.volume_statuses[UUID(rest[0]), UUID(rest[1])] = VolumeStatus.from_json(item.value)
+        elif kind == "volume-names":
+            world.volume_names[rest[0]] = item.value
         elif kind not in ("hosts", "owners", "host-admin", "mail", "mail-reply", "networks", "ssh-keys", "images"):
             others.add(item.key)
     return dataclasses.replace(world, others=frozenset(others))
@@ -153,6 +164,8 @@ def _host(cluster: Cluster, node: Node) -> HostView:
     guests, dhcp = _libvirt(node)
     instances, strays = _folders(node.state("instances"))
     strays += [str(path.name) for path in node.state("images").rglob("*") if ".partial" in path.name]
+    volumes = [path.name for path in node.state("volumes").iterdir()] if node.state("volumes").is_dir() else []
+    strays += [name for name in volumes if not name.endswith(".raw")]
     return HostView(
         name=node.name, provider=node.provider, guests=guests, qemus=qemus_on(node), folders=frozenset(instances),
         disks={uuid: disk_in(folder).stat().st_ino for uuid, folder in instances.items() if _has_disk(folder)},
@@ -161,6 +174,7 @@ def _host(cluster: Cluster, node: Node) -> HostView:
         reports=_documents(node.state("metadata", "reports")),
         links=_links(node.state("metadata", "by-address")), dhcp=dhcp,
         claims=cluster.placement.provider_allocations(node.provider),
+        volumes=frozenset(UUID(name.removesuffix(".raw")) for name in volumes if name.endswith(".raw")),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from common.config import DiskConfig
 from common.hardware import CardModel, DiskBus, Hardware
-from common.model import Address, InstanceSpec, IpAddress
+from common.model import Address, InstanceSpec, IpAddress, VolumeRef
 from common.nics import AddressSource
 from ecompute.anti_spoofing import FILTER_NAME, filter_parameters
 from ecompute.domain_xml import DomainContext, definition_digest, domain_name, domain_xml
@@ -44,6 +44,7 @@ def example(**context: Any) -> tuple[InstanceSpec, DomainContext]:
     return spec, a_context(**{"addresses": (FIRST,), "filter_name": "clean-traffic", **context})
 
 
+VOLUMES = (VolumeRef(UUID(int=0xA), "data", 0), VolumeRef(UUID("0f6d2a3c-1b2c-4d5e-8f90-123456789abc"), "logs", 3))
 EXAMPLES = {
     "tcg": example(virt_type="qemu"),
     "kvm": example(virt_type="kvm"),
@@ -55,6 +56,14 @@ EXAMPLES = {
     "sata-and-e1000": (
         dataclasses.replace(example()[0], hardware=Hardware(DiskBus.SATA, CardModel.E1000)),
         example(virt_type="qemu", has_drive=True)[1],
+    ),
+    "volumes": (
+        dataclasses.replace(example()[0], volumes=VOLUMES),
+        example(virt_type="qemu", volume_paths=(Path("/v/a & b.raw"), Path("/v/c.raw")))[1],
+    ),
+    "volumes-on-sata": (
+        dataclasses.replace(example()[0], volumes=VOLUMES[:1], hardware=Hardware(DiskBus.SATA)),
+        example(virt_type="qemu", has_drive=True, volume_paths=(Path("/v/c.raw"),))[1],
     ),
     "mock": example(virt_type="test"),
     "filtered": (dataclasses.replace(example()[0], allow=("tcp:22",)), example(virt_type="qemu", addresses=(FIRST, SECOND))[1]),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.disk_requests import Applied, DiskRequest
-from common.model import Address, Adoption, Alternate, Desired, ImageRef, InstanceSpec, Phase, Reason, Restart
+from common.model import Address, Adoption, Alternate, Desired, ImageRef, InstanceSpec, Phase, Reason, Restart, VolumeRef
 from ecompute.hypervisor import Domain, PowerState, Stamp
 from ecompute.machine import (
     Allocation,
@@ -24,6 +24,7 @@ from ecompute.machine import (
     is_up,
     move_target,
 )
+from ecompute.volume_decisions import GuestVolumes
 
 PROVIDER, OTHER = UUID(int=1), UUID(int=2)
 CLUSTER, REVISION, BOOT = 77, 10, "boot-1"
@@ -66,6 +67,7 @@ REBUILD = spec(boot_request=2, rebuild_request=2)
 SNAPSHOT, NEW_DISK = DiskFacts(snapshot_is_there=True), DiskFacts(new_disk_is_there=True)
 RESTORED, NOT_RESTORED = DiskFacts(restored=Applied(2)), DiskFacts(restored=Applied(2, "NoSnapshot: gone"))
 REBUILT, NOT_REBUILT = DiskFacts(rebuilt=Applied(2)), DiskFacts(rebuilt=Applied(2, "ChecksumMismatch: other"))
+WITH_VOLUME, HAS = spec(volumes=(VolumeRef(UUID(int=8), "data", 0),)), frozenset({UUID(int=8)})
 STOPPED, DELETED = spec(desired=Desired.STOPPED), spec(desired=Desired.DELETED)
 
 ROWS: list[tuple[str, InstanceSpec | None, Facts, History, Decision]] = [
@@ -104,6 +106,21 @@ ROWS: list[tuple[str, InstanceSpec | None, Facts, History, Decision]] = [
      Decision(Step.NONE, Phase.PAUSED)),
     ("an unreadable spec is held", None, facts(spec_is_unsupported=True, domain=UP), FRESH,
      Decision(Step.NONE, Phase.HELD, Reason.UNSUPPORTED_SCHEMA)),
+    ("a volume is plugged into a guest that runs", WITH_VOLUME, facts(READY, domain=UP, volumes=GuestVolumes()), FRESH,
+     Decision(Step.ATTACH_VOLUME, Phase.RUNNING)),
+    ("a guest has its volume", WITH_VOLUME, facts(READY, domain=UP, volumes=GuestVolumes(HAS, HAS)), FRESH, Decision(Step.NONE, Phase.RUNNING)),
+    ("a volume that is asked for no more is unplugged", SPEC, facts(READY, domain=UP, volumes=GuestVolumes(HAS, HAS)), FRESH,
+     Decision(Step.DETACH_VOLUME, Phase.RUNNING)),
+    ("who was asked for a volume a moment ago is left in peace", SPEC, facts(READY, domain=UP, volumes=GuestVolumes(live=HAS, was_asked=True)),
+     FRESH, Decision(Step.NONE, Phase.RUNNING)),
+    ("a guest that is off is defined without it", STOPPED, facts(READY, domain=OFF, volumes=GuestVolumes(HAS)), FRESH,
+     Decision(Step.DETACH_VOLUME, Phase.STOPPED)),
+    ("a guest that is off is defined with it", spec(desired=Desired.STOPPED, volumes=WITH_VOLUME.volumes),
+     facts(READY, domain=OFF, volumes=GuestVolumes()), FRESH, Decision(Step.ATTACH_VOLUME, Phase.STOPPED)),
+    ("metadata goes before volumes", WITH_VOLUME, facts(READY, domain=UP, volumes=GuestVolumes(), metadata_is_current=False), FRESH,
+     Decision(Step.WRITE_METADATA, Phase.RUNNING)),
+    ("a guest that goes keeps its volumes to its end", DELETED, facts(READY, domain=UP, volumes=GuestVolumes(HAS, HAS)), FRESH,
+     Decision(Step.DESTROY, Phase.DELETING)),
     ("a wiped store stops nothing", DELETED, facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp(cluster_id=5))), FRESH,
      Decision(Step.NONE, Phase.HELD, Reason.STORE_RESTORED)),
     ("an older spec than the stamp's stops nothing", STOPPED, facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp(spec_revision=11))),

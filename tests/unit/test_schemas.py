@@ -35,11 +35,13 @@ from common.model import (
     Progress,
     Ready,
     Restart,
+    VolumeRef,
 )
 from common.network_records import NetworkRecord, Subnet
 from common.nics import AddressSource
 from common.schemas import COMPUTE, RECORDS, SCHEDULE
 from common.spec_schema import SPEC_SCHEMAS
+from common.volume_records import VolumeDesired, VolumePhase, VolumeSpec, VolumeStatus
 
 A, B = UUID(int=10), UUID(int=11)
 SPECS = (
@@ -62,6 +64,7 @@ SPECS = (
         A, "web-1", ImageRef("/image"), {"VCPU": 1}, hardware_is_given=True,
         disk_content=DiskContent(resize=True, identity=True, files=(GuestFile("/etc/motd", "aGk=", 0o600, 33, 33),)),
     ),
+    InstanceSpec(A, "web-1", ImageRef("/image"), {"VCPU": 1}, volumes=(VolumeRef(B, "data", 0), VolumeRef(A, "logs", 2))),
 )  # fmt: skip
 STATUSES = (
     *(InstanceStatus(phase) for phase in Phase),
@@ -74,7 +77,7 @@ STATUSES = (
         InstanceStatus(
             Phase.RUNNING,
             addresses=(Address("lan", "52:54:00:00:00:01", "", 24, "", (IpAddress("fd00::7", 64),), "br0", 42, source, ("10.0.0.2",), 1450),),
-            ready=Ready("2026-01-01T00:00:00Z", "up", ("SHA256:x (ED25519)",)), notes=("port 8080 of the host is taken",),
+            ready=Ready("2026-01-01T00:00:00Z", "up", ("SHA256:x (ED25519)",)), notes=("port 8080 of the host is taken",), volumes=(A, B),
         )
         for source in AddressSource
     ),
@@ -105,7 +108,14 @@ IMAGES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("record", [*SPECS, *STATUSES, *HOSTS, *NETWORKS, *IMAGES], ids=lambda r: type(r).__name__)
+VOLUMES = (
+    VolumeSpec(A, "data", 10),
+    VolumeSpec(A, "data", 10, VolumeDesired.DELETED, B, "sha256:x", "2026-01-01T00:00:00Z", "me@here"),
+    *(VolumeStatus(phase, "m", 7, True, "2026-01-01T00:00:00Z") for phase in VolumePhase),
+)
+
+
+@pytest.mark.parametrize("record", [*SPECS, *STATUSES, *HOSTS, *NETWORKS, *IMAGES, *VOLUMES], ids=lambda r: type(r).__name__)
 def test_what_is_written_is_valid_and_read_back_equal(record):
     schema = RECORDS[type(record).__name__]
     jsonschema.validate(json.loads(record.to_json()), schema, cls=jsonschema.Draft202012Validator)
@@ -126,7 +136,9 @@ def _object_schemas(kind, schema, where):
             yield from _object_schemas(inner, inner_schema, f"{where}.{field.name}")
 
 
-@pytest.mark.parametrize("kind", [InstanceSpec, InstanceStatus, HostRecord, NetworkRecord, ImageRecord])
+@pytest.mark.parametrize(
+    "kind", [InstanceSpec, InstanceStatus, HostRecord, NetworkRecord, ImageRecord, VolumeSpec, VolumeStatus]
+)
 def test_schema_and_dataclass_have_the_same_fields_and_require_the_same(kind):
     for inner, schema, where in _object_schemas(kind, RECORDS[kind.__name__], kind.__name__):
         fields = dataclasses.fields(inner)
@@ -141,6 +153,8 @@ def test_enumerations_are_those_of_the_model():
     assert RECORDS["InstanceSpec"]["properties"]["desired"]["enum"] == [d.value for d in Desired]
     assert RECORDS["InstanceSpec"]["properties"]["metadata"]["enum"] == [a.value for a in MetadataAccess]
     assert RECORDS["InstanceSpec"]["properties"]["config_drive"]["enum"] == [d.value for d in ConfigDrive]
+    assert RECORDS["VolumeSpec"]["properties"]["desired"]["enum"] == [d.value for d in VolumeDesired]
+    assert RECORDS["VolumeStatus"]["properties"]["phase"]["enum"] == [p.value for p in VolumePhase]
     assert RECORDS["HostRecord"]["properties"]["state"]["enum"] == [s.value for s in HostState]
     assert SCHEDULE["properties"]["defaults"]["properties"]["restart"]["enum"] == [r.value for r in Restart]
     numbers = {title: schema["properties"]["schema"] for title, schema in RECORDS.items()}

@@ -24,6 +24,7 @@ from common.model import (
     spec_with_fields,
 )
 from common.nics import IpAddress
+from common.volume_refs import VolumeRef
 
 SPEC = InstanceSpec(UUID(int=1), "web", ImageRef("/i"), {"VCPU": 1})
 FIXED = (IpAddress("10.0.0.5", 24),)
@@ -53,6 +54,8 @@ NEEDS_FOURTH = (
     {"disk_content": DiskContent(files=(GuestFile("/etc/motd", "aGk="),)), "hardware": Hardware(disk_bus=DiskBus.SATA)},
     {"restore": "before-upgrade", "restore_request": 2},
     {"rebuild_request": 2, "hardware": Hardware(disk_bus=DiskBus.SATA)},
+    {"volumes": (VolumeRef(UUID(int=2), "data", 0),)},
+    {"volumes": (VolumeRef(UUID(int=2), "data", 0),), "hardware": Hardware(disk_bus=DiskBus.SATA)},
 )
 READ_BY_ALL = (
     {},
@@ -103,7 +106,7 @@ def test_a_reader_that_knows_no_other_hardware_than_virtio_holds_a_guest_that_ca
 
 
 @pytest.mark.parametrize("fields", NEEDS_FOURTH, ids=str)
-def test_a_reader_that_writes_nothing_to_disks_holds_a_guest_that_counts_on_it(fields):
+def test_a_reader_that_writes_nothing_to_disks_and_knows_no_volumes_holds_a_guest_that_counts_on_them(fields):
     spec = dataclasses.replace(SPEC, **fields)
     assert number_in(spec.to_json()) == 4
     assert InstanceSpec.from_json(spec.to_json()) == spec
