@@ -39,6 +39,7 @@ from ecompute.disks import Disks
 from ecompute.facts import FactFinder
 from ecompute.filter_guard import FilterGuard
 from ecompute.firewall_keeper import FirewallKeeper
+from ecompute.guest_desk import GuestDesk
 from ecompute.guest_reports import ReportBell, remove_strays
 from ecompute.health import ETCD, LIBVIRT, NETWORK, PLACEMENT, Health
 from ecompute.heartbeat import Heartbeat, take_provider
@@ -275,14 +276,7 @@ class Agent:
             show=self._metrics.set_findings,
         )  # fmt: skip
         learner = AddressLearner(hypervisor, world.networks, self._queue.add)
-        leaver = Leaver(
-            hypervisor, store, self._keys, provider=host.provider, host=host.name, state_dir=config.paths.state_dir,
-            now=wall_time, tell=self._leave,
-        )  # fmt: skip
-        mailbox = Mailbox(
-            store, self._keys, host.provider, fence=heartbeat.fence, answered=leaver.answered,
-            answer=lambda letter: leaver.answer(letter) or auditor.answer(letter),
-        )  # fmt: skip
+        mailbox = self._mailbox(host, world, store, heartbeat, auditor)
         self._resync = Resync(
             hypervisor=hypervisor, placement=for_looks, provider=host.provider, specs=specs, statuses=statuses,
             reconciler=reconciler, wake=self._queue.add, every_seconds=builder_config.resync_every_seconds,
@@ -322,6 +316,18 @@ class Agent:
         self._stop.wait()
         self._put_down(workers)
 
+    def _mailbox(self, host: Host, world: World, store: EtcdStore, heartbeat: Heartbeat, auditor: Auditor) -> Mailbox:
+        leaver = Leaver(
+            world.hypervisor, store, self._keys, provider=host.provider, host=host.name, now=wall_time, tell=self._leave,
+            state_dir=self._config.paths.state_dir,
+        )  # fmt: skip
+        desk = GuestDesk(world.hypervisor, world.disks.console_log_path, self._stop)
+        self._on_stop.append(desk.wake)
+        return Mailbox(
+            store, self._keys, host.provider, fence=heartbeat.fence, answered=leaver.answered, hand_on=desk.hand_on,
+            answer=lambda letter: leaver.answer(letter) or auditor.answer(letter) or desk.answer(letter),
+        )  # fmt: skip
+
     def _placement(self, *, keeps_connections: bool) -> Placement:
         # One try a call: what failed is tried again by whoever called, and a worker is to be free for other guests meanwhile.
         one_try = dataclasses.replace(self._config.placement, deadline_seconds=self._config.placement.timeout_seconds)
@@ -333,7 +339,7 @@ class Agent:
         bridges = HostBridges(None) if host.virt_type == "test" else HostBridges()
         blueprint = Blueprint(
             provider=host.provider, boot_id=host.boot_id, virt_type=host.virt_type, architecture=host.info.architecture,
-            machine_type=config.libvirt.machine_type, cpu_mode=config.libvirt.cpu_mode,
+            machine_type=config.libvirt.machine_type, cpu_mode=config.libvirt.cpu_mode, graphics=config.libvirt.graphics,
             filter_name=self._until_it_answers(LIBVIRT, lambda: self._filter(hypervisor)),
             instances_directory=state / "instances", zone=host.name, vendor_data_base64=self._vendor_data,
             metadata_bridge=config.metadata.bridge,

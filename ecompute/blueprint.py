@@ -39,6 +39,7 @@ class Blueprint:
     zone: str = ""
     vendor_data_base64: str | None = None
     metadata_bridge: str = ""
+    graphics: str = "none"  # or "vnc"
 
     def disk_path(self, uuid: UUID) -> Path:
         return self.instances_directory / str(uuid) / "disk.qcow2"
@@ -100,6 +101,7 @@ class Blueprint:
         return DomainContext(
             virt_type=self.virt_type,
             machine_type=self.machine_type,
+            graphics=self.graphics,
             cpu_mode=self.cpu_mode,
             architecture=self.architecture,
             disk_path=self.disk_path(spec.uuid),

@@ -46,6 +46,7 @@ class DomainContext:
         addresses: one per network card, in the spec's order.
         filter_name: libvirt network filter that binds each card to its own address, or None.
         drive_path: the config drive, or None where the guest has none.
+        graphics: "none", or "vnc": a screen, served at a socket in a folder that libvirt makes for QEMU and root only.
     """
 
     virt_type: str
@@ -59,6 +60,7 @@ class DomainContext:
     cpu_mode: str | None = None
     filter_name: str | None = None
     drive_path: Path | None = None
+    graphics: str = "none"
 
 
 def domain_name(name: str, uuid: UUID) -> str:
@@ -155,7 +157,7 @@ def _clock(root: ET.Element, context: DomainContext) -> None:
 
 
 def _devices(root: ET.Element, hardware: Hardware, context: DomainContext) -> None:
-    """A server's devices. No graphics: a screen on a port of the host needs a password of its own first."""
+    """A server's devices; a screen only where the host's operator wants one."""
     devices = ET.SubElement(root, "devices")
     _disk(devices, context.disk_path, hardware.disk_bus)
     if context.drive_path:
@@ -163,6 +165,8 @@ def _devices(root: ET.Element, hardware: Hardware, context: DomainContext) -> No
     for address in context.addresses:
         _interface(devices, address, hardware.card_model, context.filter_name)
     _console(devices, context.console_log_path)
+    if context.graphics == "vnc":
+        _screen(devices)
     channel = ET.SubElement(devices, "channel", {"type": "unix"})
     ET.SubElement(channel, "target", {"type": "virtio", "name": "org.qemu.guest_agent.0"})
     rng = ET.SubElement(devices, "rng", {"model": "virtio"})
@@ -229,6 +233,17 @@ def _console(devices: ET.Element, log: Path) -> None:
     ET.SubElement(serial, "target", {"port": "0"})
     console = ET.SubElement(devices, "console", {"type": "pty"})
     ET.SubElement(console, "target", {"type": "serial", "port": "0"})
+
+
+def _screen(devices: ET.Element) -> None:
+    """A screen, and VNC at a socket, never at a port: who may open the socket is the host's root, so no password is needed.
+
+    libvirt names the socket itself, in a folder that only root and QEMU's own user pass, and takes it away with the guest. VGA
+    needs no driver: a boot loader shows on it, and a kernel that panics.
+    """
+    graphics = ET.SubElement(devices, "graphics", {"type": "vnc"})
+    ET.SubElement(graphics, "listen", {"type": "socket"})
+    ET.SubElement(ET.SubElement(devices, "video"), "model", {"type": "vga"})
 
 
 def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:

@@ -116,6 +116,14 @@ class Lease:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """What a guest's screen shows, as the hypervisor hands it out."""
+
+    media_type: str  # "image/png", "image/x-portable-pixmap"
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Card:
     """A network card of a running guest."""
 
@@ -203,6 +211,21 @@ class Hypervisor(Protocol):
         """What is known of the addresses on a guest's cards, by MAC: as the guest says, or as the host has seen it.
 
         Nobody vouches for them. May take seconds where the guest answers slowly.
+        """
+        ...
+
+    def screenshot(self, uuid: UUID) -> Picture:
+        """What a running guest's screen shows; ``HypervisorRejected`` where it has none, or where it is off or not there."""
+        ...
+
+    def screen_socket(self, uuid: UUID) -> str:
+        """The socket on this host where a running guest's screen is served by VNC; "" where it has none, or does not run."""
+        ...
+
+    def ask_agent(self, uuid: UUID, command: str, seconds: int) -> str:
+        """What the agent in a running guest answers, as JSON, to *command*; it is waited for at most *seconds*.
+
+        Nobody vouches for what it says. ``HypervisorRejected`` where none answers, or where it refuses.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The hypervisor that libvirt steers. Only this, ``libvirt_networks`` and ``libvirt_errors``, parts of it, import libvirt.
+"""The hypervisor that libvirt steers. Only it and its parts, ``libvirt_networks``, ``_guests`` and ``_errors``, import libvirt.
 
 Implements ``ecompute.hypervisor.Hypervisor`` over one connection that all threads share. libvirt's error codes become our
 exceptions here and its XML our dataclasses (``libvirt_xml``); nothing is remembered between calls, and nothing is retried but
@@ -18,10 +18,10 @@ import libvirt
 from common.errors import Conflict, EcomputeError, HypervisorRejected, HypervisorUnavailable
 from common.nics import IpAddress
 from common.retry import Backoff
-from ecompute import changes, libvirt_networks
+from ecompute import changes, libvirt_guests, libvirt_networks
 from ecompute.connection import KeptConnection
 from ecompute.guest_answers import SlowAgents
-from ecompute.hypervisor import Card, DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
+from ecompute.hypervisor import Card, DhcpHost, Domain, HostInfo, Lease, Network, Picture, PowerState, Stamp
 from ecompute.identity import cpu_flags
 from ecompute.libvirt_errors import is_code, is_unavailable, one_line, optional, unless, unless_absent
 from ecompute.libvirt_xml import STAMP_NAMESPACE, STAMP_PREFIX, capabilities_of, stamp_of, stamp_text
@@ -282,6 +282,19 @@ class LibvirtDriver:
             handle = _lookup(connection, uuid)
             return {} if handle is None else libvirt_networks.guest_addresses(handle, self._slow_agents)
 
+    def screenshot(self, uuid: UUID) -> Picture:
+        with self._calling(what := f"take a picture of the screen of domain {uuid}") as connection:
+            return libvirt_guests.screenshot(connection, _needed(connection, what, uuid))
+
+    def screen_socket(self, uuid: UUID) -> str:
+        with self._calling(f"read the screen of domain {uuid}") as connection:
+            handle = _lookup(connection, uuid)
+            return "" if handle is None else libvirt_guests.screen_socket(handle)
+
+    def ask_agent(self, uuid: UUID, command: str, seconds: int) -> str:
+        with self._calling(what := f"ask the agent of domain {uuid}") as connection:
+            return libvirt_guests.ask_agent(_needed(connection, what, uuid), command, seconds)
+
     # -- connection and events ---------------------------------------------------------------------------------------------
 
     def subscribe(self, on_domain: Callable[[UUID], None], on_reconnect: Callable[[], None]) -> None:
@@ -357,6 +370,13 @@ def _lookup(connection: libvirt.virConnect, uuid: UUID) -> libvirt.virDomain | N
     with unless_absent():
         return connection.lookupByUUID(uuid.bytes)
     return None
+
+
+def _needed(connection: libvirt.virConnect, what: str, uuid: UUID) -> libvirt.virDomain:
+    handle = _lookup(connection, uuid)
+    if handle is None:
+        raise HypervisorRejected(f"{what}: there is no such domain")
+    return handle
 
 
 def _power_of(handle: libvirt.virDomain | None) -> PowerState | None:

@@ -1,4 +1,4 @@
-"""libvirt's error codes, and what to do about them: one of the three modules that import libvirt."""
+"""libvirt's error codes, and what to do about them: one of the four modules that import libvirt."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What the libvirt driver does to networks, filters and the cards of a guest: functions on an open connection.
 
-One of the three modules that import libvirt; called by ``libvirt_driver`` alone, which translates the errors that leave here.
+One of the four modules that import libvirt; called by ``libvirt_driver`` alone, which translates the errors that leave here.
 """
 
 from __future__ import annotations

@@ -2,15 +2,17 @@
 
 A letter hangs on its sender's lease, and so does its answer, so that both go when nobody waits any more. An answer is fenced by
 the host key: a process that slept through its own death answers nothing. A letter that makes no sense gets one line in the log,
-and no answer. It knows nothing of what is asked; whoever serves a kind of letter says so in ``answer``.
+and no answer. It knows nothing of what is asked; whoever serves a kind of letter says so in ``answer``, and whoever takes long
+over one takes it off this thread by ``hand_on``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from uuid import UUID
 
 from common.errors import Conflict, EcomputeError, Permanent
@@ -31,13 +33,15 @@ class Mailbox:
         answer: the text to answer with; None where the kind of letter is not known. It may raise ``EcomputeError`` where it
             cannot be answered now, ``ValueError`` where the letter makes no sense.
         answered: called once the answer to a letter stands in etcd; may raise ``EcomputeError``.
+        hand_on: given a letter and what answers it, which raises nothing; True where it is answered in another thread.
     """
 
     def __init__(
         self, store: Store, keys: Keys, provider: UUID, *, fence: Callable[[], Compare],
         answer: Callable[[Letter], str | None], answered: Callable[[Letter], None] = lambda _: None,
+        hand_on: Callable[[Letter, Callable[[], None]], bool] = lambda *_: False,
     ) -> None:  # fmt: skip
-        self._answered = answered
+        self._answered, self._hand_on = answered, hand_on
         self._store, self._keys, self._provider = store, keys, provider
         self._fence, self._answer = fence, answer
         self._letters: queue.SimpleQueue[Versioned | None] = queue.SimpleQueue()  # None: look whether it is time to stop
@@ -57,12 +61,8 @@ class Mailbox:
             item = self._letters.get()
             if item is None:
                 continue
-            try:
+            with _said(item):
                 self._serve(item)
-            except EcomputeError as error:
-                logger.warning("a letter is not answered: %s", error, extra=fields(key=item.key))
-            except Exception:  # the next letter is another one's
-                logger.exception("a letter is not answered; this is a bug, please report it", extra=fields(key=item.key))
 
     def _arrived(self, key: str, item: Versioned | None) -> None:
         if item is None:
@@ -81,6 +81,15 @@ class Mailbox:
             return
         if self._list_watch.get(item.key) is None or self._store.get(reply_key) is not None:
             return  # its sender does not wait any more, or has its answer from before we were restarted
+
+        def finish() -> None:
+            with _said(item):
+                self._finish(item, reply_key, letter)
+
+        if not self._hand_on(letter, finish):
+            self._finish(item, reply_key, letter)
+
+    def _finish(self, item: Versioned, reply_key: str, letter: Letter) -> None:
         try:
             text = self._answer(letter)
         except ValueError as error:
@@ -103,6 +112,17 @@ class Mailbox:
         if len(item.value.encode()) > MOST_BYTES:
             raise Permanent(f"it is longer than {MOST_BYTES} bytes")
         return Letter.from_json(item.value)
+
+
+@contextlib.contextmanager
+def _said(item: Versioned) -> Iterator[None]:
+    """Whatever ends the block is said in the log: the next letter is another one's."""
+    try:
+        yield
+    except EcomputeError as error:
+        logger.warning("a letter is not answered: %s", error, extra=fields(key=item.key))
+    except Exception:
+        logger.exception("a letter is not answered; this is a bug, please report it", extra=fields(key=item.key))
 
 
 def _ignore(item: Versioned, why: str) -> None:

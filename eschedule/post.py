@@ -1,4 +1,4 @@
-"""Letters to hosts, and their answers: how ``eschedule`` has hosts look at themselves. It decides nothing.
+"""Letters to hosts, and their answers: how ``eschedule`` has hosts look at themselves and at guests. It decides nothing.
 
 All letters of one round hang on one lease, which is given back when the round is over: nothing stays in etcd.
 """
@@ -9,16 +9,20 @@ import contextlib
 import logging
 import threading
 import uuid as uuids
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
 from uuid import UUID
 
 from common.errors import EcomputeError
 from common.findings import LEASE_SECONDS, Letter, Report
+from common.guest_letters import GuestAnswer
 from common.keys import Keys
+from common.records import Record
 from common.retry import Deadline
 from common.store import ListWatch, Store, Transaction, Versioned
 
 log = logging.getLogger(__name__)
+R = TypeVar("R", bound=Record)
 _AT_ONCE = 100  # letters in one transaction
 
 
@@ -31,41 +35,59 @@ def ask(store: Store, keys: Keys, hosts: Iterable[UUID], letter: Letter, deadlin
     letters = {uuids.uuid4(): host for host in hosts}
     if not letters:
         return {}
+    tray = _Tray(keys, letters, Report)
+    with _posted(store, keys, letters, letter, ListWatch(store, keys.mail_replies(), tray.arrived)):
+        return tray.wait(deadline)
+
+
+def ask_about_guest(store: Store, keys: Keys, host: UUID, letter: Letter, deadline: Deadline) -> GuestAnswer | None:
+    """What *host* answers to *letter*, which is one of ``guest_letters``, before *deadline*; None where it does not answer.
+
+    Raises:
+        StoreUnavailable: etcd did not take the letter.
+    """
+    letters = {(uuid := uuids.uuid4()): host}
+    tray = _Tray(keys, letters, GuestAnswer)
+    with _posted(store, keys, letters, letter, ListWatch(store, keys.mail_reply(uuid), tray.arrived)):
+        return tray.wait(deadline).get(host)
+
+
+@contextlib.contextmanager
+def _posted(store: Store, keys: Keys, letters: dict[UUID, UUID], letter: Letter, watch: ListWatch) -> Iterator[None]:
+    """Inside, *letter* lies at the hosts of *letters*, and *watch* looks for what they answer."""
     lease = store.grant_lease(LEASE_SECONDS)
-    tray = _Tray(store, keys, letters)
     stop = threading.Event()
     try:
-        threading.Thread(target=tray.watch.run, args=(stop,), name="replies", daemon=True).start()
+        threading.Thread(target=watch.run, args=(stop,), name="replies", daemon=True).start()
         texts = [(keys.mail(host, uuid), letter.to_json()) for uuid, host in letters.items()]
         for begin in range(0, len(texts), _AT_ONCE):
             store.commit(Transaction(puts=dict(texts[begin : begin + _AT_ONCE]), lease_id=lease.id))
-        return tray.wait(deadline)
+        yield
     finally:
         stop.set()
         with contextlib.suppress(EcomputeError):  # it ends by itself
             store.revoke_lease(lease.id)
 
 
-class _Tray:
-    """Where the answers to *letters* arrive; those to other people's are passed over."""
+class _Tray(Generic[R]):
+    """Where the answers to *letters*, records of *kind*, arrive; those to other people's are passed over."""
 
-    def __init__(self, store: Store, keys: Keys, letters: dict[UUID, UUID]) -> None:
-        self._keys, self._letters = keys, letters
+    def __init__(self, keys: Keys, letters: dict[UUID, UUID], kind: type[R]) -> None:
+        self._keys, self._letters, self._kind = keys, letters, kind
         self._changed = threading.Condition()
-        self._reports: dict[UUID, Report] = {}
-        self.watch = ListWatch(store, keys.mail_replies(), self._arrived)
+        self._reports: dict[UUID, R] = {}
 
-    def wait(self, deadline: Deadline) -> dict[UUID, Report]:
+    def wait(self, deadline: Deadline) -> dict[UUID, R]:
         with self._changed:
             self._changed.wait_for(lambda: len(self._reports) == len(self._letters), deadline.remaining())
             return dict(self._reports)
 
-    def _arrived(self, key: str, item: Versioned | None) -> None:
+    def arrived(self, key: str, item: Versioned | None) -> None:
         try:
             host = self._letters.get(self._keys.parse_letter(key))
             if host is None or item is None:
                 return
-            report = Report.from_json(item.value)
+            report = self._kind.from_json(item.value)
         except (ValueError, EcomputeError) as error:
             log.info("an answer that cannot be read was passed over: %s", error)
             return

@@ -18,7 +18,7 @@ from common.errors import Conflict, EcomputeError, HypervisorRejected
 from common.nics import IpAddress
 from ecompute import changes
 from ecompute.anti_spoofing import FILTER_NAME
-from ecompute.hypervisor import Card, DhcpHost, Domain, HostInfo, Lease, Network, PowerState, Stamp
+from ecompute.hypervisor import Card, DhcpHost, Domain, HostInfo, Lease, Network, Picture, PowerState, Stamp
 from ecompute.libvirt_xml import STAMP_NAMESPACE, cards_of, stamp_of
 
 DEFAULT_NETWORK = Network("default", True, "virbr0", "192.168.122.1", 24, "192.168.122.2", "192.168.122.254", ())
@@ -86,6 +86,9 @@ class FakeHypervisor:
         self.live_leases: dict[str, tuple[Lease, ...]] = {}
         self.calls: list[tuple[str, UUID | None]] = []  # every call so far, with its domain
         self.addresses_said: dict[UUID, dict[str, tuple[IpAddress, ...]]] = {}  # by guest and MAC
+        self.pictures: dict[UUID, Picture] = {}  # of the screens, by guest
+        self.screen_sockets: dict[UUID, str] = {}
+        self.agents: dict[UUID, Callable[[str], str]] = {}  # what answers in a guest
         self._devices = itertools.count()
         self._host = host
         self._guests: dict[UUID, _Guest] = {}
@@ -254,6 +257,22 @@ class FakeHypervisor:
     def guest_addresses(self, uuid: UUID) -> dict[str, tuple[IpAddress, ...]]:
         with self._called("guest_addresses", uuid):
             return self.addresses_said.get(uuid, {}) if self._power(uuid) in changes.ACTIVE else {}
+
+    def screenshot(self, uuid: UUID) -> Picture:
+        with self._called("screenshot", uuid):
+            if self._power(uuid) not in changes.ACTIVE:
+                raise HypervisorRejected(f"take a picture of the screen of domain {uuid}: it is not running")
+            return self.pictures.get(uuid, Picture("image/x-portable-pixmap", b"P6\n2 1\n255\n\xff\0\0\0\xff\0"))
+
+    def screen_socket(self, uuid: UUID) -> str:
+        with self._called("screen_socket", uuid):
+            return self.screen_sockets.get(uuid, "") if self._power(uuid) in changes.ACTIVE else ""
+
+    def ask_agent(self, uuid: UUID, command: str, seconds: int) -> str:
+        with self._called("ask_agent", uuid):
+            if self._power(uuid) not in changes.ACTIVE or uuid not in self.agents:
+                raise HypervisorRejected("no agent answers in the guest: there is none", "NoAgent")
+        return self.agents[uuid](command)
 
     # -- events ------------------------------------------------------------------------------------------------------------
 

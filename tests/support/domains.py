@@ -41,6 +41,7 @@ def a_context(
     machine_type: str | None = None,
     cpu_mode: str | None = None,
     has_drive: bool = False,
+    graphics: str = "none",
 ) -> DomainContext:
     return DomainContext(
         virt_type=virt_type,
@@ -53,6 +54,7 @@ def a_context(
         cpu_mode=cpu_mode,
         filter_name=filter_name,
         drive_path=directory / "config-drive.iso" if has_drive else None,
+        graphics=graphics,
     )
 
 

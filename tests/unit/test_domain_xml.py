@@ -56,6 +56,7 @@ EXAMPLES = {
         example(virt_type="qemu", has_drive=True)[1],
     ),
     "mock": example(virt_type="test"),
+    "screen": example(virt_type="qemu", graphics="vnc"),
     "filtered": (dataclasses.replace(example()[0], allow=("tcp:22",)), example(virt_type="qemu", addresses=(FIRST, SECOND))[1]),
     "escaped-path": example(virt_type="qemu", directory=Path("/srv/a & b/<c>\"d'")),
 }
