@@ -157,6 +157,12 @@ def test_a_debian_guest_gets_its_name_key_network_and_user_data_and_says_so(arri
     assert int(found["kib"]) > 1_900_000, "the root file system has grown to its two GiB"
     ready = guest.deployment.show(name)["status"]["ready"]
     assert (ready["message"], list(ready["host_keys"])) == (form.reports, [fingerprint(found["host keys"])])
+    by_agent = guest.deployment.eschedule("exec", name, "--", "sh", "-c", "hostname; echo to-errors >&2; exit 7", check=False)
+    assert (by_agent.returncode, by_agent.stdout, by_agent.stderr) == (7, f"{name}\n", "to-errors\n")
+    late = guest.deployment.eschedule("exec", name, "--timeout-seconds", "1", "--", "sleep", "100", check=False)
+    assert late.returncode == 124 and "the command goes on" in late.stderr
+    none = guest.deployment.eschedule("exec", name, "--", "no-such-program", check=False)
+    assert none.returncode == 125 and "no-such-program" in none.stderr
     guest.deployment.eschedule("destroy", name)
 
 
