@@ -33,6 +33,8 @@ def exec_(session: Session, options: argparse.Namespace) -> int:
         ConfigError: the command line is wrong; nothing was run.
     """
     seconds = parse_seconds(options.timeout_seconds or str(_TIMEOUT_SECONDS), "--timeout-seconds", 1)
+    if not options.words:
+        raise ConfigError("no COMMAND was named; it stands behind --, as in: eschedule exec web-1 -- uptime")
     if sum(len(word.encode(errors="surrogateescape")) for word in options.words) > MOST_COMMAND_BYTES:
         raise ConfigError(f"the command is longer than {MOST_COMMAND_BYTES >> 10} KiB; bring a script into the guest instead")
     if any(word.encode(errors="ignore").decode() != word for word in options.words):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from eschedule.command_line.parser import Parser, Verbs, verb
 
 
@@ -60,10 +62,13 @@ def add_ssh(verbs: Verbs) -> None:
     parser = _of_guest(
         verbs, "ssh", "log into a guest by ssh; the keys that it reported are checked", "eschedule ssh web-1 -- uptime"
     )
+    parser.mixes = True
     parser.add_argument("--user", help="whom to log in as (default: the user of its image, if that is registered with one)")
     parser.add_argument("--jump", metavar="HOST", help="through this machine (default: hosts.ssh_jump of schedule.yaml)")
     parser.add_argument("-i", dest="identity", metavar="FILE", help="with this private key")
-    parser.add_argument("words", metavar="COMMAND", nargs="*", help="to run there, behind --; without it a shell")
+    parser.add_argument(
+        "words", metavar="COMMAND", nargs=argparse.REMAINDER, help="to run there, behind --; without it a shell"
+    )
 
 
 def add_exec(verbs: Verbs) -> None:
@@ -71,6 +76,9 @@ def add_exec(verbs: Verbs) -> None:
         verbs, "exec", "run a command in a guest by the agent in it (qemu-guest-agent), without a network",
         "eschedule exec web-1 -- systemctl is-system-running",
     )  # fmt: skip
+    parser.mixes = True
     parser.add_argument("--timeout-seconds", metavar="N", help="how long to wait for its end (default: 60)")
     parser.add_argument("--raw", action="store_true", help="its output as it is to a terminal, too")
-    parser.add_argument("words", metavar="COMMAND", nargs="+", help="a program and its arguments, behind --; no shell reads it")
+    parser.add_argument(
+        "words", metavar="COMMAND", nargs=argparse.REMAINDER, help="a program and its arguments, behind --; no shell reads it"
+    )

@@ -15,6 +15,7 @@ import pytest
 from common.errors import ConfigError, Conflict, Permanent, Transient
 from common.model import Address, InstanceStatus, IpAddress, Phase, Ready
 from eschedule import child, console, reaching
+from eschedule.arguments import parse
 from eschedule.guest_ssh import address_of, arguments, known_by
 from eschedule.listing import HostName, InstanceRow
 from tests.support.processes import wait_until
@@ -156,3 +157,22 @@ def test_a_program_that_is_interrupted_is_waited_for_and_the_handlers_come_back(
         process.wait()
         os.close(reader)
         os.close(writer)
+
+
+# -- the command line ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["ssh", "exec"])
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["web", "--", "ls", "-l"], ["ls", "-l"]),
+        (["{option}", "5", "web", "--", "ls", "--", "-x"], ["ls", "--", "-x"]),
+        (["web", "{option}", "5", "--", "ls"], ["ls"]),
+        (["web", "ls"], ["ls"]),
+    ],
+)
+def test_a_command_stands_behind_two_dashes_wherever_the_options_are(verb: str, words: list[str], command: list[str]) -> None:
+    option = {"ssh": "--user", "exec": "--timeout-seconds"}[verb]
+    parsed = parse([verb, *(word.format(option=option) for word in words)])
+    assert (parsed.instance, parsed.words) == ("web", command)
