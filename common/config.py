@@ -71,6 +71,7 @@ class LibvirtConfig:
     machine_type: str | None = None  # None: what libvirt takes by default
     cpu_mode: str | None = None  # None: host-passthrough under kvm, maximum under qemu
     kvm_probe_deadline_seconds: float = 20.0
+    graphics: str = "none"  # "none" | "vnc": a screen for each guest, at a socket of the host
 
 
 @dataclass(frozen=True)
@@ -226,12 +227,21 @@ class DefaultsConfig:
 
 
 @dataclass(frozen=True)
+class ReachConfig:
+    """How a client reaches hosts and guests itself, where a letter will not do; {host} is the name of the guest's host."""
+
+    libvirt_uri: str = "qemu+ssh://root@{host}/system"  # of a host that is not this machine
+    ssh_jump: str | None = None  # None: guests are reached directly
+
+
+@dataclass(frozen=True)
 class ScheduleConfig:
     """schedule.yaml. *source* as in ``ComputeConfig``."""
 
     etcd: EtcdConfig = EtcdConfig()
     placement: PlacementConfig = PlacementConfig()
     defaults: DefaultsConfig = DefaultsConfig()
+    hosts: ReachConfig = ReachConfig()
     policy: str = "spread"  # "spread" | "pack" | "random"
     candidates_limit: int = 10
     wait_seconds: float = 600.0

@@ -109,6 +109,7 @@ COMPUTE: Schema = {
                     "machine_type": _or_null(_text("^[A-Za-z0-9._-]+$", "a machine type of QEMU, such as q35")),
                     "cpu_mode": _or_null(_one_of("host-passthrough", "host-model", "maximum")),
                     "kvm_probe_deadline_seconds": _seconds(1, 600),
+                    "graphics": _one_of("none", "vnc"),
                 }
             ),
             "inventory": _section({"vcpu": _RESOURCE, "memory_mb": _RESOURCE, "disk_gb": _RESOURCE}),
@@ -183,6 +184,15 @@ SCHEDULE: Schema = {
         {
             "etcd": _section(_ETCD),
             "placement": _section(_PLACEMENT),
+            "hosts": _section(
+                {
+                    "libvirt_uri": _text(
+                        "^[a-z]+(\\+[a-z]+)?://[^\\s\\x00-\\x1f]*$",
+                        "the URI of a host's libvirt, as in qemu+ssh://root@{host}/system",
+                    ),
+                    "ssh_jump": _or_null(_text("^[^\\s-][^\\s\\x00-\\x1f]*$", "a machine for ssh -J, as in root@{host}")),
+                }
+            ),
             "defaults": _section(
                 {
                     "image": _or_null(_IMAGE),

@@ -43,6 +43,7 @@ from ecompute.disks import Disks
 from ecompute.facts import FactFinder
 from ecompute.filter_guard import FilterGuard
 from ecompute.firewall_keeper import FirewallKeeper
+from ecompute.guest_desk import GuestDesk
 from ecompute.guest_hardware import FoundHardware
 from ecompute.guest_reports import ReportBell, remove_strays
 from ecompute.health import ETCD, LIBVIRT, NETWORK, PLACEMENT, Health
@@ -358,9 +359,12 @@ class Agent:
             sealer=lambda: None if missing() else world.preparation.tools,
         )  # fmt: skip
         self._thread("images", made.run)
-        served = (leaver.answer, snapshotter.answer, images.answer, made.answer, auditor.answer)
+        desk = GuestDesk(world.hypervisor, world.disks.console_log_path, self._stop)
+        self._on_stop.append(desk.wake)
+        served = (leaver.answer, snapshotter.answer, images.answer, made.answer, auditor.answer, desk.answer)
         return Mailbox(
             store, self._keys, host.provider, fence=heartbeat.fence, answered=leaver.answered, takes_long=SNAPSHOT_KINDS,
+            hand_on=desk.hand_on,
             answer=lambda letter: next((text for text in (answer(letter) for answer in served) if text), None),
         )  # fmt: skip
 
@@ -378,7 +382,7 @@ class Agent:
         bridges = HostBridges(None) if host.virt_type == "test" else HostBridges()
         blueprint = Blueprint(
             provider=host.provider, boot_id=host.boot_id, virt_type=host.virt_type, architecture=host.info.architecture,
-            machine_type=config.libvirt.machine_type, cpu_mode=config.libvirt.cpu_mode,
+            machine_type=config.libvirt.machine_type, cpu_mode=config.libvirt.cpu_mode, graphics=config.libvirt.graphics,
             filter_name=self._until_it_answers(LIBVIRT, lambda: self._filter(hypervisor)),
             instances_directory=state / "instances", zone=host.name, vendor_data_base64=self._vendor_data,
             metadata_bridge=config.metadata.bridge, found_hardware=FoundHardware(state / "instances").of, disk=config.disk,

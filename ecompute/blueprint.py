@@ -50,6 +50,7 @@ class Blueprint:
     found_hardware: Callable[[UUID], Hardware | None] = lambda _: None
     disk: DiskConfig = field(default_factory=DiskConfig)
     volumes_directory: Path = Path("/var/lib/etcd-compute/volumes")
+    graphics: str = "none"  # or "vnc"
 
     def disk_path(self, uuid: UUID) -> Path:
         """Which of the two names a disk can have is looked at: it keeps the format that it was built with."""
@@ -129,6 +130,7 @@ class Blueprint:
         return DomainContext(
             virt_type=self.virt_type,
             machine_type=self.machine_type,
+            graphics=self.graphics,
             cpu_mode=self.cpu_mode,
             architecture=self.architecture,
             disk_path=self.disk_path(spec.uuid),

@@ -50,6 +50,7 @@ class DomainContext:
         drive_path: the config drive, or None where the guest has none.
         disk: how QEMU is to use the disk, whose format its name tells.
         volume_paths: one per volume, in the spec's order.
+        graphics: "none", or "vnc": a screen, served at a socket in a folder that libvirt makes for QEMU and root only.
     """
 
     virt_type: str
@@ -65,6 +66,7 @@ class DomainContext:
     drive_path: Path | None = None
     disk: DiskConfig = field(default_factory=DiskConfig)
     volume_paths: tuple[Path, ...] = ()
+    graphics: str = "none"
 
 
 def domain_name(name: str, uuid: UUID) -> str:
@@ -161,7 +163,7 @@ def _clock(root: ET.Element, context: DomainContext) -> None:
 
 
 def _devices(root: ET.Element, spec: InstanceSpec, context: DomainContext) -> None:
-    """A server's devices. No graphics: a screen on a port of the host needs a password of its own first."""
+    """A server's devices; a screen only where the host's operator wants one."""
     devices, hardware = ET.SubElement(root, "devices"), spec.hardware
     _disk(devices, context.disk_path, hardware.disk_bus, context.disk)
     if context.drive_path:
@@ -171,6 +173,8 @@ def _devices(root: ET.Element, spec: InstanceSpec, context: DomainContext) -> No
     for address in context.addresses:
         _interface(devices, address, hardware.card_model, context.filter_name)
     _console(devices, context.console_log_path)
+    if context.graphics == "vnc":
+        _screen(devices)
     channel = ET.SubElement(devices, "channel", {"type": "unix"})
     ET.SubElement(channel, "target", {"type": "virtio", "name": "org.qemu.guest_agent.0"})
     rng = ET.SubElement(devices, "rng", {"model": "virtio"})
@@ -243,6 +247,17 @@ def _console(devices: ET.Element, log: Path) -> None:
     ET.SubElement(serial, "target", {"port": "0"})
     console = ET.SubElement(devices, "console", {"type": "pty"})
     ET.SubElement(console, "target", {"type": "serial", "port": "0"})
+
+
+def _screen(devices: ET.Element) -> None:
+    """A screen, and VNC at a socket, never at a port: who may open the socket is the host's root, so no password is needed.
+
+    libvirt names the socket itself, in a folder that only root and QEMU's own user pass, and takes it away with the guest. VGA
+    needs no driver: a boot loader shows on it, and a kernel that panics.
+    """
+    graphics = ET.SubElement(devices, "graphics", {"type": "vnc"})
+    ET.SubElement(graphics, "listen", {"type": "socket"})
+    ET.SubElement(ET.SubElement(devices, "video"), "model", {"type": "vga"})
 
 
 def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:

@@ -125,6 +125,14 @@ class Frozen(enum.StrEnum):
 
 
 @dataclass(frozen=True)
+class Picture:
+    """What a guest's screen shows, as the hypervisor hands it out."""
+
+    media_type: str  # "image/png", "image/x-portable-pixmap"
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Card:
     """A network card of a running guest."""
 
@@ -310,6 +318,21 @@ class Hypervisor(Protocol):
         """Let a guest write again; one that may, or is off, is left alone.
 
         ``Conflict`` where its agent does not answer in time, ``HypervisorRejected`` where it has none, or that refuses.
+        """
+        ...
+
+    def screenshot(self, uuid: UUID) -> Picture:
+        """What a running guest's screen shows; ``HypervisorRejected`` where it has none, or where it is off or not there."""
+        ...
+
+    def screen_socket(self, uuid: UUID) -> str:
+        """The socket on this host where a running guest's screen is served by VNC; "" where it has none, or does not run."""
+        ...
+
+    def ask_agent(self, uuid: UUID, command: str, seconds: int) -> str:
+        """What the agent in a running guest answers, as JSON, to *command*; it is waited for at most *seconds*.
+
+        Nobody vouches for what it says. ``HypervisorRejected`` where none answers, or where it refuses.
         """
         ...
 

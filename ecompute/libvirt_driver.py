@@ -20,7 +20,7 @@ import libvirt
 from common.errors import Conflict, EcomputeError, HypervisorRejected, HypervisorUnavailable
 from common.nics import IpAddress
 from common.retry import Backoff
-from ecompute import changes, libvirt_copies, libvirt_disks, libvirt_networks, libvirt_snapshots
+from ecompute import changes, libvirt_copies, libvirt_disks, libvirt_guests, libvirt_networks, libvirt_snapshots
 from ecompute.connection import KeptConnection
 from ecompute.guest_answers import SlowAgents
 from ecompute.hypervisor import (
@@ -34,6 +34,7 @@ from ecompute.hypervisor import (
     HostInfo,
     Lease,
     Network,
+    Picture,
     PowerState,
     Stamp,
 )
@@ -373,6 +374,19 @@ class LibvirtDriver:
         with self._calling(f"unplug {path} from domain {uuid}") as connection:
             libvirt_disks.detach(_lookup(connection, uuid), path)
 
+    def screenshot(self, uuid: UUID) -> Picture:
+        with self._calling(what := f"take a picture of the screen of domain {uuid}") as connection:
+            return libvirt_guests.screenshot(connection, _needed(connection, what, uuid))
+
+    def screen_socket(self, uuid: UUID) -> str:
+        with self._calling(f"read the screen of domain {uuid}") as connection:
+            handle = _lookup(connection, uuid)
+            return "" if handle is None else libvirt_guests.screen_socket(handle)
+
+    def ask_agent(self, uuid: UUID, command: str, seconds: int) -> str:
+        with self._calling(what := f"ask the agent of domain {uuid}") as connection:
+            return libvirt_guests.ask_agent(_needed(connection, what, uuid), command, seconds)
+
     # -- connection and events ---------------------------------------------------------------------------------------------
 
     def subscribe(self, on_domain: Callable[[UUID], None], on_reconnect: Callable[[], None]) -> None:
@@ -460,6 +474,13 @@ def _lookup(connection: libvirt.virConnect, uuid: UUID) -> libvirt.virDomain | N
     with unless_absent():
         return connection.lookupByUUID(uuid.bytes)
     return None
+
+
+def _needed(connection: libvirt.virConnect, what: str, uuid: UUID) -> libvirt.virDomain:
+    handle = _lookup(connection, uuid)
+    if handle is None:
+        raise HypervisorRejected(f"{what}: there is no such domain")
+    return handle
 
 
 def _power_of(handle: libvirt.virDomain | None) -> PowerState | None:

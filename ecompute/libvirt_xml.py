@@ -155,6 +155,12 @@ def disk_element(text: str, path: str) -> str | None:
     return None
 
 
+def screen_socket_of(text: str) -> str:
+    """The socket at which the running domain that *text* describes serves its screen by VNC; "" where there is none."""
+    found = ET.fromstring(text).find("devices/graphics[@type='vnc']/listen[@type='socket']")  # noqa: S314 - from the local libvirtd
+    return "" if found is None else found.get("socket", "")
+
+
 def _prefix_length(ip: ET.Element) -> int:
     if prefix := ip.get("prefix"):
         return int(prefix)

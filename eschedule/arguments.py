@@ -32,6 +32,7 @@ from eschedule.command_line.instances import (
 from eschedule.command_line.keys import add_key
 from eschedule.command_line.networks import add_network
 from eschedule.command_line.parser import DRIVE, DRIVE_FORMS, EXAMPLE, Parser, Verbs, common_options
+from eschedule.command_line.reaching import add_console, add_exec, add_log, add_screenshot, add_ssh, add_vnc
 from eschedule.command_line.room import add_capacity, add_explain
 from eschedule.command_line.volumes import add_volume
 
@@ -148,6 +149,12 @@ _VERBS: dict[str, Callable[[Verbs], None]] = {
     "set": add_set,
     "resize": add_resize,
     "port-forward": add_port_forward,
+    "log": add_log,
+    "console": add_console,
+    "screenshot": add_screenshot,
+    "vnc": add_vnc,
+    "ssh": add_ssh,
+    "exec": add_exec,
     "key": add_key,
     "hosts": add_hosts,
     "capacity": add_capacity,

@@ -1,4 +1,4 @@
-"""Letters to hosts, and their answers: how ``eschedule`` has hosts look at themselves. It decides nothing.
+"""Letters to hosts, and their answers: how ``eschedule`` has hosts look at themselves and at guests. It decides nothing.
 
 All letters of one round hang on one lease, which is given back when the round is over: nothing stays in etcd.
 """
@@ -9,12 +9,13 @@ import contextlib
 import logging
 import threading
 import uuid as uuids
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 from uuid import UUID
 
 from common.errors import EcomputeError
 from common.findings import LEASE_SECONDS, Letter, Report
+from common.guest_letters import GuestAnswer
 from common.keys import Keys
 from common.retry import Deadline
 from common.store import ListWatch, Store, Transaction, Versioned
@@ -46,15 +47,34 @@ def answers(
     letters = {uuids.uuid4(): host for host in hosts}
     if not letters:
         return {}
+    tray = _Tray(keys, letters, read)
+    with _posted(store, keys, letters, letter, ListWatch(store, keys.mail_replies(), tray.arrived)):
+        return tray.wait(deadline, pulse)
+
+
+def ask_about_guest(store: Store, keys: Keys, host: UUID, letter: Letter, deadline: Deadline) -> GuestAnswer | None:
+    """What *host* answers to *letter*, which is one of ``guest_letters``, before *deadline*; None where it does not answer.
+
+    Raises:
+        StoreUnavailable: etcd did not take the letter.
+    """
+    letters = {(uuid := uuids.uuid4()): host}
+    tray = _Tray(keys, letters, GuestAnswer.from_json)
+    with _posted(store, keys, letters, letter, ListWatch(store, keys.mail_reply(uuid), tray.arrived)):
+        return tray.wait(deadline, lambda: None).get(host)
+
+
+@contextlib.contextmanager
+def _posted(store: Store, keys: Keys, letters: dict[UUID, UUID], letter: Letter, watch: ListWatch) -> Iterator[None]:
+    """Inside, *letter* lies at the hosts of *letters*, and *watch* looks for what they answer."""
     lease = store.grant_lease(LEASE_SECONDS)
-    tray = _Tray(store, keys, letters, read)
     stop = threading.Event()
     try:
-        threading.Thread(target=tray.watch.run, args=(stop,), name="replies", daemon=True).start()
+        threading.Thread(target=watch.run, args=(stop,), name="replies", daemon=True).start()
         texts = [(keys.mail(host, uuid), letter.to_json()) for uuid, host in letters.items()]
         for begin in range(0, len(texts), _AT_ONCE):
             store.commit(Transaction(puts=dict(texts[begin : begin + _AT_ONCE]), lease_id=lease.id))
-        return tray.wait(deadline, pulse)
+        yield
     finally:
         stop.set()
         with contextlib.suppress(EcomputeError):  # it ends by itself
@@ -62,13 +82,12 @@ def answers(
 
 
 class _Tray(Generic[R]):
-    """Where the answers to *letters* arrive; those to other people's are passed over."""
+    """Where the answers to *letters*, as *read* makes them of their texts, arrive; those to other people's are passed over."""
 
-    def __init__(self, store: Store, keys: Keys, letters: dict[UUID, UUID], read: Callable[[str], R]) -> None:
+    def __init__(self, keys: Keys, letters: dict[UUID, UUID], read: Callable[[str], R]) -> None:
         self._keys, self._letters, self._read = keys, letters, read
         self._changed = threading.Condition()
         self._reports: dict[UUID, R] = {}
-        self.watch = ListWatch(store, keys.mail_replies(), self._arrived)
 
     def wait(self, deadline: Deadline, pulse: Callable[[], None]) -> dict[UUID, R]:
         while True:
@@ -78,7 +97,7 @@ class _Tray(Generic[R]):
                     return dict(self._reports)
             pulse()
 
-    def _arrived(self, key: str, item: Versioned | None) -> None:
+    def arrived(self, key: str, item: Versioned | None) -> None:
         try:
             host = self._letters.get(self._keys.parse_letter(key))
             if host is None or item is None:

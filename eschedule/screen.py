@@ -56,9 +56,37 @@ class Screen:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise EcomputeError(
-                f"standard output cannot be written: {error.strerror}; what was to be printed is lost"
-            ) from error
+            raise _unwritable(error) from error
+
+    def raw(self, data: bytes) -> None:
+        """Print *data* as it is, which is what was asked for; errors as ``data``."""
+        self._clear()
+        try:
+            self._output.flush()
+            self._output.buffer.write(data)
+            self._output.buffer.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _unwritable(error) from error
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether standard output is one: then what a guest wrote must not be obeyed by it."""
+        return self._output.isatty()
+
+    def raw_errors(self, data: bytes) -> None:
+        """Print *data*, what a program elsewhere said on its standard error, on ours."""
+        self._clear()
+        with contextlib.suppress(OSError, ValueError):
+            self._errors.flush()
+            self._errors.buffer.write(data)
+            self._errors.buffer.flush()
+
+    @property
+    def has_error_terminal(self) -> bool:
+        """As ``is_terminal``, of standard error."""
+        return self._errors.isatty()
 
     def look(self, *, is_wide: bool = False) -> Look:
         """How what is printed is to look: as the terminal has room, in colour where nobody minds (https://no-color.org)."""
@@ -105,6 +133,10 @@ class Screen:
         with contextlib.suppress(OSError, ValueError):
             self._errors.write(text)
             self._errors.flush()
+
+
+def _unwritable(error: OSError) -> EcomputeError:
+    return EcomputeError(f"standard output cannot be written: {error.strerror}; what was to be printed is lost")
 
 
 def fitted(text: str, width: int) -> str:

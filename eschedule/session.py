@@ -58,6 +58,11 @@ class Session:
         for name in self.__dict__.keys() & {"placement", "volume_placement"}:
             getattr(self, name).close()
 
+    def close_store(self) -> None:
+        """Give its connection back before a program of the system takes over. It can be asked again."""
+        if "store" in self.__dict__:
+            self.__dict__.pop("store").close()
+
     def close(self) -> None:
         """Close what was opened."""
         for name in ("store", "placement", "volume_placement"):

@@ -347,3 +347,19 @@ def test_every_change_of_a_domain_is_told(hypervisor: Hypervisor) -> None:
         act(spec.uuid)
         # One for each change at least; libvirt tells some twice, as resumed and started.
         wait_until(lambda least=number + 2: told.count(spec.uuid) >= least, timeout_seconds=5, what=f"told of change {number}")
+
+
+def test_only_a_running_guest_has_a_picture_a_screen_and_an_agent(hypervisor: Hypervisor, running: UUID) -> None:
+    assert hypervisor.screenshot(running).data
+    assert hypervisor.screen_socket(running) == "", "it was defined without a screen"
+    with pytest.raises(HypervisorRejected) as caught:
+        hypervisor.ask_agent(running, '{"execute": "guest-ping"}', 1)
+    assert caught.value.reason == "NoAgent"
+    assert hypervisor.screen_socket(uuid4()) == ""
+    for act in (lambda: hypervisor.screenshot(uuid4()), lambda: hypervisor.ask_agent(uuid4(), "{}", 1)):
+        with pytest.raises(HypervisorRejected):
+            act()
+    hypervisor.destroy(running)
+    assert hypervisor.screen_socket(running) == ""
+    with pytest.raises(HypervisorRejected):
+        hypervisor.screenshot(running)

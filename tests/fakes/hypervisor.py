@@ -30,6 +30,7 @@ from ecompute.hypervisor import (
     HostInfo,
     Lease,
     Network,
+    Picture,
     PowerState,
     Stamp,
 )
@@ -109,6 +110,9 @@ class FakeHypervisor:
         self.begins_copy: Callable[[UUID, Path], Copying] = lambda _uuid, _target: Copying.NOT_POSSIBLE
         self.copy_states: list[CopyState] = []  # what is answered next, one after the other
         self.copies_ended: list[Callable[[UUID], None]] = []
+        self.pictures: dict[UUID, Picture] = {}  # of the screens, by guest
+        self.screen_sockets: dict[UUID, str] = {}
+        self.agents: dict[UUID, Callable[[str], str]] = {}  # what answers in a guest
         self._devices = itertools.count()
         self._host = host
         self._guests: dict[UUID, _Guest] = {}
@@ -364,6 +368,22 @@ class FakeHypervisor:
     def guest_addresses(self, uuid: UUID) -> dict[str, tuple[IpAddress, ...]]:
         with self._called("guest_addresses", uuid):
             return self.addresses_said.get(uuid, {}) if self._power(uuid) in changes.ACTIVE else {}
+
+    def screenshot(self, uuid: UUID) -> Picture:
+        with self._called("screenshot", uuid):
+            if self._power(uuid) not in changes.ACTIVE:
+                raise HypervisorRejected(f"take a picture of the screen of domain {uuid}: it is not running")
+            return self.pictures.get(uuid, Picture("image/x-portable-pixmap", b"P6\n2 1\n255\n\xff\0\0\0\xff\0"))
+
+    def screen_socket(self, uuid: UUID) -> str:
+        with self._called("screen_socket", uuid):
+            return self.screen_sockets.get(uuid, "") if self._power(uuid) in changes.ACTIVE else ""
+
+    def ask_agent(self, uuid: UUID, command: str, seconds: int) -> str:
+        with self._called("ask_agent", uuid):
+            if self._power(uuid) not in changes.ACTIVE or uuid not in self.agents:
+                raise HypervisorRejected("no agent answers in the guest: there is none", "NoAgent")
+        return self.agents[uuid](command)
 
     # -- events ------------------------------------------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ def a_context(
     has_drive: bool = False,
     disk: DiskConfig = DiskConfig(),  # noqa: B008 - frozen
     volume_paths: tuple[Path, ...] = (),
+    graphics: str = "none",
 ) -> DomainContext:
     return DomainContext(
         virt_type=virt_type,
@@ -66,6 +67,7 @@ def a_context(
         filter_name=filter_name,
         drive_path=directory / "config-drive.iso" if has_drive else None,
         volume_paths=volume_paths,
+        graphics=graphics,
     )
 
 

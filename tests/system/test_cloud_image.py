@@ -162,6 +162,12 @@ def test_a_debian_guest_gets_its_name_key_network_and_user_data_and_says_so(arri
         taken = guest.deployment.eschedule("snapshot", "create", name, "set-up", "--json")
         assert json.loads(taken.stdout)["consistency"] == "frozen", guest.evidence()
         assert guest.say("sudo sh -c 'echo goes-on >/root/mark && sync && cat /root/mark'") == "goes-on"
+    by_agent = guest.deployment.eschedule("exec", name, "--", "sh", "-c", "hostname; echo to-errors >&2; exit 7", check=False)
+    assert (by_agent.returncode, by_agent.stdout, by_agent.stderr) == (7, f"{name}\n", "to-errors\n")
+    late = guest.deployment.eschedule("exec", name, "--timeout-seconds", "1", "--", "sleep", "100", check=False)
+    assert late.returncode == 124 and "the command goes on" in late.stderr
+    none = guest.deployment.eschedule("exec", name, "--", "no-such-program", check=False)
+    assert none.returncode == 125 and "no-such-program" in none.stderr
     guest.deployment.eschedule("destroy", name)
 
 

@@ -66,6 +66,7 @@ EXAMPLES = {
         example(virt_type="qemu", has_drive=True, volume_paths=(Path("/v/c.raw"),))[1],
     ),
     "mock": example(virt_type="test"),
+    "screen": example(virt_type="qemu", graphics="vnc"),
     "filtered": (dataclasses.replace(example()[0], allow=("tcp:22",)), example(virt_type="qemu", addresses=(FIRST, SECOND))[1]),
     "raw-disk": example(virt_type="qemu", disk=DiskConfig(mode="raw")),
     "raw-disk-around-the-cache": example(virt_type="kvm", disk=DiskConfig("raw", "falloc", "none", "native", "ignore")),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from uuid import UUID, uuid4
 
 import pytest
 
-from common.errors import StoreUnavailable
+from common.errors import StoreUnavailable, Transient
 from common.findings import Letter
 from common.keys import Keys
 from common.store import Compare, Transaction
@@ -27,22 +27,30 @@ class Office:
         self.store = FakeStore()
         self.fenced_by = self.store.create(KEYS.host(PROVIDER), "{}")
         self.asked: list[Letter] = []
+        self.handed_on: list[Callable[[], None]] = []
         self.failure: Exception | None = None
         self.stop = threading.Event()
-        self.may_answer_slow = threading.Event()
+        self.may_answer_long = threading.Event()
         box = self.box = Mailbox(
-            self.store, KEYS, PROVIDER, fence=self.fence, answer=self.answer, takes_long=("slow",)
+            self.store, KEYS, PROVIDER, fence=self.fence, answer=self.answer, hand_on=self.hand_on, takes_long=("long",)
         )  # fmt: skip
         self.threads = [threading.Thread(target=run, args=(self.stop,), daemon=True) for run in (box.watch, box.run)]
         for thread in self.threads:
             thread.start()
 
+    def hand_on(self, letter: Letter, finish: Callable[[], None]) -> bool:
+        if letter.kind == "refused":
+            raise Transient("there are too many")
+        if letter.kind == "slow":
+            self.handed_on.append(finish)
+        return letter.kind == "slow"
+
     def fence(self) -> Compare:
         return Compare.created_at(KEYS.host(PROVIDER), self.fenced_by)
 
     def answer(self, letter: Letter) -> str | None:
-        if letter.kind == "slow":
-            assert self.may_answer_slow.wait(20)
+        if letter.kind == "long":
+            assert self.may_answer_long.wait(20)
         self.asked.append(letter)
         if self.failure:
             raise self.failure
@@ -140,9 +148,29 @@ def test_a_letter_that_has_its_answer_is_not_answered_again(office: Office) -> N
 
 
 def test_a_letter_that_takes_long_holds_up_no_other(office: Office) -> None:
-    slow = [office.post(Letter("slow").to_json())[0] for _ in range(3)]
+    slow = [office.post(Letter("long").to_json())[0] for _ in range(3)]
     assert office.is_answered()
     assert [office.reply(letter) for letter in slow] == [None] * 3
-    office.may_answer_slow.set()
+    office.may_answer_long.set()
     for letter in slow:
         wait_until(lambda letter=letter: office.reply(letter), timeout_seconds=10, what="it is answered")  # type: ignore[misc]
+
+
+def test_a_slow_letter_holds_nobody_up_and_is_answered_by_another_thread(office: Office) -> None:
+    letter, _ = office.post(Letter("slow").to_json())
+    assert office.is_answered() and office.reply(letter) is None
+    (finish,) = office.handed_on
+    finish()
+    assert office.reply(letter) == "answer to slow"
+    finish()  # a second answer is none
+
+
+def test_what_fails_in_another_thread_is_said_and_ends_there(office: Office, caplog: pytest.LogCaptureFixture) -> None:
+    office.post(Letter("slow").to_json())
+    assert office.is_answered()
+    office.failure = RuntimeError("broken")
+    office.handed_on[0]()
+    assert "this is a bug" in caplog.text
+    office.failure = None
+    refused, _ = office.post(Letter("refused").to_json())
+    assert office.is_answered() and office.reply(refused) is None and "too many" in caplog.text
