@@ -9,6 +9,7 @@ again when those are newer. Knows nothing of what is done inside; called by ``gu
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -41,6 +42,7 @@ _MOST_MEMORY_BYTES = 4 << 30  # of address space: QEMU reserves far more than it
 _BUILD_SECONDS = 120
 _LOOK_EVERY_SECONDS = 0.1
 _MOST_ANSWER_BYTES = 1 << 20
+_PIPE_BYTES = 1 << 20  # a job, which is made of a spec, fits: writing it waits for nobody
 _MOST_WORDS_CHARACTERS = 400
 _SPARE_BYTES = 1 << 30  # what a qcow2 may have beside the disk's own content
 
@@ -70,7 +72,7 @@ class Appliance:
 
         Args:
             what: is done to what, for messages: "vm-1's disk cannot be resized".
-            most_bytes: that the disk's file may come to have.
+            most_bytes: that the disk's file may come to have; else what it has, and a little more.
 
         Raises:
             Permanent: it cannot be done, or was not done in time; *disk* is half-changed then and to be thrown away.
@@ -82,7 +84,7 @@ class Appliance:
             self._make(what)
             with self._lent(disk, what, is_written=not job.get("is_read_only")), self._scratch(what) as scratch:
                 seconds = max(1.0, self._deadline_seconds - (time.monotonic() - began))
-                child = _Child(self._command(most_bytes), self._environment(scratch), scratch)
+                child = _Child(self._command(max(most_bytes, disk.stat().st_size)), self._environment(scratch), scratch)
                 return child.answer({**job, "disk": str(disk), **self._owner()}, seconds, what, is_cancelled)
 
     # -- what it is made of ----------------------------------------------------------------------------------------------------
@@ -167,10 +169,8 @@ class Appliance:
             shutil.rmtree(path, ignore_errors=True)
 
     def _command(self, most_bytes: int) -> list[str]:
-        limits = ["prlimit", f"--as={_MOST_MEMORY_BYTES}", "--core=0"]
-        if most_bytes:
-            limits.append(f"--fsize={most_bytes + _SPARE_BYTES}")
-        return [*limits, "--", "setpriv", "--no-new-privs", "--", sys.executable, "-m", CHILD]
+        limits = ["prlimit", f"--as={_MOST_MEMORY_BYTES}", f"--fsize={most_bytes + _SPARE_BYTES}", "--core=0", "--"]
+        return [*limits, "setpriv", "--no-new-privs", "--", sys.executable, "-m", CHILD]
 
     def _environment(self, scratch: Path) -> dict[str, str]:
         return {
@@ -213,9 +213,16 @@ class _Child:
 
     def answer(self, job: Mapping[str, Any], seconds: float, what: str, is_cancelled: Callable[[], bool]) -> dict[str, Any]:
         try:
-            has_ended = self._wait(json.dumps(job).encode() + b"\n", seconds, is_cancelled)
+            try:
+                has_ended = self._wait(json.dumps(job).encode() + b"\n", seconds, is_cancelled)
+            finally:
+                self._end()
+            return _checked(self._answered(has_ended, seconds, what), what)
         finally:
-            self._end()
+            self._answer.close()
+            self._words.close()
+
+    def _answered(self, has_ended: bool, seconds: float, what: str) -> Any:
         if not has_ended:
             raise Permanent(
                 f"{what}: libguestfs' appliance was not done after {seconds:.0f} s and was ended{self._said()}; is the host "
@@ -224,28 +231,27 @@ class _Child:
             )
         self._answer.seek(0)
         try:
-            answer = json.loads(self._answer.read(_MOST_ANSWER_BYTES))
+            return json.loads(self._answer.read(_MOST_ANSWER_BYTES))
         except ValueError:
             code = self._process.returncode
             how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
             raise Permanent(f"{what}: libguestfs {how}{self._said()}", "ApplianceFailed") from None
-        finally:
-            self._answer.close()
-            self._words.close()
-        return _checked(answer, what)
 
     def _wait(self, job: bytes, seconds: float, is_cancelled: Callable[[], bool]) -> bool:
         """Whether it has ended within *seconds*. Its input stays open meanwhile: the child ends with that."""
         ends_at = time.monotonic() + seconds
+        fcntl.fcntl(self._input, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         with contextlib.suppress(BrokenPipeError):  # it ended at once
             self._input.write(job)
             self._input.flush()
         process = os.pidfd_open(self._process.pid)
+        end = select.poll()
+        end.register(process, select.POLLIN)
         try:
             while time.monotonic() < ends_at:
                 if is_cancelled():
                     raise Cancelled("it is no longer wanted")
-                if select.select([process], [], [], _LOOK_EVERY_SECONDS)[0]:
+                if end.poll(_LOOK_EVERY_SECONDS * 1000):
                     return True  # and not reaped yet: its number, which is that of its group, is nobody else's until then
             return False
         finally:
