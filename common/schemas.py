@@ -139,7 +139,7 @@ COMPUTE: Schema = {
                     "revalidate_after_hours": _or_null(_seconds(0, 87600)),
                     "max_cache_gib": _or_null(_integer(1, 1024 * 1024)),
                     "evict_after_days": _or_null(_seconds(0.01, 36500)),
-                    "prefetch": {"type": "array", "uniqueItems": True, "maxItems": 100, "items": _IMAGE},
+                    "prefetch": {"type": "array", "uniqueItems": True, "items": _IMAGE},
                     "publish_directory": _or_null(_FOLDER),
                     "publish_url": _or_null(
                         _text(
