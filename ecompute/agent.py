@@ -260,6 +260,7 @@ class Agent:
             placement=self._placement(keeps_connections=False, consumer_type=VOLUME),
         )  # fmt: skip
         world = self._world(host, hypervisor, placement, images=images.cache, volumes=volumes.book)
+        images.disk_use.add("snapshots", world.disks.bytes_beyond_claims)
         host_network = self._host_network(host, world)
 
         def look_at_host() -> None:

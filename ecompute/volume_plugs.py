@@ -81,13 +81,16 @@ class Plugs:
         """
         there, domain = self._there(spec, facts)
         self._define(spec, facts, there, domain)
+        bus = self._world.blueprint.as_built(spec).hardware.disk_bus
         for volume in spec.volumes if domain.is_active and is_pluggable(spec) else ():
             path = self._world.blueprint.volume_path(volume.uuid)
             if volume.uuid in there.live:
                 continue
             if not path.exists():
                 raise Conflict(f"volume {volume.name} is not there (yet): {path}")
-            self._world.hypervisor.attach_disk(spec.uuid, volume_xml(volume, path, spec.hardware.disk_bus))
+            self._world.hypervisor.attach_disk(
+                spec.uuid, volume_xml(volume, path, self._world.blueprint.as_built(spec).hardware.disk_bus)
+            )
         return self._after(spec, facts)
 
     def detach(self, spec: InstanceSpec, facts: Facts) -> Facts:

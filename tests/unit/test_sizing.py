@@ -182,7 +182,7 @@ def test_a_disk_that_cannot_grow_now_is_said_and_tried_again(loop: Loop) -> None
     loop.change(spec, resources={**spec.resources, "DISK_GB": 3})
     loop.settle(spec, passes=1)
     status = loop.status(spec)
-    assert (status.phase, status.message) == (Phase.RUNNING, "GrowDisk: GrowDisk: the disk is being copied")
+    assert (status.phase, status.message) == (Phase.RUNNING, "GrowDisk: the disk is being copied")
     assert status.attempts == 1, "its start"
     loop.settle(spec)
     assert loop.status(spec).message == "" and virtual_size_bytes(loop.world.disks.disk_path(spec.uuid)) == 3 << 30
