@@ -121,12 +121,14 @@ class GuestVolumes:
         defined: those that it is started with. *live*: those that its guest has now, none where it is off.
         was_asked: its guest was asked a short while ago to let go of what it is to have no more.
         held: the names of those.
+        is_pluggable: its disks are on a bus that they come to and go from while it runs.
     """
 
     defined: frozenset[UUID] = frozenset()
     live: frozenset[UUID] = frozenset()
     was_asked: bool = False
     held: tuple[str, ...] = ()
+    is_pluggable: bool = True
 
 
 class Plug(enum.Enum):
@@ -143,7 +145,7 @@ def plug(spec: InstanceSpec, there: GuestVolumes, *, is_active: bool) -> Plug | 
     the others. The definition is seen to also where disks cannot be plugged: the guest finds them when it is started next.
     """
     wanted = frozenset(volume.uuid for volume in spec.volumes)
-    can_plug = is_active and is_pluggable(spec)
+    can_plug = is_active and is_pluggable(spec, there)
     if not there.defined <= wanted or (can_plug and not there.live <= wanted and not there.was_asked):
         return Plug.OUT
     if not wanted <= there.defined or (can_plug and not wanted <= there.live):
@@ -151,16 +153,16 @@ def plug(spec: InstanceSpec, there: GuestVolumes, *, is_active: bool) -> Plug | 
     return None
 
 
-def is_pluggable(spec: InstanceSpec) -> bool:
-    """Whether the guest's disks come and go while it runs."""
-    return spec.hardware.disk_bus is DiskBus.VIRTIO
+def is_pluggable(spec: InstanceSpec, there: GuestVolumes) -> bool:
+    """Whether the guest's disks come and go while it runs, by what it was asked to be and by what it is."""
+    return spec.hardware.disk_bus is DiskBus.VIRTIO and there.is_pluggable
 
 
 def volume_notes(spec: InstanceSpec | None, there: GuestVolumes | None, *, is_active: bool) -> tuple[str, ...]:
     """What of the volumes is not as asked for although the guest runs, for people."""
     if spec is None or there is None or not is_active:
         return ()
-    if is_pluggable(spec):
+    if is_pluggable(spec, there):
         return tuple(f"the guest has not let go of volume {name}" for name in there.held)
     missing = [volume.name for volume in spec.volumes if volume.uuid not in there.live]
     if not missing and not there.held:

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 from common.errors import Conflict
+from common.hardware import DiskBus
 from common.model import InstanceSpec
 from ecompute.hypervisor import Disk, Domain
 from ecompute.machine import Facts, is_up
@@ -34,6 +35,7 @@ def look_at_volumes(world: World, spec: InstanceSpec | None, domain: Domain | No
     return GuestVolumes(
         defined, live, was_asked=world.patience.was_asked_to_let_go(spec.uuid, ASK_AGAIN_SECONDS),
         held=tuple(sorted(world.volumes.name(volume) for volume in live - wanted)),
+        is_pluggable=world.blueprint.as_built(spec).hardware.disk_bus is DiskBus.VIRTIO,
     )  # fmt: skip
 
 
@@ -81,16 +83,13 @@ class Plugs:
         """
         there, domain = self._there(spec, facts)
         self._define(spec, facts, there, domain)
-        bus = self._world.blueprint.as_built(spec).hardware.disk_bus
-        for volume in spec.volumes if domain.is_active and is_pluggable(spec) else ():
+        for volume in spec.volumes if domain.is_active and is_pluggable(spec, there) else ():
             path = self._world.blueprint.volume_path(volume.uuid)
             if volume.uuid in there.live:
                 continue
             if not path.exists():
                 raise Conflict(f"volume {volume.name} is not there (yet): {path}")
-            self._world.hypervisor.attach_disk(
-                spec.uuid, volume_xml(volume, path, self._world.blueprint.as_built(spec).hardware.disk_bus)
-            )
+            self._world.hypervisor.attach_disk(spec.uuid, volume_xml(volume, path, DiskBus.VIRTIO))
         return self._after(spec, facts)
 
     def detach(self, spec: InstanceSpec, facts: Facts) -> Facts:
@@ -98,7 +97,7 @@ class Plugs:
         there, domain = self._there(spec, facts)
         self._define(spec, facts, there, domain)
         wanted = {volume.uuid for volume in spec.volumes}
-        for volume in sorted(there.live - wanted) if domain.is_active and is_pluggable(spec) else ():
+        for volume in sorted(there.live - wanted) if domain.is_active and is_pluggable(spec, there) else ():
             self._world.patience.asked_to_let_go(spec.uuid)
             self._world.hypervisor.detach_disk(spec.uuid, str(self._world.blueprint.volume_path(volume)))
         return self._after(spec, facts)
