@@ -3,7 +3,8 @@
 The only module that knows Placement's paths, and with ``placement_http`` the only one that speaks to it. Callers get
 dataclasses (``placement_types``, re-exported here) and our exceptions. Every call is bounded by ``placement.deadline_seconds``;
 reads are repeated inside it. A write whose answer was lost is never simply repeated: ``PlacementUnavailable`` then has
-``outcome_unknown`` set and the caller reads back, or the call does so itself where its docstring says it. Thread-safe.
+``outcome_unknown`` set and the caller reads back, or the call does so itself where its docstring says it. Thread-safe. All
+that Placement can be asked is here, in one piece.
 """
 
 from __future__ import annotations

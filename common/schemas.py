@@ -3,6 +3,7 @@
 ``COMPUTE`` and ``SCHEDULE`` judge configuration files for ``common/config.py``; a pattern's ``description`` says in words
 what is allowed, and becomes part of the message. ``RECORDS`` documents the records of ``common/model.py`` for readers in
 other languages; a reader must pass over properties that it does not know. Nothing is checked against them at run time.
+The module is one long list of data.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Start: metadata service → libvirt → lock → guests' rules in the packet filter → etcd (waited for as long as it takes) →
 ownership → host key → statuses → watch → workers → resync and inventory. Stop on SIGTERM: no new ids → fetches cancelled →
-the steps in hand finish → the lease is given back → exit. Guests and the metadata service go on.
+the steps in hand finish → the lease is given back → exit. Guests and the metadata service go on. It is as long as there are
+parts: their names, and what each is given.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import TypeVar
 from uuid import UUID, uuid4
 
 from common.config import ComputeConfig
-from common.disk_snapshots import KINDS as SNAPSHOT_KINDS
 from common.errors import EcomputeError, OwnershipError, Transient
 from common.etcd_store import EtcdStore
 from common.keys import Keys
@@ -33,7 +33,6 @@ from common.retry import Backoff, Deadline
 from common.service_notify import ServiceNotifier
 from common.text import utc_text
 from ecompute import identity, threads
-from ecompute.appliance import missing
 from ecompute.auditor import Auditor
 from ecompute.blueprint import Blueprint
 from ecompute.bridges import HostBridges
@@ -43,7 +42,6 @@ from ecompute.disks import Disks
 from ecompute.facts import FactFinder
 from ecompute.filter_guard import FilterGuard
 from ecompute.firewall_keeper import FirewallKeeper
-from ecompute.guest_desk import GuestDesk
 from ecompute.guest_hardware import FoundHardware
 from ecompute.guest_reports import ReportBell, remove_strays
 from ecompute.health import ETCD, LIBVIRT, NETWORK, PLACEMENT, Health
@@ -51,7 +49,6 @@ from ecompute.heartbeat import Heartbeat, take_provider
 from ecompute.host_network import HostNetwork
 from ecompute.host_traits import guest_flags
 from ecompute.hypervisor import Domain, HostInfo
-from ecompute.image_jobs import image_jobs
 from ecompute.image_service import ImageService
 from ecompute.images import ImageCache
 from ecompute.inventory import InventoryKeeper, foreign_use
@@ -59,7 +56,6 @@ from ecompute.kvm_probe import choose_virt_type
 from ecompute.learning import AddressLearner
 from ecompute.leaving import Leaver
 from ecompute.libvirt_driver import LibvirtDriver
-from ecompute.mail import Mailbox
 from ecompute.measured_builder import MeasuredBuilder
 from ecompute.metadata_service import MetadataServiceSupervisor
 from ecompute.metrics import Metrics, Sources, serve
@@ -69,6 +65,7 @@ from ecompute.nft import packet_filter
 from ecompute.nft_watch import FirewallWatch
 from ecompute.patience import Patience
 from ecompute.placement_gate import PlacementGate
+from ecompute.post_office import PostOffice, post_office
 from ecompute.provider_lock import lock_provider
 from ecompute.reconciler import Reconciler
 from ecompute.resync import Resync
@@ -294,7 +291,7 @@ class Agent:
             show=self._metrics.set_findings,
         )  # fmt: skip
         learner = AddressLearner(hypervisor, world.networks, self._queue.add)
-        mailbox = self._mailbox(host, world, store, heartbeat=heartbeat, specs=specs, auditor=auditor, images=images)
+        post = self._post_office(host, world, store, heartbeat=heartbeat, specs=specs, auditor=auditor, images=images)
         self._resync = Resync(
             hypervisor=hypervisor, placement=for_looks, provider=host.provider, specs=specs, statuses=statuses,
             reconciler=reconciler, wake=self._queue.add, every_seconds=builder_config.resync_every_seconds,
@@ -312,7 +309,7 @@ class Agent:
             add_after=self._queue.add_after, boot_of=lambda uuid: (known := statuses.get(uuid)) and known.booted,
         )  # fmt: skip
         hypervisor.subscribe(bell.started, lambda: None)
-        self._on_stop += [world.networks.wake, learner.wake, mailbox.wake, bell.wake, images.wake, volumes.keeper.close]
+        self._on_stop += [world.networks.wake, learner.wake, post.wake, bell.wake, images.wake, volumes.keeper.close]
         followers: dict[str, SpecWatcher | HostAdminWatcher | VolumeWatcher] = {
             "watch": specs,
             "watch-host-admin": admin,
@@ -334,19 +331,17 @@ class Agent:
         self._metrics.watch(Sources(lambda: heartbeat.seconds_left, statuses.phases, lambda: len(self._queue)))
         workers.start()
         self._signs.watch(workers)
-        for name, run in (
-            ("volumes", volumes.keeper.run), ("resync", self._resync.run), ("watch-mail", mailbox.watch), ("mail", mailbox.run),
-            ("guest-reports", bell.run), ("prefetch", images.run),
-        ):  # fmt: skip
-            self._thread(name, run)
+        at_work = {"volumes": volumes.keeper.run, "resync": self._resync.run, "guest-reports": bell.run, "prefetch": images.run}
+        for name, work in (at_work | post.runs).items():
+            self._thread(name, work)
         logger.info("serving", extra=fields(provider=host.provider, instances=len(specs.uuids())))
         self._stop.wait()
         self._put_down(workers)
 
-    def _mailbox(
+    def _post_office(
         self, host: Host, world: World, store: EtcdStore, *, heartbeat: Heartbeat, specs: SpecWatcher, auditor: Auditor,
         images: ImageService,
-    ) -> Mailbox:  # fmt: skip
+    ) -> PostOffice:  # fmt: skip
         leaver = Leaver(
             world.hypervisor, store, self._keys, provider=host.provider, host=host.name, state_dir=self._config.paths.state_dir,
             now=wall_time, tell=self._leave,
@@ -355,18 +350,9 @@ class Agent:
             world, store, self._keys, provider=host.provider, host=host.name, queue=self._queue,
             is_live=lambda: heartbeat.is_live, cluster_id=lambda: specs.cluster_id,
         )  # fmt: skip
-        made = image_jobs(
-            world, store, self._keys, config=self._config, provider=host.provider, host=host.name,
-            sealer=lambda: None if missing() else world.preparation.tools,
-        )  # fmt: skip
-        self._thread("images", made.run)
-        desk = GuestDesk(world.hypervisor, world.disks.console_log_path, self._stop)
-        self._on_stop.append(desk.wake)
-        served = (leaver.answer, snapshotter.answer, images.answer, made.answer, auditor.answer, desk.answer)
-        return Mailbox(
-            store, self._keys, host.provider, fence=heartbeat.fence, answered=leaver.answered, takes_long=SNAPSHOT_KINDS,
-            hand_on=desk.hand_on,
-            answer=lambda letter: next((text for text in (answer(letter) for answer in served) if text), None),
+        return post_office(
+            world, store, self._keys, config=self._config, provider=host.provider, host=host.name, fence=heartbeat.fence,
+            stop=self._stop, leaver=leaver, snapshotter=snapshotter, others=(images.answer, auditor.answer),
         )  # fmt: skip
 
     def _placement(self, *, keeps_connections: bool, consumer_type: str = CONSUMER_TYPE) -> Placement:

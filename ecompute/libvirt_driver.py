@@ -2,7 +2,8 @@
 
 Implements ``ecompute.hypervisor.Hypervisor`` over one connection that all threads share. libvirt's error codes become our
 exceptions here and its XML our dataclasses (``libvirt_xml``); nothing is remembered between calls, and nothing is retried but
-the connection itself. One daemon thread per process runs libvirt's event loop.
+the connection itself. One daemon thread per process runs libvirt's event loop. One short method for each call of the protocol,
+which makes the module as long as that is; what takes more than a few lines is in the parts.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ leaves a fact behind, so that a process may die between any two of them.
 
 Two rules stand above all rows: an instance that has ever run is never rescheduled or cleaned up but by ``desired = deleted``,
 and its disk never becomes another one but by a request that says so (``rebuild_request``, ``restore_request``); and a missing
-spec is lost data, not an order.
+spec is lost data, not an order. The module is as long as its table, which is to be read in one piece.
 """
 
 from __future__ import annotations

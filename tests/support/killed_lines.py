@@ -25,7 +25,17 @@ from uuid import UUID
 from common import files
 from common.config import ImagesConfig
 from common.model import ImageRef
-from ecompute import disks, image_conversion, image_flight, image_sources, image_unpacking, images, qcow2_overlay
+from ecompute import (
+    disks,
+    image_conversion,
+    image_flight,
+    image_holds,
+    image_index,
+    image_sources,
+    image_unpacking,
+    images,
+    qcow2_overlay,
+)
 from ecompute import qemu_img as child
 from tests.support.disk_images import qemu_img, qemu_img_info, sha256
 
