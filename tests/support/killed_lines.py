@@ -39,7 +39,9 @@ from ecompute import (
 from ecompute import qemu_img as child
 from tests.support.disk_images import qemu_img, qemu_img_info, sha256
 
-MODULES = (files, disks, child, image_conversion, image_flight, image_sources, image_unpacking, images, qcow2_overlay)
+MODULES = (
+    files, disks, child, image_conversion, image_flight, image_holds, image_index, image_sources, image_unpacking, images, qcow2_overlay,
+)  # fmt: skip
 TRACED = {module.__file__ for module in MODULES if module.__name__.rpartition(".")[2] in sys.argv[3:] or len(sys.argv) < 4}
 INSTANCE = UUID(int=7)
 CHILD_SECONDS = 60.0
