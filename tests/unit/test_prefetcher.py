@@ -122,7 +122,7 @@ def test_what_is_listed_is_fetched_pinned_and_looked_at_again(
 
     bench.begin()
     wait_until(lambda: due_at() == AGAIN_AFTER_FAILURE_SECONDS, timeout_seconds=20, what="it was tried in vain")
-    assert "there is no image debian-12 in the registry" in caplog.text
+    wait_until(lambda: "there is no image debian-12 in the registry" in caplog.text, timeout_seconds=20, what="it is said")
     first, second = make_raw(tmp_path / "1.raw", pattern=1), make_raw(tmp_path / "2.raw", pattern=2)
     bench.register("debian-12", first)
     bench.prefetcher.look()
