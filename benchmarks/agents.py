@@ -12,7 +12,6 @@ import argparse
 import logging
 import os
 import resource
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -35,6 +34,7 @@ from common.config import (
 )
 from common.errors import EcomputeError
 from common.logs import setup
+from common.signals import upon_end
 from tests.support.simulated_host import TEST_HOST
 
 BENCH_NAMESPACE = UUID("5bd4b3c8-2d6b-4a55-8a6b-6a9c0c8d9e10")
@@ -76,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     setup("warning", "text")
     _spare_the_machine()
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    upon_end(stop.set)
     threads = [
         threading.Thread(target=_serve, args=(config, stop), name=str(config.name), daemon=True)
         for config in (

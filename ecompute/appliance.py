@@ -332,6 +332,11 @@ def has_kernel() -> bool:
     return any((Path("/lib/modules") / kernel).is_dir() for kernel in kernels)
 
 
+def is_usable() -> bool:
+    """Whether all that the appliance is made of is on this host."""
+    return not missing() and has_kernel()
+
+
 def check_installed(what: str) -> None:
     """Raises ``Permanent`` where libguestfs is not on this host."""
     if absent := missing():

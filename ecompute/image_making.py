@@ -25,7 +25,8 @@ NOT_CONFIGURED = (
 )
 CANNOT_SEAL = (
     "this host cannot seal images, without which two guests of one image would be taken for one machine: it has no libguestfs "
-    "that ecompute could use; say --no-seal where the guest's own identity may be in the image"
+    "that ecompute could use (ecompute doctor says what is missing); say --no-seal where the guest's own identity may be in "
+    "the image"
 )
 UNFROZEN = (
     "the guest's agent did not answer, so that its file systems were not written out first: the image is as after a power cut; "

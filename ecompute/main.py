@@ -8,7 +8,6 @@ import ctypes
 import importlib
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from common.arguments import OneLineParser
 from common.config import ComputeConfig, describe, load_compute
 from common.errors import ConfigError, EcomputeError, OwnershipError, Transient
 from common.service_notify import ServiceNotifier
+from common.signals import upon_end
 from ecompute import identity
 from ecompute.vendor_data import read_vendor_data
 
@@ -131,8 +131,7 @@ def _run(config: ComputeConfig, options: argparse.Namespace) -> int:
 
     _keep_heaps_few()
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    upon_end(stop.set)
     environment = dict(os.environ)  # before the service manager's variables are taken out of it
     service = ServiceNotifier.from_environment()
     if has_left(config, stop, service):

@@ -12,7 +12,7 @@ from common.disk_snapshots import KINDS as SNAPSHOT_KINDS
 from common.findings import Letter
 from common.keys import Keys
 from common.store import Compare, Store
-from ecompute.appliance import missing
+from ecompute.appliance import is_usable
 from ecompute.guest_desk import GuestDesk
 from ecompute.image_jobs import ImageJobs, image_jobs
 from ecompute.leaving import Leaver
@@ -55,7 +55,7 @@ def post_office(
     """
     images = image_jobs(
         world, store, keys, config=config, provider=provider, host=host,
-        sealer=lambda: None if missing() else world.preparation.tools,
+        sealer=lambda: world.preparation.tools if is_usable() else None,
     )  # fmt: skip
     desk = GuestDesk(world.hypervisor, world.disks.console_log_path, stop)
     served = (leaver.answer, snapshotter.answer, images.answer, desk.answer, *others)

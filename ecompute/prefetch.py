@@ -7,7 +7,6 @@ removes nothing: what makes the cache too large is seen to by the daemon.
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from common.errors import Cancelled, ConfigError, EcomputeError, Transient
 from common.etcd_store import EtcdStore
 from common.keys import Keys
 from common.model import ImageRef
+from common.signals import upon_end
 from common.validate import is_image_name, parse_image
 from ecompute.images import ImageCache
 from ecompute.prefetcher import resolved
@@ -38,8 +38,7 @@ def prefetch(config: ComputeConfig, items: Sequence[str]) -> int:
         if not is_image_name(item):
             parse_image(item)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    upon_end(stop.set)
     cache = ImageCache(config.paths.state_dir / "images", config.images, is_owner=False)
     with _resolver(config, wanted) as resolve:
         codes = [_fetch(cache, item, resolve, stop, is_pinned=item in config.images.prefetch) for item in wanted]

@@ -12,7 +12,6 @@ import importlib.metadata
 import ipaddress
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -31,6 +30,7 @@ from common.renderings.guest import Host
 from common.reports import DIRECTORY_NAME, ReportStore
 from common.retry import Backoff, Deadline, retry
 from common.service_notify import ServiceNotifier
+from common.signals import upon_end
 from md_server import ipv6
 from md_server.address import AddressKeeper, BridgeAddress
 from md_server.app import Application
@@ -151,8 +151,7 @@ def serve(settings: Settings, service: ServiceNotifier | None = None) -> None:
         alive=service.alive,
         alive_every_seconds=service.alive_every_seconds,
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.stop())
+    upon_end(server.stop)
     watch = AddressWatch(settings, server) if settings.bridge else None
     log.info("serving", extra=fields(**dataclasses.asdict(settings.note)))
     service.ready(f"serving guests at {settings.note.listen}" + (f" on {settings.bridge}" if settings.bridge else ""))

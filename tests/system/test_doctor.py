@@ -33,7 +33,7 @@ def host(host_network: HostNetwork, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def deployment(host: NamespacedHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def deployment(appliance_kernel: None, host: NamespacedHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     with deployment_inside(host, tmp_path_factory.mktemp("doctor")) as deployment:
         yield deployment
 
