@@ -32,6 +32,8 @@ from tests.support.processes import wait_until
 from tests.support.small_guest import make_small_guest
 from tests.support.snapshot import World, look
 
+pytestmark = pytest.mark.timeout(900)  # the waits have bounds of their own, which are long: other tests run beside these
+
 STEPS_OF: dict[str, tuple[Step, ...]] = {
     "build": (
         Step.RESERVE_NETWORK, Step.FETCH_IMAGE, Step.BUILD_DISK, Step.WRITE_METADATA, Step.DEFINE, Step.START, Step.MARK_BOOTED,
@@ -149,7 +151,7 @@ class Bench:
     def wait_up(self, uuid: UUID, *, after: int) -> None:
         """Wait until it has booted once more than *after* times; no later than that it is counted again, or told to go down."""
         wait_until(
-            lambda: self.boots(uuid) > after, timeout_seconds=30, what="the guest has booted", evidence=self.cluster.evidence
+            lambda: self.boots(uuid) > after, timeout_seconds=120, what="the guest has booted", evidence=self.cluster.evidence
         )
 
     def disk_gib(self, uuid: UUID) -> int:
@@ -165,16 +167,16 @@ class Bench:
             told = self.node.host.run(["qemu-img", "info", "-U", "--output=json", disk]).stdout
             return bool(json.loads(told)["virtual-size"] == wanted)
 
-        wait_until(is_grown, timeout_seconds=30, what="the disk has grown", evidence=self.cluster.evidence)
+        wait_until(is_grown, timeout_seconds=120, what="the disk has grown", evidence=self.cluster.evidence)
 
-    def settle(self, timeout_seconds: float = 30) -> World:
+    def settle(self, timeout_seconds: float = 120) -> World:
         assert not self.is_spoilt, "an earlier case left the cluster in disorder; see there"
         self.is_spoilt = True
         world = self.ledger.settle(self.cluster, timeout_seconds=timeout_seconds)
         self.is_spoilt = False
         return world
 
-    def strike(self, failpoint: str, act: Callable[[], object], timeout_seconds: float = 30) -> None:
+    def strike(self, failpoint: str, act: Callable[[], object], timeout_seconds: float = 120) -> None:
         """Do *act*, which has ecompute come to *failpoint*; return when it is dead and another one serves."""
         self.node.arm(failpoint)
         act()
@@ -234,8 +236,8 @@ def build_with_rules(bench: Bench, failpoint: str) -> None:
 def build_with_a_changed_disk(bench: Bench, failpoint: str) -> None:
     content = DiskContent(files=(GuestFile("/etc/motd", "aGk="),))
     act = lambda: bench.running.append(bench.create_on_linux(disk_content=content))  # noqa: E731
-    bench.strike(failpoint, act, timeout_seconds=120)
-    bench.settle(timeout_seconds=120)
+    bench.strike(failpoint, act, timeout_seconds=300)
+    bench.settle(timeout_seconds=300)
 
 
 def build_of_a_known_image(bench: Bench, failpoint: str) -> None:
