@@ -61,6 +61,7 @@ setup(
         "pycdlib>=1.14,<2",
         "PyYAML>=6.0,<7",
         "requests>=2.28,<3",
+        "rich>=12.6,<16",
         "urllib3>=1.26,<3",
         "waitress>=3.0,<4",
     ],

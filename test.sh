@@ -26,7 +26,7 @@ lint() {
   .venv/bin/ruff check || bad=1
   .venv/bin/ruff format --check || bad=1
   .venv/bin/mypy || bad=1
-  MYPYPATH=packaging .venv/bin/mypy --config-file= --strict -p demo || bad=1
+  MYPYPATH=packaging .venv/bin/mypy --config-file= --strict -p demo -m manpages || bad=1
   .venv/bin/lint-imports || bad=1
   shellcheck -x ./*.sh .ci/run packaging/*.sh packaging/run-* || bad=1
   return $bad

@@ -11,16 +11,15 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NoReturn
 
 from common import logs
-from common.arguments import OneLineParser
 from common.config import ComputeConfig, describe, load_compute
 from common.errors import ConfigError, EcomputeError, OwnershipError, Transient
 from common.service_notify import ServiceNotifier
 from common.signals import upon_end
 from ecompute import identity
+from ecompute.arguments import parser
 from ecompute.vendor_data import read_vendor_data
 
 logger = logging.getLogger(__name__)
@@ -28,37 +27,6 @@ M_ARENA_MAX = -8  # malloc.h
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_CONFLICT = 0, 1, 2, 4, 5
 # What can be asked for beside running: the module of each, whose ``command(config_file, arguments)`` answers the exit code.
 VERBS: dict[str, str] = {"doctor": "ecompute.doctor", "join": "ecompute.join"}
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        "ecompute", "Runs the guests of this hypervisor: what etcd asks for, Placement granted and libvirt can."
-    )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="compute.yaml to use (default: ./, ~/.config/etcd-compute/, /etc/etcd-compute/)",
-    )
-    action = parser.add_mutually_exclusive_group()
-    action.add_argument("--check-config", action="store_true", help="check the configuration, print what is in force, exit")
-    action.add_argument(
-        "--take-provider",
-        action="store_true",
-        help="this machine replaces the one that the provider belonged to, which is gone for good",
-    )
-    action.add_argument(
-        "--leave",
-        action="store_true",
-        help="take this host out of the cluster: its provider, keys and DHCP entries; refused while it has guests",
-    )
-    action.add_argument(
-        "--prefetch",
-        nargs="*",
-        metavar="NAME|URL",
-        help="fetch images before a guest needs them, beside a running ecompute, too; without any: images.prefetch",
-    )
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,7 +59,7 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
     at = next(
         (number for number, word in enumerate(words) if word in VERBS and argv[number - 1 : number] != ["--config"]), None
     )
-    options = _arguments().parse_args(argv if at is None else argv[:at])
+    options = parser().parse_args(argv if at is None else argv[:at])
     options.verb, options.rest = (None, []) if at is None else (argv[at], argv[at + 1 :])
     return options
 

@@ -23,8 +23,8 @@ from common.retry import Deadline
 from common.store import Compare, ListWatch, Store, Transaction, Versioned
 from common.validate import parse_instance, parse_name, parse_seconds
 from eschedule import post
-from eschedule.changes import no_such
 from eschedule.session import Session
+from eschedule.sought import no_such
 from eschedule.verbs import exit_code
 
 HOSTS_WAIT_SECONDS = 10.0

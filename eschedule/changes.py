@@ -20,8 +20,8 @@ from common.retry import Backoff
 from common.store import Store, Versioned
 from common.validate_access import check_forwards
 from eschedule.request import SPEC_BYTES_AT_MOST
+from eschedule.sought import NOT_FOUND, meant, no_such
 
-NOT_FOUND = "NotFound"
 TRIES = 10  # of a change while others change the same spec
 
 
@@ -48,22 +48,17 @@ class Instance:
 Edit = Callable[[InstanceSpec, InstanceStatus | None], Mapping[str, Any] | None]
 
 
-def no_such(who: UUID | str) -> Permanent:
-    return Permanent(f"there is no instance {who}; see: eschedule list", NOT_FOUND)
-
-
 def find(store: Store, keys: Keys, who: UUID | str) -> UUID:
-    """The uuid of the instance that has the name or uuid *who*.
+    """The uuid of the instance that has the name or uuid *who*, or whose uuid alone begins so.
 
     Raises:
         Permanent: there is none.
+        ConfigError: the uuids of several begin so.
     """
     if isinstance(who, UUID):
         return who
     item = store.get(keys.name(who))
-    if item is None:
-        raise no_such(who)
-    return UUID(item.value)
+    return meant(store, keys, who) if item is None else UUID(item.value)
 
 
 def read(store: Store, keys: Keys, instance: UUID, who: UUID | str | None = None) -> Instance:

@@ -28,6 +28,7 @@ from eschedule.follow import host_name
 from eschedule.image_options import requirements
 from eschedule.interruption import Interrupted
 from eschedule.post import answers
+from eschedule.screen import Far
 from eschedule.session import Session
 
 ANSWER_SECONDS = 15.0  # that a host may take to answer one letter
@@ -113,7 +114,7 @@ def _followed(session: Session, found: Instance, job_id: UUID, *, seals: bool) -
         if job.stage is Stage.FAILED:
             kind: Callable[[str], EcomputeError] = Transient if job.reason == "Transient" else Permanent
             raise kind(f"no image of {found.name} is made on {host}: {escaped(job.problem)}")
-        session.screen.progress(progress_text(found.name, host, job))
+        session.screen.progress(progress_text(found.name, host, job), Far(job.stage, job.done, job.total))
         time.sleep(ASK_EVERY_SECONDS)  # nothing tells of it in between; a signal ends it
 
 

@@ -13,13 +13,27 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
 
 from common.errors import EcomputeError
 from common.text import escaped
 from eschedule.tables import Look
 
+if TYPE_CHECKING:
+    from eschedule.bar import Bar
+
 PROGRAM = "eschedule"
+WIDTH_WITH_BAR = 72  # of a terminal; on a narrower one the words are worth more
+
+
+@dataclass(frozen=True)
+class Far:
+    """How far *what* has come: *done* of *total*, which is 0 where it is unknown."""
+
+    what: str
+    done: int
+    total: int
 
 
 class Screen:
@@ -41,6 +55,7 @@ class Screen:
         self._is_terminal = self._errors.isatty() and os.environ.get("TERM") != "dumb"
         self._line = ""
         self._last = ""
+        self._drawn: Bar | None = None
 
     def data(self, text: str) -> None:
         """Print *text*, which is what was asked for.
@@ -107,19 +122,29 @@ class Screen:
         """The line that says what failed; only a configuration with several faults has several."""
         self.message("\n  ".join(_printable(line) for line in text.strip().splitlines()))
 
-    def progress(self, text: str) -> None:
-        """Show *text* as what is going on; the time since the start is added."""
+    def progress(self, text: str, far: Far | None = None) -> None:
+        """Show *text* as what is going on; the time since the start is added, and on a terminal a bar, where it is known how
+        *far* it has come.
+        """
         if self._is_quiet:
             return
         if self._is_terminal:
             width = shutil.get_terminal_size().columns
             elapsed = f"  {seconds_text(self._clock() - self._begun)}"
+            bar, bar_width = self._bar(far) if far and far.total > 0 and width >= WIDTH_WITH_BAR else ("", 0)
             # The last column stays free: a terminal that wraps there would leave the line behind.
-            self._line = fitted(text, width - len(elapsed) - 1) + elapsed
+            self._line = fitted(text, width - bar_width - len(elapsed) - 1) + bar + elapsed
             self._write(f"\r{self._line}\x1b[K")
         elif text != self._last:
             self._write(f"{text}\n")
         self._last = text
+
+    def _bar(self, far: Far) -> tuple[str, int]:
+        """The bar with what stands before it, and how many columns that takes."""
+        from eschedule.bar import WIDTH, Bar  # noqa: PLC0415 - imports rich, which takes its time
+
+        self._drawn = self._drawn or Bar(self._clock, has_colour=not os.environ.get("NO_COLOR"))
+        return f"  {self._drawn.draw(far.what, far.done, far.total)}", WIDTH + 2
 
     def elapsed(self) -> str:
         return seconds_text(self._clock() - self._begun)

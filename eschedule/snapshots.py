@@ -29,12 +29,13 @@ from common.findings import LEASE_SECONDS, Letter
 from common.retry import Deadline
 from common.validate import parse_instance, parse_request_id, parse_seconds
 from eschedule import post, render
-from eschedule.changes import NOT_FOUND, Instance, find, read
+from eschedule.changes import Instance, find, read
 from eschedule.disk_edits import reverted
 from eschedule.disk_waiting import ask_and_wait
 from eschedule.follow import Goal, host_name
 from eschedule.output import CUSTOM, emit
 from eschedule.session import Session
+from eschedule.sought import NOT_FOUND
 from eschedule.tables import PLAIN, Column, Look, block, table
 
 ANSWER_SECONDS = LEASE_SECONDS - 10.0  # a letter is gone after its lease; a guest may take half a minute to hold still

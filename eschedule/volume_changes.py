@@ -23,7 +23,7 @@ from common.store import Compare, Store, Transaction, Versioned
 from common.text import nearest
 from common.volume_records import VolumeDesired, VolumePlace, VolumeSpec, VolumeStatus
 from common.volume_refs import MOST_VOLUMES, VolumeRef
-from eschedule import changes
+from eschedule import changes, sought
 from eschedule.changes import Instance
 from eschedule.listing import HostName, host_names
 
@@ -278,7 +278,7 @@ def _instance(store: Store, keys: Keys, instance: UUID) -> Instance | None:
     try:
         return changes.read(store, keys, instance)
     except Permanent as error:
-        if error.reason != changes.NOT_FOUND:
+        if error.reason != sought.NOT_FOUND:
             raise
         return None
 

@@ -18,7 +18,7 @@ from eschedule.changes import read
 from eschedule.follow import Ending, Follower, Goal, Outcome, View
 from eschedule.listing import InstanceRow, host_names, instance_row
 from eschedule.request import Request
-from eschedule.screen import seconds_text
+from eschedule.screen import Far, seconds_text
 from eschedule.session import Session
 
 
@@ -34,10 +34,16 @@ def wait(session: Session, instance: UUID, goal: Goal, wait_seconds: float, *, p
         if view.host is None and view.provider not in warned:
             warned.add(view.provider)
             session.screen.warning(f"{view.where}: {view.name} goes on when that host is back")
-        session.screen.progress(doing(view, goal))
+        session.screen.progress(doing(view, goal), far_of(view))
 
     follower = Follower(session.store, session.keys, on_view=on_view, clock=session.clock)
     return follower.follow(instance, goal, wait_seconds, provider=provider)
+
+
+def far_of(view: View) -> Far | None:
+    """How far the step in hand has come, where its host says so."""
+    progress = view.status.progress if view.status and view.is_fresh else None
+    return Far(progress.step, progress.done, progress.total) if progress else None
 
 
 def doing(view: View, goal: Goal) -> str:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import logs
-from common.arguments import OneLineParser
 from common.config import LogConfig, load_compute
 from common.errors import ConfigError, Conflict, EcomputeError
 from common.lockfile import LockFile
@@ -34,6 +33,7 @@ from common.signals import upon_end
 from md_server import ipv6
 from md_server.address import AddressKeeper, BridgeAddress
 from md_server.app import Application
+from md_server.arguments import parser
 from md_server.ipv6 import Ipv6Service
 from md_server.listening import allow_descriptors, listen
 from md_server.lookup import Lookup
@@ -70,7 +70,7 @@ class Settings:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0 done, 1 failed, 2 usage or configuration, 5 somebody else is in the way."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         if options.check_external:
             return _is_external(options)
@@ -238,24 +238,6 @@ def _parse_listen(text: str) -> tuple[IpAddress, int]:
     if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError(f"--listen {text!r}: needs to be ADDRESS:PORT, such as 127.0.0.1:8775 or [::1]:8775")
     return _address(address.removeprefix("[").removesuffix("]")), int(port)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser("md-server", "Tell the guests of this host who they are: EC2 and OpenStack metadata.")
-    add = parser.add_argument
-    add("--config", type=Path, metavar="FILE", help="compute.yaml; else it is searched where ecompute searches it")
-    add("--state-dir", type=Path, metavar="DIR", help="in place of paths.state_dir")
-    add("--run-dir", type=Path, metavar="DIR", help="in place of paths.run_dir")
-    add("--listen", metavar="ADDRESS:PORT", help="in place of metadata.address and .port; touches no interface")
-    add("--bridge", metavar="NAME", help="put the address on this bridge, in place of metadata.bridge; '' for none")
-    add("--check-config", action="store_true", help="say whether the configuration is valid, and end")
-    add(
-        "--check-external",
-        action="store_true",
-        help="end with 0 where metadata.mode is external, else with 1: for service units",
-    )
-    add("--remove-address", action="store_true", help="take the address from the bridge, and end")
-    return parser
 
 
 if __name__ == "__main__":

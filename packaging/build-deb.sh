@@ -108,6 +108,11 @@ close() {
   echo "$result"
 }
 
+# completion HOME SHELL: what SHELL has to read to complete command lines of the programs in HOME
+completion() {
+  PYTHONPATH=$1 PYTHONDONTWRITEBYTECODE=1 "$python" -m eschedule.main completion "$2" || die "no completion for $2 could be made"
+}
+
 build_compute() {
   local root=$work/etcd-compute home program module function sample
   home=$root/usr/lib/etcd-compute
@@ -120,6 +125,11 @@ build_compute() {
     IFS=: read -r program module function <<<"$program"
     sed "s/@MODULE@/$module/; s/@FUNCTION@/$function/" "$deb/program" >"$root/usr/bin/$program"
   done
+  PYTHONPATH=$home PYTHONDONTWRITEBYTECODE=1 "$python" "$project/packaging/manpages.py" "$root/usr/share/man" || die "no manual could be made"
+  gzip -9n "$root"/usr/share/man/man?/*
+  mkdir -p "$root/usr/share/bash-completion/completions" "$root/usr/share/fish/vendor_completions.d"
+  completion "$home" bash >"$root/usr/share/bash-completion/completions/eschedule"
+  completion "$home" fish >"$root/usr/share/fish/vendor_completions.d/eschedule.fish"
   units "$root" etcd-compute ecompute.service md-server.service
   documents "$root" etcd-compute "$project"/{README,CHANGELOG}.md "$project"/docs/*.md
   sample=$root/usr/share/doc/etcd-compute/examples

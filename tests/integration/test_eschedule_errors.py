@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -298,3 +299,19 @@ def test_nothing_that_is_not_there_is_changed(site: Site) -> None:
         answer = site.run(command, "web-1")
         assert answer.returncode == 1
         assert answer.stderr == "eschedule: there is no instance web-1; see: eschedule list\n"
+
+
+def test_an_instance_is_found_by_the_beginning_of_its_uuid_and_a_near_name_is_offered(site: Site) -> None:
+    site.host("node1")
+    uuids = ("3f2a91c0-0000-4000-8000-000000000001", "3f2a91c0-0000-4000-8000-000000000002")
+    for number, uuid in enumerate(uuids, start=1):
+        assert site.run(QUERY, IMAGE, "--name", f"web-{number}", "--uuid", uuid, "--no-wait").returncode == 0
+    before = site.recorded()
+    several = site.run("destroy", "3f2a91", "--no-wait")
+    assert several.returncode == 2 and "2 instances have a uuid that begins with 3f2a91: " in several.stderr
+    assert all(uuid in several.stderr for uuid in uuids) and several.stderr.count("\n") == 1
+    assert json.loads(site.run("show", uuids[1], "--json").stdout)["name"] == "web-2"
+    assert json.loads(site.run("show", "web-1", "--json").stdout)["uuid"] == uuids[0]
+    assert site.run("stop", "wbe-1", "--no-wait").stderr == "eschedule: there is no instance wbe-1; did you mean web-1?\n"
+    assert site.run("stop", "facade").stderr == "eschedule: there is no instance facade; see: eschedule list\n"
+    assert site.recorded() == before

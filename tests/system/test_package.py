@@ -133,6 +133,16 @@ def test_the_programs_run_with_nothing_else_installed(installed):
         assert installed.run("python3", "-sP", "-c", script).stdout == "/usr/lib/etcd-compute\n"
 
 
+def test_the_manual_and_completion_are_in_the_package(debs):
+    told = subprocess.run(["dpkg-deb", "--contents", debs[0]], check=True, capture_output=True, text=True, timeout=60).stdout
+    files = {line.split()[-1].removeprefix("./") for line in told.splitlines()}
+    pages = {f"usr/share/man/man1/eschedule{verb}.1.gz" for verb in ("", "-create", "-destroy", "-host", "-volume")}
+    pages |= {"usr/share/man/man8/ecompute.8.gz", "usr/share/man/man8/md-server.8.gz"}
+    assert pages <= files
+    shells = {"usr/share/bash-completion/completions/eschedule", "usr/share/fish/vendor_completions.d/eschedule.fish"}
+    assert shells <= files
+
+
 def test_the_sample_is_valid_and_wants_the_unit_of_md_server(installed):
     sample = "/usr/share/doc/etcd-compute/examples/compute.yaml"
     assert "metadata.mode = external" in installed.run("ecompute", "--config", sample, "--check-config").stdout

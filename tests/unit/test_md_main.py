@@ -15,7 +15,7 @@ from md_server.main import main, settings_of
 def settings(tmp_path: Path, yaml: str, *arguments: str):
     config = tmp_path / "compute.yaml"
     config.write_text(yaml)
-    return settings_of(md_main._parser().parse_args(["--config", str(config), *arguments]))
+    return settings_of(md_main.parser().parse_args(["--config", str(config), *arguments]))
 
 
 def test_the_configuration_is_what_counts(tmp_path):

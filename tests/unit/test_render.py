@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import io
 import json
+import re
 from typing import Any
 from uuid import UUID
 
@@ -36,7 +37,7 @@ from common.nics import AddressSource
 from eschedule import render
 from eschedule.follow import View
 from eschedule.listing import HostName, HostRow, InstanceRow
-from eschedule.screen import Screen, seconds_text
+from eschedule.screen import Far, Screen, seconds_text
 
 NOW = datetime.datetime(2026, 5, 1, 12, 0, 0, tzinfo=datetime.UTC)
 INSTANCE = UUID("0b4fd7c1-6f5b-4c6e-9a0e-3d2c5a7e8f10")
@@ -303,6 +304,28 @@ class TestScreen:
         screen.message("done")
         assert errors.getvalue() == "\ra text that is longer…  0.0 s\x1b[K\r\x1b[Keschedule: done\n"
         assert len("a text that is longer…  0.0 s") < 30
+
+    @pytest.mark.parametrize("no_colour", ["", "1"])
+    def test_how_far_it_is_is_a_bar_with_the_time_that_is_left(self, monkeypatch: pytest.MonkeyPatch, no_colour: str) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("NO_COLOR", no_colour)
+        now, errors = [0.0], Terminal()
+        screen = Screen(output=io.StringIO(), errors=errors, clock=lambda: now[0])
+        for now[0] in (0.0, 10.0, 20.0):
+            screen.progress("web: Building FetchImage" + 60 * "!", Far("FetchImage", int(now[0]) * 2, 100))
+        last = errors.getvalue().rpartition("\r")[2]
+        shown = re.sub(r"\x1b\[[0-9;]*[mK]", "", last)
+        assert len(shown) < 80 and shown.startswith("web: Building FetchImage!") and shown.endswith(" 0:00:30  20.0 s")
+        assert "━━━━━━" in shown and ("\x1b[9" in last) is not bool(no_colour)
+
+    def test_a_bar_takes_no_room_where_there_is_little_or_nothing_is_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TERM", "xterm")
+        for columns, far in (("60", Far("x", 1, 2)), ("80", Far("x", 1, 0)), ("80", None)):
+            monkeypatch.setenv("COLUMNS", columns)
+            errors = Terminal()
+            Screen(output=io.StringIO(), errors=errors, clock=lambda: 1.0).progress("text", far)
+            assert errors.getvalue() == "\rtext  0.0 s\x1b[K"
 
     def test_an_error_keeps_its_words_but_nothing_that_a_terminal_obeys(self) -> None:
         errors = io.StringIO()

@@ -1,0 +1,262 @@
+"""The cluster for Python programs: what the command line does, as typed methods that print nothing and raise what failed.
+
+    from eschedule import Cluster
+
+    with Cluster() as cluster:
+        web = cluster.create("resources=VCPU:1,DISK_GB:1,MEMORY_MB:256", "debian-12", name="web")
+
+Every method is the way of the verb of its name: same checks, same defaults of schedule.yaml, same promises after a crash or a
+lost answer. ``docs/python.md`` has an example of all of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+from uuid import UUID, uuid4
+
+from common.config import ScheduleConfig, load_schedule
+from common.errors import EcomputeError
+from common.validate import check_user_data, parse_instance, parse_public_keys
+from eschedule.arguments import parse
+from eschedule.asking import ask
+from eschedule.batch import BatchScheduler
+from eschedule.changes import Edit, destroyed, find, rebooted, started, stopped
+from eschedule.creating import planner_of
+from eschedule.follow import Ending, Follower, Goal, Outcome
+from eschedule.image_registry import registered
+from eschedule.intake import request_from
+from eschedule.interruption import Interruption
+from eschedule.listing import HostRow, InstanceRow, list_hosts, list_instances
+from eschedule.request import Request
+from eschedule.scheduler import Scheduler
+from eschedule.screen import Screen
+from eschedule.session import Session
+from eschedule.stored_keys import look_up
+from eschedule.waiting import row_of, rows_of, unreached, wait
+
+logger = logging.getLogger("eschedule")
+Who = UUID | str  # an instance's uuid, or its name
+Awaited = Literal["running", "ready"]
+
+
+class Cluster:
+    """One deployment: its etcd and its Placement, each asked when it is first needed. ``close`` it, or use ``with``.
+
+    For one thread at a time; signals are left to the program.
+
+    Args:
+        config: schedule.yaml as read, or its path; None finds it as the command line does.
+
+    Raises:
+        ConfigError: schedule.yaml is wrong.
+    """
+
+    def __init__(self, config: ScheduleConfig | Path | str | None = None) -> None:
+        if not isinstance(config, ScheduleConfig):
+            config = load_schedule(None if config is None else Path(config))
+        self._session = Session(config, _Silent(), Interruption())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections; it can be used again."""
+        self._session.close_store()
+        self._session.close_placement()
+
+    # -- looking ---------------------------------------------------------------------------------------------------------
+
+    def instances(self) -> list[InstanceRow]:
+        """All instances by name, without what only ``instance`` has (``listing.NOT_LISTED``)."""
+        return list_instances(self._session.store, self._session.keys)
+
+    def instance(self, who: Who) -> InstanceRow:
+        """The instance *who* as it is now.
+
+        Raises:
+            Permanent: there is none.
+        """
+        return row_of(self._session, self._find(who), who)
+
+    def hosts(self) -> list[HostRow]:
+        """All hosts by name, with what is used of them.
+
+        Raises:
+            PlacementUnavailable: Placement did not answer.
+        """
+        return list_hosts(self._session.store, self._session.keys, self._session.placement)
+
+    # -- creating --------------------------------------------------------------------------------------------------------
+
+    def request(
+        self, query: str, image: str | None = None, *, options: Sequence[str] = (), keys: Sequence[str] | None = None,
+        user_data: str | bytes | None = None,
+    ) -> Request:  # fmt: skip
+        """What ``create`` takes: a checked request with the defaults of schedule.yaml; ``dataclasses.replace`` changes more.
+
+        Args:
+            query: ``resources=VCPU:1,…``, with all that Placement's query can express.
+            image: a registered name, URL or absolute path.
+            options: as ``eschedule create`` has them, such as ``("--restart", "always")``.
+            keys: public keys, each as a line of a ``.pub`` file; None: those of schedule.yaml.
+            user_data: for the guest's cloud-init, at most 64 KiB.
+
+        Raises:
+            ConfigError: something of it is wrong; nothing was asked for yet.
+        """
+        session = self._session
+        words = ["create", query, *([] if image is None else ["--image", image]), *options]
+        find_image = partial(registered, session.store, session.keys)
+        made = request_from(parse(words), session.config, partial(look_up, session), find_image)
+        if keys is not None:
+            made = dataclasses.replace(made, keys=tuple(dict.fromkeys(one for key in keys for one in parse_public_keys(key))))
+        if user_data is not None:
+            data = user_data.encode() if isinstance(user_data, str) else user_data
+            made = dataclasses.replace(made, user_data=check_user_data(data, "user_data"))
+        return made
+
+    def create(
+        self, query: str | Request, image: str | None = None, *, name: str | None = None, options: Sequence[str] = (),
+        keys: Sequence[str] | None = None, user_data: str | bytes | None = None, uuid: UUID | None = None,
+        wait_for: Awaited | None = "running", wait_seconds: float | None = None,
+    ) -> InstanceRow:  # fmt: skip
+        """Create one instance; as it is when *wait_for* is reached, or at once with None.
+
+        Args:
+            query: as ``request``, which takes the other arguments that are not named here.
+            uuid: of the instance. A call that was repeated with the same one creates nothing twice.
+            wait_seconds: None: that of schedule.yaml.
+
+        Raises:
+            NoCapacity: no host can take it; the text says why.
+            Conflict: the name or the uuid belongs to another one.
+            ConfigError: something of it is wrong.
+            Transient: etcd or Placement did not answer, or the wait was over: to go on, repeat it with the same *uuid*.
+            Permanent: it was built, and failed.
+        """
+        request = self._as_request(query, image, name, options, keys=keys, user_data=user_data)
+        if request.count != 1:
+            raise ValueError("several instances are asked for: see create_set")
+        given = uuid or request.instance_uuid(self._session.keys.prefix, uuid4)
+        placed = planner_of(self._session, Scheduler).create(dataclasses.replace(request, uuid=given, request_id=None))
+        if wait_for is not None:
+            self.wait(placed.uuid, wait_for, wait_seconds)
+        return row_of(self._session, placed.uuid)
+
+    def create_set(
+        self, query: str | Request, image: str | None = None, *, count: int, name: str | None = None,
+        options: Sequence[str] = (), keys: Sequence[str] | None = None, user_data: str | bytes | None = None,
+        request_id: str | None = None, wait_for: Awaited | None = "running", wait_seconds: float | None = None,
+    ) -> list[InstanceRow]:  # fmt: skip
+        """Create *count* instances or none; arguments and errors as ``create``, but for:
+
+        Args:
+            name: the common part; each has its number behind it, or where ``{n}`` is.
+            request_id: names the set. A call that was repeated with the same one creates nothing twice.
+        """
+        more = [*options, "--count", str(count)] if isinstance(query, str) else options
+        request = self._as_request(query, image, name, more, keys=keys, user_data=user_data)
+        given = request_id or request.request_id or str(uuid4())
+        request = dataclasses.replace(request, request_id=given, count=count)
+        is_new = request_id is None
+        placed = planner_of(self._session, BatchScheduler).create_all(request, is_new=is_new)
+        if wait_for is not None:
+            self._wait_for_all({one.uuid: one.provider for one in placed.instances}, Goal(wait_for), wait_seconds)
+        return rows_of(self._session, [one.uuid for one in placed.instances])
+
+    def _as_request(
+        self, query: str | Request, image: str | None, name: str | None, options: Sequence[str], **more: Any
+    ) -> Request:
+        if isinstance(query, str):
+            return self.request(query, image, options=[*options, *([] if name is None else ["--name", name])], **more)
+        if options or any(value is not None for value in (image, name, *more.values())):
+            raise ValueError("a Request says all of it; change it by dataclasses.replace")
+        return query
+
+    # -- changing --------------------------------------------------------------------------------------------------------
+
+    def start(self, *who: Who, wait_seconds: float | None = None) -> list[InstanceRow]:
+        """Have *who* run; as they are then. Errors as ``stop``."""
+        return self._change(who, started, Goal.RUNNING, wait_seconds)
+
+    def stop(self, *who: Who, wait_seconds: float | None = None) -> list[InstanceRow]:
+        """Have *who* shut down. All are asked before the first is waited for.
+
+        Raises:
+            Permanent: there is no such instance, or its host cannot do it.
+            Conflict: it is being destroyed, or others kept changing it.
+            Transient: etcd did not answer, or the wait was over; what was asked for goes on, and asking again is safe.
+        """
+        return self._change(who, stopped, Goal.STOPPED, wait_seconds)
+
+    def reboot(self, *who: Who, hard: bool = False, wait_seconds: float | None = None) -> list[InstanceRow]:
+        """Have *who* boot again, with *hard* without asking the guest. Errors as ``stop``."""
+        return self._change(who, rebooted(hard=hard), Goal.REBOOTED, wait_seconds)
+
+    def destroy(self, *who: Who, wait_seconds: float | None = None) -> None:
+        """Remove *who* with their disks. Errors as ``stop``."""
+        self._change(who, destroyed, Goal.GONE, wait_seconds)
+
+    def wait(self, who: Who, goal: Goal | str = Goal.RUNNING, wait_seconds: float | None = None) -> InstanceRow | None:
+        """Wait until *who* is as *goal* says; as it is then, None where it is gone.
+
+        Raises:
+            Permanent: it never will be. Transient: it was not within *wait_seconds*, or etcd did not answer.
+        """
+        begun = time.monotonic()
+        outcome = wait(self._session, self._find(who), Goal(goal), self._seconds(wait_seconds))
+        self._check(str(who), outcome, Goal(goal), begun)
+        return None if Goal(goal) is Goal.GONE else self.instance(who)
+
+    def _change(self, who: Iterable[Who], edit: Edit, goal: Goal, wait_seconds: float | None) -> list[InstanceRow]:
+        found = [ask(self._session, self._named(one), edit) for one in dict.fromkeys(who)]
+        self._wait_for_all({one.uuid: one.provider for one in found}, goal, wait_seconds)
+        return [] if goal is Goal.GONE else rows_of(self._session, [one.uuid for one in found])
+
+    def _wait_for_all(self, places: dict[UUID, UUID], goal: Goal, wait_seconds: float | None) -> None:
+        begun = time.monotonic()
+        self._session.close_placement()
+        follower = Follower(self._session.store, self._session.keys, on_view=lambda _: None, clock=self._session.clock)
+        for instance, outcome in follower.follow_all(places, goal, self._seconds(wait_seconds)).items():
+            if isinstance(outcome, EcomputeError):
+                raise outcome
+            self._check(str(instance), outcome, goal, begun)
+
+    def _check(self, who: str, outcome: Outcome, goal: Goal, begun: float) -> None:
+        if outcome.ending is not Ending.REACHED:
+            name = outcome.view.name if outcome.view else who
+            raise unreached(name, outcome, goal, time.monotonic() - begun)
+
+    def _seconds(self, wait_seconds: float | None) -> float:
+        return self._session.config.wait_seconds if wait_seconds is None else wait_seconds
+
+    def _named(self, who: Who) -> Who:
+        return parse_instance(who) if isinstance(who, str) else who
+
+    def _find(self, who: Who) -> UUID:
+        return find(self._session.store, self._session.keys, self._named(who))
+
+
+class _Silent(Screen):
+    """Prints nothing: warnings go to the program's log, under the name ``eschedule``."""
+
+    def __init__(self) -> None:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: PTH123 - closed, and never written to
+            super().__init__(output=nowhere, errors=nowhere, is_quiet=True)
+
+    def message(self, text: str) -> None:
+        logger.info("%s", text)
+
+    def warning(self, text: str) -> None:
+        logger.warning("%s", text)
