@@ -313,8 +313,8 @@ class HttpSource:
             raise ImageUnavailable(f"image {self.shown}: the server sent nothing for {self._timeout_seconds:g} s") from error
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             raise ImageUnavailable(f"image {self.shown} cannot be fetched: {innermost_cause(error)}") from error
-        except UnicodeError as error:
-            raise ImageNotFound(f"image {self.shown} is no address that can be asked: {error}") from error
+        except ValueError as error:  # of urllib, for an address that it cannot read, be it one that a server redirects to
+            raise ImageNotFound(f"image {self.shown} is no address, or leads to none, that can be asked: {error}") from error
 
     def _tls_error(self, error: Exception) -> ImageUnavailable | ImageNotFound:
         text = innermost_cause(error)
