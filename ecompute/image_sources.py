@@ -26,7 +26,7 @@ import urllib3
 
 from common.errors import EcomputeError, ImageNotFound, ImageUnavailable, InvalidSpec
 from common.retry import Backoff, Deadline, retry
-from common.text import innermost_cause
+from common.text import escaped, innermost_cause
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 _HTTP_CHUNK_BYTES = 256 * 1024
@@ -126,7 +126,7 @@ class FileSource:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.shown = str(path)
+        self.shown = escaped(str(path))
 
     def key(self) -> str:
         try:
