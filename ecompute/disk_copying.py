@@ -21,7 +21,7 @@ from uuid import UUID
 
 from common.errors import Conflict, HypervisorRejected, NoSpace, Permanent, Transient
 from common.files import file_errors, make_directory
-from ecompute.disks import Disks
+from ecompute.disks import RAW_DISK_NAME, Disks
 from ecompute.hypervisor import Copying, Hypervisor
 from ecompute.image_conversion import Layer, flatten
 from ecompute.image_probe import QCOW2_MAGIC, backing_of
@@ -143,14 +143,20 @@ class DiskCopier:
             raise Conflict(f"the guest {uuid} was started while its disk was copied")
         with file_errors("cannot copy the disk", target), target.open("xb", buffering=0) as output:
             flatten(
-                self._layers(overlay), output.fileno(), what=f"the disk of {uuid}", most_bytes=self._most_bytes(uuid),
+                self._layers(overlay, is_raw=disk.name == RAW_DISK_NAME), output.fileno(), what=f"the disk of {uuid}",
+                most_bytes=self._most_bytes(uuid),
                 report=lambda: report(os.fstat(output.fileno()).st_blocks * 512, 0),
             )  # fmt: skip
             os.fsync(output.fileno())
         overlay.unlink()
 
-    def _layers(self, overlay: Path) -> list[Layer]:
-        """The disk and the image of the cache that it rests on, each by the format that we gave it."""
+    def _layers(self, overlay: Path, *, is_raw: bool) -> list[Layer]:
+        """The disk and the image of the cache that it rests on, each by the format that we gave it.
+
+        What stands at the beginning of a raw disk is the guest's own, and names nothing.
+        """
+        if is_raw:
+            return [Layer(overlay, "raw")]
         with overlay.open("rb", buffering=0) as file:
             head = os.pread(file.fileno(), 65536, 0)
         if not head.startswith(QCOW2_MAGIC):

@@ -87,6 +87,7 @@ class ImageJobs:
             if letter.kind == DONE:
                 if job is not None:
                     job.is_done = True
+                    del self._jobs[job_id]  # the name may be removed and asked for anew at once: that is another image
                 return self._said(Stage.PUBLISHED).to_json()
             if job is None:
                 job = self._jobs[job_id] = _Job(uuid, letter.arguments.get("seal") == ("yes",), 0.0, self._said(Stage.WAITING))

@@ -26,7 +26,7 @@ import urllib3
 
 from common.errors import EcomputeError, ImageNotFound, ImageUnavailable, InvalidSpec
 from common.retry import Backoff, Deadline, retry
-from common.text import innermost_cause
+from common.text import escaped, innermost_cause
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 _HTTP_CHUNK_BYTES = 256 * 1024
@@ -126,7 +126,7 @@ class FileSource:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.shown = str(path)
+        self.shown = escaped(str(path))
 
     def key(self) -> str:
         try:
@@ -313,8 +313,8 @@ class HttpSource:
             raise ImageUnavailable(f"image {self.shown}: the server sent nothing for {self._timeout_seconds:g} s") from error
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             raise ImageUnavailable(f"image {self.shown} cannot be fetched: {innermost_cause(error)}") from error
-        except UnicodeError as error:
-            raise ImageNotFound(f"image {self.shown} is no address that can be asked: {error}") from error
+        except ValueError as error:  # of urllib, for an address that it cannot read, be it one that a server redirects to
+            raise ImageNotFound(f"image {self.shown} is no address, or leads to none, that can be asked: {error}") from error
 
     def _tls_error(self, error: Exception) -> ImageUnavailable | ImageNotFound:
         text = innermost_cause(error)

@@ -23,6 +23,7 @@ from ecompute.libvirt_errors import is_code, is_unavailable, one_line
 AGENT_SECONDS = 10  # that a guest's agent may take to answer; it waits for everything to be on the disk
 _AGENT_IS_LATE = (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_UNSYNCED)
 _MOST_MESSAGE = 300
+_IS_COPIED = "Need a root block node"  # QEMU's words while a backup job stands between the guest and its disk
 
 
 def take(handle: libvirt.virDomain, disk: Path, tag: str) -> None:
@@ -79,12 +80,18 @@ def _node_of(handle: libvirt.virDomain, disk: Path) -> str:
 
 
 def _ask(handle: libvirt.virDomain, command: str, arguments: Mapping[str, object]) -> Any:
-    """QEMU's answer."""
+    """QEMU's answer.
+
+    Raises:
+        Conflict: the disk is being copied. HypervisorRejected: QEMU refuses.
+    """
     text = json.dumps({"execute": command, "arguments": dict(arguments)})
     answer: dict[str, Any] = {}
     with contextlib.suppress(ValueError):
         answer = json.loads(libvirt_qemu.qemuMonitorCommand(handle, text, 0))
     if "return" not in answer:
         said = str(answer.get("error", {}).get("desc", "nothing that makes sense"))
+        if _IS_COPIED in said:
+            raise Conflict("its disk is being copied, as for an image of it; try again when that is done")
         raise HypervisorRejected(f"{command}: QEMU says: {' '.join(said.split())[:_MOST_MESSAGE]}")
     return answer["return"]

@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 from pathlib import Path
 from uuid import UUID
 
 from common.errors import NoSpace
-from common.files import file_errors, fsync_directory, make_directory, partial_path, remove_partials
+from common.files import PARTIAL, file_errors, fsync_directory, make_directory, partial_path
 
 DIRECTORY_MODE = 0o711  # QEMU, which runs as another user, passes to files whose names it knows
 FILE_MODE = 0o600
+_PASS = 0o111
 SPARE_BYTES = 64 << 20
 _SUFFIX = ".raw"
 _GIB = 1 << 30
@@ -44,12 +46,23 @@ def volumes_in(directory: Path) -> list[UUID]:
 
 
 class VolumeFiles:
-    """The volumes in *directory*, which is made where it is missing and rid of what a dead process had half made."""
+    """The volumes in *directory*, which is made where it is missing and rid of what a dead process had half made.
+
+    One that is there may be somebody's for other things, too: nothing but half-made volumes is removed from it, and it is only
+    opened as far as QEMU's user must pass.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        make_directory(directory, DIRECTORY_MODE)
-        remove_partials(directory)
+        if not directory.is_dir():
+            make_directory(directory, DIRECTORY_MODE)
+        with file_errors("cannot clean up", directory):
+            mode = stat.S_IMODE(directory.stat().st_mode)
+            if mode | _PASS != mode:
+                directory.chmod(mode | _PASS)
+            for path in directory.glob(f"*{_SUFFIX}.*{PARTIAL}"):
+                if volume_of(directory / f"{path.name.partition('.')[0]}{_SUFFIX}", directory):
+                    path.unlink(missing_ok=True)
 
     def path(self, volume: UUID) -> Path:
         return self.directory / volume_file(volume)

@@ -30,17 +30,22 @@ def volume_files(config: ComputeConfig) -> VolumeFiles:
     """The directory of the volumes, made where it is missing.
 
     Raises:
-        ConfigError: it is on another file system than the instances' disks.
+        ConfigError: it is on another file system than the instances' disks; nothing was made there or changed.
     """
-    files, state_dir = VolumeFiles(volumes_directory(config)), config.paths.state_dir
-    with file_errors("cannot look at", files.directory):
-        if files.directory.stat().st_dev == state_dir.stat().st_dev:
-            return files
+    directory, state_dir = volumes_directory(config), config.paths.state_dir
+    with file_errors("cannot look at", directory):
+        if _device(directory) == _device(state_dir):
+            return VolumeFiles(directory)
     raise ConfigError(
-        f"{config.source or 'compute.yaml'}: volumes.directory is {files.directory}, on another file system than {state_dir}; "
+        f"{config.source or 'compute.yaml'}: volumes.directory is {directory}, on another file system than {state_dir}; "
         "DISK_GB in Placement counts that one only, so that volumes would be promised room that is not theirs: mount one file "
         "system for both, or leave volumes.directory out"
     )
+
+
+def _device(path: Path) -> int:
+    """The file system that *path* is on, or would be on."""
+    return next(above for above in (path, *path.parents) if above.exists()).stat().st_dev
 
 
 class VolumeService:

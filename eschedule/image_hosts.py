@@ -21,7 +21,7 @@ from common.keys import Keys
 from common.model import ImageRef
 from common.retry import Backoff, Deadline
 from common.store import Store
-from common.text import counted, nearest, quoted, shortened
+from common.text import counted, escaped, nearest, quoted, shortened
 from common.validate import is_image_name, parse_image, parse_seconds
 from eschedule import image_registry, post, render
 from eschedule.listing import host_names
@@ -123,7 +123,7 @@ class _Prefetch:
             if report:
                 self._known[host] = report
                 if report.state.is_over:
-                    self._session.screen.message(f"{self._hosts[host]}: {_result(report)}")
+                    self._session.screen.message(f"{self._hosts[host]}: {escaped(_result(report))}")
 
     def _is_over(self, host: UUID) -> bool:
         report = self._known.get(host)

@@ -45,6 +45,7 @@ def _add(session: Session, options: argparse.Namespace) -> None:
     record = record_from(options, created_at=utc_text(_now()), created_by=user_at_host(), fetch=fetch)
     if not image_registry.add(session.store, session.keys, record):
         session.screen.message(f"the image {record.name} is there already, just so")
+        record = image_registry.registered(session.store, session.keys, record.name)  # by whom, and when
     emit(session.screen, options, lambda: image_json(record), lambda _: image_block(record))
 
 

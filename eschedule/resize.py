@@ -144,7 +144,8 @@ def effects(resized: Resized, status: InstanceStatus, *, is_rebooted: bool) -> l
     lines = []
     if disk := shown.pop("DISK_GB", None):
         lines.append(
-            f"{disk}: from now on" + ("; the guest sees it, and grows its file systems" if status.phase in _UP else "")
+            f"{disk}: from now on"
+            + ("; the guest sees it; to grow its file systems is for the guest" if status.phase in _UP else "")
         )
     if shown and (is_rebooted or not status.in_force):
         when = "from now on" if status.phase in _UP else "from its next start on"

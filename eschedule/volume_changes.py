@@ -21,7 +21,7 @@ from common.records import with_fields
 from common.retry import Backoff
 from common.store import Compare, Store, Transaction, Versioned
 from common.text import nearest
-from common.volume_records import VolumeDesired, VolumePlace, VolumeSpec, VolumeStatus
+from common.volume_records import VolumeDesired, VolumePhase, VolumePlace, VolumeSpec, VolumeStatus
 from common.volume_refs import MOST_VOLUMES, VolumeRef
 from eschedule import changes, sought
 from eschedule.changes import Instance
@@ -65,7 +65,21 @@ class Volume:
             return "Unreadable"
         if self.spec.desired is VolumeDesired.DELETED:
             return "Deleting"
-        return self.status.phase if self.status else "Pending"
+        return (self._passed or self.status.phase) if self.status else "Pending"
+
+    @property
+    def message(self) -> str:
+        """What its host says of it, where that is not of the phase before."""
+        return self.status.message if self.status and not self._passed else ""
+
+    @property
+    def _passed(self) -> VolumePhase | None:
+        """The phase that it is in by its spec, where its host has not said so yet; only that host writes that it is free."""
+        if self.spec is None or self.status is None or self.status.spec_revision >= self.item.mod_revision:
+            return None
+        if self.spec.attached_to:
+            return VolumePhase.ATTACHED if self.status.phase is VolumePhase.AVAILABLE else None
+        return VolumePhase.AVAILABLE if self.status.phase in (VolumePhase.ATTACHED, VolumePhase.DETACHING) else None
 
 
 def find(store: Store, keys: Keys, who: UUID | str) -> VolumePlace:

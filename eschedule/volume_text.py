@@ -30,10 +30,10 @@ def _cells(volume: Volume, now: datetime.datetime) -> tuple[str, ...]:
 
 def volume_block(volume: Volume) -> str:
     """All about one volume."""
-    spec, status = volume.spec, volume.status
+    spec = volume.spec
     pairs = [("name", volume.name), ("uuid", str(volume.place.uuid)), ("host", _host(volume)), ("phase", volume.phase)]
-    if volume.problem or (status and status.message):
-        pairs.append(("message", volume.problem or (status.message if status else "")))
+    if volume.problem or volume.message:
+        pairs.append(("message", volume.problem or volume.message))
     if spec:
         pairs += [("size", f"{spec.size_gib} GB"), ("instance", volume.instance), ("device", device_of(volume))]
         pairs.append(("created", f"{spec.created_at} by {spec.created_by}" if spec.created_at else ""))
@@ -46,7 +46,7 @@ def _host(volume: Volume) -> str:
 
 def volume_json(volume: Volume) -> dict[str, Any]:
     """The shape is documented in ``docs/volumes.md``: fields are added, never renamed."""
-    spec, status = volume.spec, volume.status
+    spec = volume.spec
     host = {"name": volume.host.name, "provider": str(volume.host.provider), "is_alive": volume.host.is_alive}
     if spec is None:
         return {"name": volume.name, "uuid": str(volume.place.uuid), "host": host, "problem": volume.problem}
@@ -56,7 +56,7 @@ def volume_json(volume: Volume) -> dict[str, Any]:
         "host": host,
         "size_gib": spec.size_gib,
         "phase": volume.phase,
-        "message": status.message if status else "",
+        "message": volume.message,
         "attached_to": str(spec.attached_to) if spec.attached_to else None,
         "instance": volume.instance,
         "serial": serial_of(spec.uuid),

@@ -82,7 +82,7 @@ def _attach(session: Session, options: argparse.Namespace) -> None:
         session.screen.message(f"{volume.name} is attached to {found.name} already")
     _warn_of_silence(session, volume)
     if not options.no_wait:
-        _wait(session, place, seconds, partial(_is_plugged_in, session, instance), f"in {found.name}")
+        _wait(session, place, seconds, partial(_is_plugged_in, session, instance, found.name), f"in {found.name}")
     _say(session, options, volume_changes.read(session.store, session.keys, place))
 
 
@@ -184,8 +184,8 @@ def _is_made(session: Session, volume: Volume) -> None:
     session.screen.progress(f"{volume.name} is made on {volume.host.name}")
 
 
-def _is_plugged_in(session: Session, instance: UUID, volume: Volume) -> None:
-    found = changes.read(session.store, session.keys, instance)
+def _is_plugged_in(session: Session, instance: UUID, name: str, volume: Volume) -> None:
+    found = changes.read(session.store, session.keys, instance, name)
     status = found.status
     if not any(one.uuid == volume.place.uuid for one in found.spec.volumes):
         raise Permanent(f"somebody asked meanwhile that {found.name} have {volume.name} no more", "Overtaken")

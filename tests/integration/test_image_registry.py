@@ -149,8 +149,10 @@ class TestRegistry:
 
     def test_a_name_never_changes_what_it_means(self, site: Site, web: Web) -> None:
         add(site, web)
+        shown = site.run("image", "show", "debian-12").stdout
         again = site.run("image", "add", "debian-12", f"{web.url}/debian.qcow2", "--sha512", SHA512)
         assert again.returncode == 0, "where its checksum was read is only for people"
+        assert again.stdout == shown, "who registered it, and when, is told as it is"
         same = site.run("image", "add", "debian-12", f"{web.url}/debian.qcow2", "--checksum-url", f"{web.url}/SHA512SUMS")
         assert same.returncode == 0 and "is there already, just so" in same.stderr
         said = refused(site, 5, "image", "add", "debian-12", "/srv/other", "--sha256", SHA256)

@@ -136,6 +136,16 @@ def test_redirects_are_followed_to_http_only(server: ImageServer, cache: ImageCa
     assert fetch(cache, f"{server.base}/moved").format == "raw"
 
 
+@pytest.mark.parametrize("location", ["http://[::bad/", "http://127.0.0.1:99999/a", "http://a\\b:x/", "http://\u00e9..x/"])
+def test_a_redirect_to_what_is_no_address_is_permanent(
+    location: str, server: ImageServer, cache: ImageCache, tmp_path: Path
+) -> None:
+    server.answers["/a"] = status(302, Location=location)
+    error = failure(cache, tmp_path, f"{server.base}/a")
+    assert isinstance(error, ImageNotFound)
+    assert "that can be asked" in str(error)
+
+
 @pytest.mark.parametrize("code", [204, 304, 400, 401, 403, 404, 410, 416])
 def test_a_status_that_will_stay_is_permanent(code: int, server: ImageServer, cache: ImageCache, tmp_path: Path) -> None:
     server.answers["/a"] = status(code)

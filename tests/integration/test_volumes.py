@@ -186,10 +186,11 @@ def test_a_directory_on_another_file_system_is_refused_and_one_of_its_own_is_use
         return deployment.start_ecompute()
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
-        process = start_with(elsewhere)
+        process = start_with(f"{elsewhere}/deep")
         wait_until(lambda: process.poll() is not None, timeout_seconds=60, what="it ended", evidence=deployment.evidence)
         assert process.poll() == 2, deployment.evidence()
-        assert f"volumes.directory is {elsewhere}, on another file system than" in deployment.evidence()
+        assert list(Path(elsewhere).iterdir()) == []
+        assert f"volumes.directory is {elsewhere}/deep, on another file system than" in deployment.evidence()
     start_with(str(tmp_path / "own"))
     deployment.wait_ready()
     made = json.loads(site.volume("create", "data", "--size", "1", "--json"))

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from common.config import DiskConfig
 from common.errors import Cancelled, Conflict, HypervisorRejected, HypervisorUnavailable, NoSpace, Permanent
 from common.image_jobs import Stage
 from ecompute import disk_copying
@@ -29,8 +30,8 @@ PROVIDER = UUID(int=1)
 class Scene:
     """One instance with a disk of 1 GiB over an image of the cache."""
 
-    def __init__(self, folder: Path, image_format: str = "raw") -> None:
-        self.folder, self.hypervisor, self.disks = folder, FakeHypervisor(), Disks(folder / "instances")
+    def __init__(self, folder: Path, image_format: str = "raw", config: DiskConfig = DiskConfig()) -> None:  # noqa: B008 - frozen
+        self.folder, self.hypervisor, self.disks = folder, FakeHypervisor(), Disks(folder / "instances", config)
         images = folder / "images"
         images.mkdir()
         base = images / f"base.{image_format}"
@@ -40,7 +41,8 @@ class Scene:
         spec = a_spec()
         self.uuid = spec.uuid
         self.disk = self.disks.build(self.uuid, CachedImage(base, image_format, 4 << 20, "0" * 64), 1)
-        self.io(self.disk, "write -P 2 500M 1M")
+        self.disk_format = "raw" if config.mode == "raw" else "qcow2"
+        self.io(self.disk, "write -P 2 500M 1M", self.disk_format)
         self.hypervisor.define(domain_xml(spec, a_context()))
         self.copier = DiskCopier(self.hypervisor, self.disks, directory=folder / "copies", images=images)
         self.copier.clean_up()
@@ -51,7 +53,8 @@ class Scene:
 
     def is_copy(self, path: Path) -> bool:
         told = subprocess.run(["qemu-img", "info", path], check=True, capture_output=True, text=True, timeout=20).stdout
-        same = subprocess.run(["qemu-img", "compare", "-q", path, self.disk], check=False, timeout=30).returncode == 0
+        compared = ["qemu-img", "compare", "-q", "-F", self.disk_format, path, self.disk]
+        same = subprocess.run(compared, check=False, timeout=30).returncode == 0
         return same and "backing" not in told
 
     def left(self) -> list[str]:
@@ -82,6 +85,20 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 def test_a_disk_at_rest_is_copied_with_what_it_rests_on(scene: Scene) -> None:
     with scene.copier.copied(scene.uuid, lambda *_: None) as (path, how):
         assert scene.is_copy(path) and how is None
+    assert scene.left() == []
+
+
+def test_a_raw_disk_is_copied_whatever_its_guest_wrote_to_its_beginning(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, config=DiskConfig(mode="raw"))
+    with scene.copier.copied(scene.uuid, lambda *_: None) as (path, how):
+        assert scene.is_copy(path) and how is None
+    header = tmp_path / "header.qcow2"
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", tmp_path / "images" / "base.raw", "-F", "raw", header, "1G"]
+    subprocess.run(command, check=True, timeout=20)
+    with scene.disk.open("r+b") as disk:
+        disk.write(header.read_bytes()[:65536])
+    with scene.copier.copied(scene.uuid, lambda *_: None) as (path, _):
+        assert scene.is_copy(path)
     assert scene.left() == []
 
 

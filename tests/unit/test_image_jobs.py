@@ -126,6 +126,18 @@ def test_one_that_failed_is_told_once_and_tried_again_when_asked_again(bench: Be
     assert len(bench.maker.asked) == 2
 
 
+def test_one_that_was_registered_is_made_anew_when_it_is_asked_for_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_jobs, "LOOK_EVERY_SECONDS", 60.0)  # whoever waits for the client has not heard of it yet
+    bench.jobs._is_clean.wait(5)
+    job = uuid4()
+    bench.maker.go.set()
+    bench.until(job, Stage.PUBLISHED)
+    bench.ask(job, DONE)
+    bench.ask(job)
+    bench.until(job, Stage.PUBLISHED)
+    assert len(bench.maker.asked) == 2
+
+
 def test_a_bug_is_told_as_one_and_other_images_are_made(bench: Bench) -> None:
     def break_down() -> Made:
         raise RuntimeError("oops")

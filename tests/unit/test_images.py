@@ -451,3 +451,10 @@ def test_room_is_looked_at_while_an_image_is_unpacked(
     with pytest.raises(NoSpace, match="more to come"):
         fetch(cache, tmp_path / "a.img")
     assert kept(tmp_path) == []
+
+
+def test_what_a_terminal_would_obey_in_a_path_is_told_as_plain_characters(tmp_path: Path) -> None:
+    image = ImageRef("file:///tmp/%1b[31mred%0anext%00")
+    with pytest.raises(ImageNotFound) as caught:
+        ImageCache(tmp_path, ImagesConfig()).fetch(image, progress=lambda *_: None, is_cancelled=lambda: False)
+    assert r"image /tmp/\x1b[31mred\nnext\x00 cannot be read" in str(caught.value)

@@ -277,7 +277,9 @@ def test_what_holds_from_when_on_is_said(scene: Scene) -> None:
     assert isinstance(resized.found, Instance)
     waiting = InstanceStatus(Phase.RUNNING, in_force={"VCPU": 1, "MEMORY_MB": 512})
     disk = "DISK_GB 5 → 10: from now on"
-    assert effects(resized, waiting, is_rebooted=False) == [f"{disk}; the guest sees it, and grows its file systems"]
+    assert effects(resized, waiting, is_rebooted=False) == [
+        f"{disk}; the guest sees it; to grow its file systems is for the guest"
+    ]
     off = effects(resized, InstanceStatus(Phase.STOPPED), is_rebooted=False)
     assert off == [disk, "VCPU 1 → 2: from its next start on"]
     up = effects(resized, InstanceStatus(Phase.RUNNING), is_rebooted=True)

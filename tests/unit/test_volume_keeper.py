@@ -322,15 +322,26 @@ def test_a_service_that_is_away_only_takes_its_time(
     assert loop.volume(place) is None and not loop.placement.consumers
 
 
+@pytest.mark.parametrize(("before", "after"), [(0o1777, 0o1777), (0o750, 0o751), (0o700, 0o711)])
+def test_a_folder_that_is_there_is_opened_as_far_as_qemu_must_pass(tmp_path: Path, before: int, after: int) -> None:
+    directory = tmp_path / "volumes"
+    directory.mkdir()
+    directory.chmod(before)
+    VolumeFiles(directory)
+    assert directory.stat().st_mode & 0o7777 == after
+
+
 def test_half_made_files_are_gone_with_the_next_start_and_strangers_are_no_volumes(tmp_path: Path) -> None:
     directory = tmp_path / "volumes"
     files = VolumeFiles(directory)
     volume = uuid4()
     files.make(volume, 1)
     (directory / f"{uuid4()}.raw.1-0.partial").write_bytes(b"")
-    (directory / "notes.txt").write_bytes(b"")
+    strangers = {"notes.txt", "film.partial", "disk.raw.partial"}
+    for name in strangers:
+        (directory / name).write_bytes(b"")
     assert VolumeFiles(directory).list() == [volume]
-    assert sorted(path.name for path in directory.iterdir()) == sorted([f"{volume}.raw", "notes.txt"])
+    assert {path.name for path in directory.iterdir()} == {f"{volume}.raw", *strangers}
     assert volume_of(directory / f"{volume}.raw", directory) == volume
     assert volume_of(tmp_path / f"{volume}.raw", directory) is None
     assert volume_of(directory / f"{volume}.RAW", directory) is None
