@@ -18,7 +18,7 @@ import pytest
 from tests.support.deployment import Deployment, deployment_inside
 from tests.support.guests import Guest, make_key
 from tests.support.hosts import NamespacedHost
-from tests.support.processes import VENV_BIN, wait_until
+from tests.support.processes import VENV_BIN, as_a_child, wait_until
 
 REQUEST = "resources=VCPU:1,DISK_GB:1,MEMORY_MB:128"
 
@@ -31,7 +31,7 @@ class Terminal:
         command = [VENV_BIN / "eschedule", "--config", deployment.schedule_file, *arguments]
         self.process = subprocess.Popen(
             host._inside(["setsid", "--ctty", "--wait", *command]), stdin=follower, stdout=follower, stderr=follower,
-            env={**os.environ, "TERM": "xterm"},
+            env={**os.environ, "TERM": "xterm"}, preexec_fn=as_a_child,  # noqa: PLW1509 - tests only
         )  # fmt: skip
         os.close(follower)
         self._leader, self.shown = leader, b""
