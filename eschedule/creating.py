@@ -167,7 +167,8 @@ def _left_behind(session: Session, request: Request, instance: UUID, interrupted
     """What a run that was interrupted leaves, as etcd says it now."""
     name = request.instance_name(instance)
     try:
-        is_recorded = session.store.get(session.keys.instance(instance)) is not None
+        with session.last_look() as store:
+            is_recorded = store.get(session.keys.instance(instance)) is not None
     except EcomputeError:
         return f"interrupted; whether {name} ({instance}) was recorded is unknown; look: eschedule show {instance}"
     if is_recorded:

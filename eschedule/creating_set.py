@@ -134,7 +134,8 @@ def _left_behind(session: Session, request: Request, placed: PlacedSet | None, i
     members = request.members(request.instance_uuid(session.keys.prefix, uuids.uuid4))
     keys = [session.keys.instance(member.uuid) for member in members if member.uuid]
     try:
-        found = len(session.store.get_many(keys))
+        with session.last_look() as store:
+            found = len(store.get_many(keys))
     except EcomputeError:
         return f"interrupted; what of the set was recorded is unknown; look: eschedule list; request id: {request.request_id}"
     if placed and found:

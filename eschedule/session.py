@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import getpass
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,8 @@ from eschedule.screen import Screen
 
 if TYPE_CHECKING:
     from common.placement import Placement
+
+LAST_LOOK_SECONDS = 2.0
 
 
 class Session:
@@ -38,6 +42,18 @@ class Session:
         from common.etcd_store import EtcdStore  # noqa: PLC0415
 
         return EtcdStore(self.config.etcd)
+
+    @contextlib.contextmanager
+    def last_look(self) -> Iterator[Store]:
+        """A store for a question at the end of a run that was interrupted: nobody waits long for its answer then."""
+        from common.etcd_store import EtcdStore  # noqa: PLC0415 - as above
+
+        seconds = min(LAST_LOOK_SECONDS, self.config.etcd.deadline_seconds)
+        store = EtcdStore(dataclasses.replace(self.config.etcd, deadline_seconds=seconds))
+        try:
+            yield store
+        finally:
+            store.close()
 
     @cached_property
     def placement(self) -> Placement:
