@@ -152,7 +152,7 @@ def test_disks_are_plugged_into_guests_that_run_only(hypervisor: Hypervisor, def
 
 
 def test_starting_a_paused_domain_leaves_it_paused(hypervisor: Hypervisor, running: UUID) -> None:
-    hypervisor.suspend(running)
+    hypervisor.pause(running)
     hypervisor.start(running)
     assert power_state(hypervisor, running) == PowerState.PAUSED
 
@@ -171,7 +171,7 @@ def test_a_guest_that_was_asked_to_shut_down_is_off_and_says_why(hypervisor: Hyp
 
 
 def test_a_paused_guest_is_not_asked_to_shut_down(hypervisor: Hypervisor, running: UUID) -> None:
-    hypervisor.suspend(running)
+    hypervisor.pause(running)
     hypervisor.shutdown(running)
     assert power_state(hypervisor, running) == PowerState.PAUSED
 

@@ -220,7 +220,7 @@ def test_a_disk_grows_under_its_guest_and_whatever_else_is_asked_of_it_is_refuse
         assert virtual_size_bytes(libvirt_host.path(str(disk))) == 3 << 30
     with pytest.raises(HypervisorRejected, match="larger"):
         driver.grow_disk(spec.uuid, disk.with_name("another.qcow2"), 4 << 30)
-    driver.suspend(spec.uuid)
+    driver.pause(spec.uuid)
     assert driver.grow_disk(spec.uuid, disk, 4 << 30)
     driver.destroy(spec.uuid)
     with pytest.raises(Conflict, match="not up"):
@@ -487,9 +487,9 @@ def test_guests_survive_libvirtd_and_whoever_listens_hears_that_it_is_back(
         wait_until(lambda count=restart: len(reconnects) == count, timeout_seconds=10, what=f"reconnected {restart} times")
         assert seen(driver, spec) == before
         told.clear()
-        driver.suspend(spec.uuid)
+        driver.pause(spec.uuid)
         wait_until(lambda: spec.uuid in told, timeout_seconds=5, what="events arrive again")
-        driver.resume(spec.uuid)
+        driver.unpause(spec.uuid)
     assert open_descriptors() <= descriptors, "a broken connection keeps its descriptors"
 
 
