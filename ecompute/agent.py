@@ -258,9 +258,7 @@ class Agent:
             placement=self._placement(keeps_connections=False, consumer_type=VOLUME),
         )  # fmt: skip
         world = self._world(host, hypervisor, placement, images=images.cache, volumes=volumes.book)
-        images.disk_use.add("snapshots", world.disks.bytes_beyond_claims)
-        instances = config.paths.state_dir / "instances"
-        images.disk_use.add("suspended guests", lambda: world.saved_memory.taken_bytes(instances))
+        self._count_disk_use(images, world)
         host_network = self._host_network(host, world)
 
         def look_at_host() -> None:
@@ -340,6 +338,12 @@ class Agent:
         logger.info("serving", extra=fields(provider=host.provider, instances=len(specs.uuids())))
         self._stop.wait()
         self._put_down(workers)
+
+    def _count_disk_use(self, images: ImageService, world: World) -> None:
+        """Have reserved what guests take beside what they claim."""
+        instances = self._config.paths.state_dir / "instances"
+        images.disk_use.add("snapshots", world.disks.bytes_beyond_claims)
+        images.disk_use.add("suspended guests", lambda: world.saved_memory.taken_bytes(instances))
 
     def _post_office(
         self, host: Host, world: World, store: EtcdStore, *, heartbeat: Heartbeat, specs: SpecWatcher, auditor: Auditor,

@@ -22,7 +22,7 @@ from common.network_records import address_keys
 from common.placement import Claim
 from common.store import Compare, Store, Transaction
 from ecompute.disk_changes import DiskChanges, as_built
-from ecompute.hypervisor import Domain, PowerState, Stamp
+from ecompute.hypervisor import Domain, PowerState
 from ecompute.image_sources import shown_url
 from ecompute.machine import Allocation, Facts, Step, is_up
 from ecompute.moving import Cause, Mover
@@ -127,7 +127,9 @@ class Builder:
     def takes_long(self, step: Step, spec: InstanceSpec) -> bool:
         """Whether *step* may last, so that only some of the workers are to be at such."""
         is_long_build = self._world.disks.copies or self._world.preparation.takes_long(spec)
-        return step in (Step.FETCH_IMAGE, Step.SUSPEND, Step.RESUME) or (step in (Step.BUILD_DISK, Step.PREPARE_DISK) and is_long_build)
+        if step in (Step.BUILD_DISK, Step.PREPARE_DISK):
+            return is_long_build
+        return step in (Step.FETCH_IMAGE, Step.SUSPEND, Step.RESUME)
 
     def _build_disk(self, spec: InstanceSpec, facts: Facts, hand: Hand) -> Facts:
         with self._world.images.held(spec.image) as image:

@@ -367,10 +367,8 @@ def _running(spec: InstanceSpec, facts: Facts, history: History) -> Decision:
     domain = ours(facts)
     if facts.domain and not domain:
         return Decision(Step.NONE, Phase.HELD, Reason.FOREIGN_DOMAIN)
-    if domain and domain.is_active:
-        return _active(spec, domain, facts)
-    if domain and domain.has_saved_memory:
-        return _saved(spec, domain, facts, history)
+    if domain and (domain.is_active or domain.has_saved_memory):
+        return _active(spec, domain, facts) if domain.is_active else _saved(spec, domain, facts, history)
     if has_run(facts, history):
         return _went_down(spec, domain, facts, history)
     if history.is_exhausted:
@@ -399,9 +397,8 @@ def _active(spec: InstanceSpec, domain: Domain, facts: Facts) -> Decision:
         return Decision(Step.CONNECT, Phase.BUILDING if is_new and phase is Phase.RUNNING else phase, reason)
     is_held_still = facts.disk.is_frozen and phase is Phase.RUNNING  # one that is paused would not hear of it
     is_small = facts.disk_is_there and not facts.disk_is_large_enough
-    if is_held_still or is_small:
-        return Decision(Step.THAW if is_held_still else Step.GROW_DISK, phase, reason)
-    return _standing(spec, domain, facts, Decision(Step.NONE, phase, reason))
+    decision = Decision(Step.THAW if is_held_still else Step.GROW_DISK if is_small else Step.NONE, phase, reason)
+    return decision if is_held_still or is_small else _standing(spec, domain, facts, decision)
 
 
 def _standing(spec: InstanceSpec, domain: Domain, facts: Facts, as_it_is: Decision) -> Decision:

@@ -2,8 +2,8 @@
 
 Seven things are waited for: a guest to follow its power button, or to let go of a disk, the client of a claim without a
 request to come back, a guest that was started to stay up, a start that failed for good, or memory that could not be saved, to
-be worth another try, and a client to write the request that it has claimed other amounts for. Hosts that turned out not to take an instance are kept here as
-well. A restart forgets it all, which only makes us wait a little longer, or try once more.
+be worth another try, and a client to write the request that it has claimed other amounts for. Hosts that turned out not to
+take an instance are kept here as well. A restart forgets it all, which only makes us wait a little longer, or try once more.
 """
 
 from __future__ import annotations

@@ -95,6 +95,11 @@ class Screen:
         has_colour = os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
         return Look(None if is_wide else shutil.get_terminal_size().columns, is_wide, has_colour)
 
+    def ask(self, question: str) -> None:
+        """Put *question* to whoever sits at the terminal; the answer is typed behind it."""
+        self._clear()
+        self._write(f"{PROGRAM}: {question}")
+
     def message(self, text: str) -> None:
         """One line about what happened."""
         self._clear()
