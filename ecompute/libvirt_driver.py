@@ -107,7 +107,8 @@ def _undefine(handle: libvirt.virDomain) -> None:
     except libvirt.libvirtError as error:
         if not is_code(error, libvirt.VIR_ERR_INVALID_ARG):
             raise
-        handle.undefineFlags(0)  # a driver without such things
+        libvirt_memory.drop(handle)
+        handle.undefineFlags(0)  # a driver that does not know all of them
 
 
 _event_loop_lock = threading.Lock()

@@ -176,6 +176,63 @@ def test_a_paused_guest_is_not_asked_to_shut_down(hypervisor: Hypervisor, runnin
     assert power_state(hypervisor, running) == PowerState.PAUSED
 
 
+def saved_state(hypervisor: Hypervisor, uuid: UUID) -> tuple[PowerState, bool]:
+    domain = hypervisor.get(uuid)
+    assert domain is not None
+    return domain.power_state, domain.has_saved_memory
+
+
+def test_a_guest_is_paused_and_goes_on(hypervisor: Hypervisor, running: UUID) -> None:
+    for _ in range(2):
+        hypervisor.pause(running)
+        domain = hypervisor.get(running)
+        assert domain is not None and domain.was_paused
+    for _ in range(2):
+        hypervisor.unpause(running)
+        assert power_state(hypervisor, running) == PowerState.RUNNING
+
+
+def test_memory_is_saved_once_and_gone_on_with_once(hypervisor: Hypervisor, running: UUID) -> None:
+    stamp = a_stamp(booted=1)
+    hypervisor.write_stamp(running, stamp)
+    disks = hypervisor.disks(running)
+    for _ in range(2):
+        hypervisor.suspend(running)
+        domain = hypervisor.get(running)
+        assert domain is not None and domain in hypervisor.list()
+        assert (domain.power_state, domain.state_reason, domain.has_saved_memory) == (PowerState.SHUTOFF, "saved", True)
+        assert domain.stamp == stamp
+    assert hypervisor.disks(running) == disks, "it goes on with them"
+    for _ in range(2):
+        hypervisor.resume(running)
+        assert saved_state(hypervisor, running) == (PowerState.RUNNING, False)
+
+
+def test_a_guest_that_is_off_has_no_memory_to_be_saved_or_gone_on_with(hypervisor: Hypervisor, defined: UUID) -> None:
+    for uuid in (defined, uuid4()):
+        for act in (hypervisor.suspend, hypervisor.resume):
+            with pytest.raises(Conflict):
+                act(uuid)
+        hypervisor.drop_memory(uuid)
+
+
+def test_memory_that_is_dropped_and_that_of_a_guest_which_boots_is_gone(hypervisor: Hypervisor, running: UUID) -> None:
+    hypervisor.suspend(running)
+    for _ in range(2):
+        hypervisor.drop_memory(running)
+        assert saved_state(hypervisor, running) == (PowerState.SHUTOFF, False)
+    assert hypervisor.disks(running).live == ()
+    hypervisor.start(running)
+    hypervisor.suspend(running)
+    hypervisor.start(running)  # anew
+    hypervisor.destroy(running)
+    assert saved_state(hypervisor, running) == (PowerState.SHUTOFF, False)
+    hypervisor.start(running)
+    hypervisor.suspend(running)
+    hypervisor.undefine(running)
+    assert hypervisor.get(running) is None
+
+
 def test_undefine_forgets_and_does_so_twice(hypervisor: Hypervisor, defined: UUID) -> None:
     for _ in range(2):
         hypervisor.undefine(defined)

@@ -210,6 +210,36 @@ def test_a_guest_starts_stops_and_goes_however_often_it_is_told(
     assert driver.get(spec.uuid) is None
 
 
+def test_saved_memory_is_that_of_the_guest_as_it_was_and_half_of_it_is_none(
+    libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    spec = guests.start()
+    driver.write_stamp(spec.uuid, a_stamp(booted=1))
+    before = driver.disks(spec.uuid)
+    larger = dataclasses.replace(spec, resources={"VCPU": 2, "MEMORY_MB": 96, "DISK_GB": 1})  # from its next boot on
+    driver.define(domain_xml(larger, a_context(virt_type="qemu", directory=Path(INSTANCES) / str(spec.uuid))))
+    driver.suspend(spec.uuid)
+    domain = seen(driver, spec)
+    assert (domain.has_saved_memory, domain.vcpus, domain.memory_mib) == (True, 1, 64)
+    assert driver.disks(spec.uuid).live == before.live
+    libvirt_host.stop_libvirtd(signal.SIGKILL)
+    libvirt_host.start_libvirtd()
+    wait_until(lambda: driver.get(spec.uuid), timeout_seconds=10, what="libvirtd answers")
+    assert seen(driver, spec).has_saved_memory
+    driver.resume(spec.uuid)
+    assert (seen(driver, spec).power_state, seen(driver, spec).vcpus) == (PowerState.RUNNING, 1)
+
+    driver.suspend(spec.uuid)
+    (file,) = libvirt_host.path("/var/lib/libvirt/qemu/save").glob("*.save")
+    with file.open("r+b") as memory:  # as libvirt leaves it when the host loses its power
+        memory.write(b"LibvirtQemudPart")
+    assert not seen(driver, spec).has_saved_memory
+    with pytest.raises(Conflict, match="not saved"):
+        driver.resume(spec.uuid)
+    driver.start(spec.uuid)
+    assert not file.exists()
+
+
 def test_a_disk_grows_under_its_guest_and_whatever_else_is_asked_of_it_is_refused(
     libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
 ) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 from common.hardware import USUAL
 from common.model import Desired, ImageRef
 from common.volume_records import VolumePlace
-from eschedule import changes, disk_edits, volume_changes
+from eschedule import changes, disk_edits, still_edits, volume_changes
 from eschedule.request import Request
 from eschedule.resizing import Resizer
 from eschedule.scheduler import Scheduler
@@ -63,6 +63,14 @@ class Clients:
         self._change(uuid, changes.stopped)
         self.ledger.asked(uuid, "", Desired.STOPPED)
 
+    def pause(self, uuid: UUID) -> None:
+        self._change(uuid, still_edits.paused)
+        self.ledger.asked(uuid, "", Desired.PAUSED)
+
+    def suspend(self, uuid: UUID) -> None:
+        self._change(uuid, still_edits.suspended)
+        self.ledger.asked(uuid, "", Desired.SUSPENDED)
+
     def start(self, uuid: UUID) -> None:
         self._change(uuid, changes.started)
         self.ledger.asked(uuid, "", Desired.RUNNING)
@@ -75,6 +83,7 @@ class Clients:
     def revert(self, uuid: UUID, snapshot: str) -> None:
         self.ledger.asked_to_reboot(uuid)
         self._change(uuid, disk_edits.reverted(snapshot))
+        self.ledger.asked(uuid, "", Desired.RUNNING)
         self.ledger.reboot_is_certain(uuid)
 
     def rebuild(self, uuid: UUID, image: str) -> None:
