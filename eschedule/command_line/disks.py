@@ -32,6 +32,7 @@ def add_snapshot(verbs: Verbs) -> None:
         "eschedule snapshot revert web-1 before-upgrade",
     )  # fmt: skip
     _named(revert)
+    sure(revert)
     waiting(revert, "it")
 
 

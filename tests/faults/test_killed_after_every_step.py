@@ -347,11 +347,11 @@ def revert_a_suspended_guest(bench: Bench, failpoint: str) -> None:
     """Its memory is dropped: the disk is another one than it knows."""
     uuid = bench.guest()
     booted = bench.boots(uuid)
-    bench.cluster.eschedule("snapshot", "create", bench.ledger.known[uuid].name, "before")
+    bench.cluster.eschedule("snapshot", "create", bench.ledger.known[uuid].name, "suspended")
     bench.clients.suspend(uuid)
     bench.settle()
     written(bench, uuid, 5)
-    bench.strike(failpoint, lambda: bench.clients.revert(uuid, "before"))
+    bench.strike(failpoint, lambda: bench.clients.revert(uuid, "suspended"))
     status = bench.settle().status_of(uuid)
     assert status is not None and status.restored is not None and not status.restored.problem
     assert_holds(bench, uuid, 0)

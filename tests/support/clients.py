@@ -78,13 +78,12 @@ class Clients:
     def reboot(self, uuid: UUID, *, hard: bool = False) -> None:
         self.ledger.asked_to_reboot(uuid)
         self._change(uuid, changes.rebooted(hard=hard))
-        self.ledger.reboot_is_certain(uuid)
+        self._boots(uuid)
 
     def revert(self, uuid: UUID, snapshot: str) -> None:
         self.ledger.asked_to_reboot(uuid)
         self._change(uuid, disk_edits.reverted(snapshot))
-        self.ledger.asked(uuid, "", Desired.RUNNING)
-        self.ledger.reboot_is_certain(uuid)
+        self._boots(uuid)
 
     def rebuild(self, uuid: UUID, image: str) -> None:
         self.ledger.asked_to_reboot(uuid)
@@ -113,6 +112,13 @@ class Clients:
     def edit(self, uuid: UUID, fields: Mapping[str, Any]) -> None:
         """Set *fields* of the spec as they are."""
         self._change(uuid, lambda _spec, _status: fields)
+
+    def _boots(self, uuid: UUID) -> None:
+        """It was asked to boot; one that had no process has no other one then."""
+        if self.ledger.known[uuid].may_be == {Desired.SUSPENDED}:
+            self.ledger.asked(uuid, "", Desired.RUNNING)
+        else:
+            self.ledger.reboot_is_certain(uuid)
 
     def _change(self, uuid: UUID, edit: changes.Edit) -> None:
         changes.change(self.cluster.store, self.cluster.keys, uuid, edit)
