@@ -21,10 +21,9 @@ def is_meant(session: Session, options: argparse.Namespace, question: str) -> bo
     """
     if not needs_asking(session, options):
         return True
-    session.screen.ask(f"{escaped(question)} [y/N] ")
-    answer = sys.stdin.readline().strip().lower()
+    answer = session.screen.ask(f"{escaped(question)} [y/N] ", sys.stdin)
     session.interruption.check()
-    if answer in ("y", "yes"):
+    if answer.lower() in ("y", "yes"):
         return True
     session.screen.message("nothing was changed")
     return False

@@ -95,10 +95,14 @@ class Screen:
         has_colour = os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
         return Look(None if is_wide else shutil.get_terminal_size().columns, is_wide, has_colour)
 
-    def ask(self, question: str) -> None:
-        """Put *question* to whoever sits at the terminal; the answer is typed behind it."""
+    def ask(self, question: str, answers: TextIO) -> str:
+        """What whoever sits at the terminal types behind *question*, as a line; "" where *answers* ends."""
         self._clear()
         self._write(f"{PROGRAM}: {question}")
+        line = answers.readline()
+        if not line.endswith("\n"):
+            self._write("\n")
+        return line.strip()
 
     def message(self, text: str) -> None:
         """One line about what happened."""
