@@ -105,7 +105,7 @@ def add_protect(verbs: Verbs) -> None:
 
 
 def add_unprotect(verbs: Verbs) -> None:
-    instances(verb(verbs, "unprotect", "take that back, so that they can be", "eschedule unprotect db-1"))
+    instances(verb(verbs, "unprotect", "let instances be destroyed and rebuilt again", "eschedule unprotect db-1"))
 
 
 def add_set(verbs: Verbs) -> None:
