@@ -316,10 +316,10 @@ def test_pausing_resuming_and_resetting_keep_the_process(
     spec = guests.start()
     before = qemu_pid(libvirt_host, spec)
     for act, expected in (
-        (driver.suspend, (PowerState.PAUSED, "user")),
+        (driver.pause, (PowerState.PAUSED, "user")),
         (driver.reboot, (PowerState.PAUSED, "user")),
         (driver.shutdown, (PowerState.PAUSED, "user")),
-        (driver.resume, (PowerState.RUNNING, "unpaused")),
+        (driver.unpause, (PowerState.RUNNING, "unpaused")),
         (driver.reboot, (PowerState.RUNNING, "unpaused")),
         (driver.shutdown, (PowerState.RUNNING, "unpaused")),  # the BIOS does not listen, and nobody waits for it
     ):
