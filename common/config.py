@@ -71,6 +71,7 @@ class LibvirtConfig:
     machine_type: str | None = None  # None: what libvirt takes by default
     cpu_mode: str | None = None  # None: host-passthrough under kvm, maximum under qemu
     kvm_probe_deadline_seconds: float = 20.0
+    save_directory: Path = Path("/var/lib/libvirt/qemu/save")  # where this libvirt keeps the memory of suspended guests
     graphics: str = "none"  # "none" | "vnc": a screen for each guest, at a socket of the host
 
 

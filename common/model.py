@@ -38,8 +38,19 @@ class Desired(enum.StrEnum):
     """What a spec asks for."""
 
     RUNNING = "running"
+    PAUSED = "paused"  # there, with its memory, and its CPUs do not run
+    SUSPENDED = "suspended"  # its memory is in a file of its host, and it goes on from there
     STOPPED = "stopped"
     DELETED = "deleted"
+
+    @property
+    def stands_still(self) -> bool:
+        return self in (Desired.PAUSED, Desired.SUSPENDED)
+
+    @property
+    def keeps_guest(self) -> bool:
+        """Whether a guest is to be there that goes on, at once or some time."""
+        return self is Desired.RUNNING or self.stands_still
 
 
 class Restart(enum.StrEnum):
@@ -67,6 +78,8 @@ class Phase(enum.StrEnum):
     RUNNING = "Running"
     REBOOTING = "Rebooting"
     PAUSED = "Paused"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
     STOPPING = "Stopping"
     STOPPED = "Stopped"
     DELETING = "Deleting"
@@ -90,6 +103,7 @@ class Reason(enum.StrEnum):
     GUEST_SHUTDOWN = "GuestShutdown"
     CRASHED = "Crashed"
     HOST_REBOOTED = "HostRebooted"
+    MEMORY_LOST = "MemoryLost"
     STORE_RESTORED = "StoreRestored"
     UNSUPPORTED_SCHEMA = "UnsupportedSchema"
     IO_ERROR = "IoError"
@@ -185,6 +199,7 @@ class InstanceSpec(Record):
     restore: str = ""  # the snapshot that its disk is to go back to, by the request of this number, which is a boot_request
     restore_request: int = 0
     rebuild_request: int = 0  # its disk is to be made anew, of the image
+    protected: bool = False  # neither destroyed nor rebuilt before somebody takes that back
     adopts: Adoption | None = None  # an operator decided that this spec speaks for the guest with that stamp
     moves: tuple[Move, ...] = ()  # hosts that could not build it, oldest first
     request_digest: str = ""
@@ -196,7 +211,7 @@ class InstanceSpec(Record):
         needed = spec_schema(
             nics=self.nics, metadata=self.metadata, config_drive=self.config_drive, allow=self.allow, forwards=self.forwards,
             hardware=self.hardware, disk_content=self.disk_content, volumes=self.volumes,
-            disk_request=max(self.restore_request, self.rebuild_request),
+            disk_request=max(self.restore_request, self.rebuild_request), stands_still=self.desired.stands_still,
         )  # fmt: skip
         object.__setattr__(self, "schema", needed)
 

@@ -110,6 +110,7 @@ COMPUTE: Schema = {
                     "machine_type": _or_null(_text("^[A-Za-z0-9._-]+$", "a machine type of QEMU, such as q35")),
                     "cpu_mode": _or_null(_one_of("host-passthrough", "host-model", "maximum")),
                     "kvm_probe_deadline_seconds": _seconds(1, 600),
+                    "save_directory": _FOLDER,
                     "graphics": _one_of("none", "vnc"),
                 }
             ),
@@ -222,12 +223,13 @@ _AMOUNTS: Schema = {"type": "object", "additionalProperties": {"type": "integer"
 _TEXTS: Schema = {"type": "object", "additionalProperties": _STRING}
 _SCHEMA_NUMBER: Schema = {"const": 1}
 _SPEC_SCHEMA_NUMBER: Schema = {
-    "enum": [1, 2, 3, 4],
+    "enum": [1, 2, 3, 4, 5],
     "description": "2 where allow, forwards, metadata, config_drive, or more of a card than its network must be understood; "
-    "3 where hardware must be; 4 where what is on its disks, what is asked of them, or which it has, must be",
+    "3 where hardware must be; 4 where what is on its disks, what is asked of them, or which it has, must be; "
+    "5 where it is to be paused or suspended",
 }
 _PHASES = (
-    "Pending", "Building", "Running", "Rebooting", "Paused", "Stopping", "Stopped",
+    "Pending", "Building", "Running", "Rebooting", "Paused", "Suspending", "Suspended", "Stopping", "Stopped",
     "Deleting", "Rescheduling", "Refused", "Failed", "Held", "Quarantined",
 )  # fmt: skip
 
@@ -329,7 +331,8 @@ INSTANCE_SPEC = _record(
         "group_policy": {"enum": ["anti-affinity", "soft-anti-affinity", "affinity", "soft-affinity"]},
         "restart": {"enum": ["never", "on-failure", "always"]},
         "grace_seconds": _COUNT,
-        "desired": {"enum": ["running", "stopped", "deleted"]},
+        "desired": {"enum": ["running", "paused", "suspended", "stopped", "deleted"]},
+        "protected": {"type": "boolean", "description": "neither destroyed nor rebuilt before that is taken back"},
         "boot_request": {"type": "integer", "minimum": 1},
         "reboot_request": _COUNT,
         "hard_reboot": {"type": "boolean"},

@@ -19,19 +19,23 @@ FIRST = 1
 GUARDED = 2  # who may reach the guest and read its metadata, what its cards are on, ports and the form of a drive
 OTHER_HARDWARE = 3  # another disk bus or other cards than virtio, for which its image has no drivers
 DISK_CONTENT = 4  # what is on its disks, or which it has, is other than its image alone says
-SPEC_SCHEMAS = (FIRST, GUARDED, OTHER_HARDWARE, DISK_CONTENT)  # what this version reads
+STANDS_STILL = 5  # its guest is to be paused, or to have its memory saved
+SPEC_SCHEMAS = (FIRST, GUARDED, OTHER_HARDWARE, DISK_CONTENT, STANDS_STILL)  # what this version reads
 
 
 def spec_schema(
     *, nics: Sequence[Nic], metadata: MetadataAccess, config_drive: ConfigDrive, allow: Collection[str] | None,
     forwards: Collection[Forward], hardware: Hardware, disk_content: DiskContent = AS_IMAGE, disk_request: int = 0,
-    volumes: Collection[VolumeRef] = (),
+    volumes: Collection[VolumeRef] = (), stands_still: bool = False,
 ) -> int:  # fmt: skip
     """The schema number of a spec that has these fields; the others mean the same to all versions.
 
     The hop limit is not among them, as it is one of session tokens, which hosts that do not know it do not give. Nor is the
     drive that is not to be: they make none anyway.
     """
+    # Who knows nothing of saved memory would change a disk that a guest goes on with, or give away what it has.
+    if stands_still:
+        return STANDS_STILL
     # Who passed over these would start a guest without its volumes, or on a disk that was to be another one.
     if disk_content != AS_IMAGE or disk_request or volumes:
         return DISK_CONTENT

@@ -69,6 +69,7 @@ from ecompute.post_office import PostOffice, post_office
 from ecompute.provider_lock import lock_provider
 from ecompute.reconciler import Reconciler
 from ecompute.resync import Resync
+from ecompute.saved_memory import SavedMemory
 from ecompute.snapshotter import Snapshotter
 from ecompute.statuses import Statuses
 from ecompute.vendor_data import read_vendor_data
@@ -257,7 +258,7 @@ class Agent:
             placement=self._placement(keeps_connections=False, consumer_type=VOLUME),
         )  # fmt: skip
         world = self._world(host, hypervisor, placement, images=images.cache, volumes=volumes.book)
-        images.disk_use.add("snapshots", world.disks.bytes_beyond_claims)
+        self._count_disk_use(images, world)
         host_network = self._host_network(host, world)
 
         def look_at_host() -> None:
@@ -338,6 +339,12 @@ class Agent:
         self._stop.wait()
         self._put_down(workers)
 
+    def _count_disk_use(self, images: ImageService, world: World) -> None:
+        """Have reserved what guests take beside what they claim."""
+        instances = self._config.paths.state_dir / "instances"
+        images.disk_use.add("snapshots", world.disks.bytes_beyond_claims)
+        images.disk_use.add("suspended guests", lambda: world.saved_memory.taken_bytes(instances))
+
     def _post_office(
         self, host: Host, world: World, store: EtcdStore, *, heartbeat: Heartbeat, specs: SpecWatcher, auditor: Auditor,
         images: ImageService,
@@ -391,7 +398,7 @@ class Agent:
             firewall=self._firewall,
             blueprint=blueprint,
             patience=Patience(),
-            bridges=bridges, volumes=volumes,
+            bridges=bridges, volumes=volumes, saved_memory=SavedMemory(config.libvirt.save_directory),
         )  # fmt: skip
 
     def _host_network(self, host: Host, world: World) -> HostNetwork:

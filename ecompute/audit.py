@@ -28,7 +28,7 @@ from ecompute.volume_book import VolumeEntry
 from ecompute.watcher import SpecEntry
 
 # Where nothing is under way; an instance in any other phase is on its way to one of them, and looked at there.
-_AT_REST = (Phase.RUNNING, Phase.PAUSED, Phase.STOPPED, Phase.REFUSED, Phase.HELD)
+_AT_REST = (Phase.RUNNING, Phase.PAUSED, Phase.SUSPENDED, Phase.STOPPED, Phase.REFUSED, Phase.HELD)
 
 
 @dataclass(frozen=True)

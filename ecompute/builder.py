@@ -22,11 +22,13 @@ from common.network_records import address_keys
 from common.placement import Claim
 from common.store import Compare, Store, Transaction
 from ecompute.disk_changes import DiskChanges, as_built
-from ecompute.hypervisor import Domain, PowerState, Stamp
+from ecompute.hypervisor import Domain, PowerState
 from ecompute.image_sources import shown_url
 from ecompute.machine import Allocation, Facts, Step, is_up
 from ecompute.moving import Cause, Mover
 from ecompute.sizing import GIB, claim_wanted
+from ecompute.stamping import acknowledged, with_power, with_stamp
+from ecompute.standing_still import StandStill
 from ecompute.volume_plugs import Plugs, as_defined
 from ecompute.world import World
 
@@ -60,7 +62,7 @@ class Builder:
         self._world, self._store, self._keys, self._fence = world, store, keys, fence
         self._starts = threading.Semaphore(starts_at_once)
         self._disk_changes = changes = DiskChanges(world)
-        plugs = Plugs(world)
+        plugs, still = Plugs(world), StandStill(world)
         self._spec_steps: dict[Step, Callable[[InstanceSpec, Facts, Hand], Facts]] = {
             Step.ASSERT_ALLOCATION: self._assert_allocation,
             Step.FETCH_IMAGE: self._fetch_image,
@@ -74,6 +76,11 @@ class Builder:
             Step.START: self._start,
             Step.CONNECT: self._connect,
             Step.MARK_BOOTED: self._mark_booted,
+            Step.PAUSE: lambda spec, facts, _: still.pause(spec, facts),
+            Step.UNPAUSE: lambda spec, facts, _: still.unpause(spec, facts),
+            Step.SUSPEND: lambda spec, facts, _: still.suspend(spec, facts),
+            Step.RESUME: lambda spec, facts, _: still.resume(spec, facts),
+            Step.DROP_MEMORY: lambda spec, facts, _: still.drop(spec, facts),
             Step.SHUTDOWN: self._shutdown,
             Step.SWAP_CLAIM: lambda spec, facts, _: mover.swap_claim(spec, facts),
             Step.MOVE_SPEC: lambda spec, facts, hand: mover.move_spec(spec, facts, hand.cause()),
@@ -120,7 +127,9 @@ class Builder:
     def takes_long(self, step: Step, spec: InstanceSpec) -> bool:
         """Whether *step* may last, so that only some of the workers are to be at such."""
         is_long_build = self._world.disks.copies or self._world.preparation.takes_long(spec)
-        return step is Step.FETCH_IMAGE or (step in (Step.BUILD_DISK, Step.PREPARE_DISK) and is_long_build)
+        if step in (Step.BUILD_DISK, Step.PREPARE_DISK):
+            return is_long_build
+        return step in (Step.FETCH_IMAGE, Step.SUSPEND, Step.RESUME)
 
     def _build_disk(self, spec: InstanceSpec, facts: Facts, hand: Hand) -> Facts:
         with self._world.images.held(spec.image) as image:
@@ -166,7 +175,7 @@ class Builder:
         addresses = facts.addresses or ()
         self._world.metadata.write(self._world.blueprint.document(spec, addresses))
         facts = dataclasses.replace(facts, metadata_is_there=True, metadata_is_current=True)
-        if is_up(facts):
+        if is_up(facts) or (facts.domain and facts.domain.has_saved_memory):
             return facts  # its drive is in use; it is made anew before the next start
         self._world.drives.write(spec.uuid, self._world.blueprint.drive(spec, addresses))
         return dataclasses.replace(facts, drive_is_current=True)
@@ -198,14 +207,14 @@ class Builder:
             # A guest carries while it runs what it was started with: a reboot that was asked for is then known as done.
             known = dataclasses.replace(known, started_for=spec.boot_request)
             self._world.hypervisor.write_stamp(spec.uuid, known)
-            facts = _with_stamp(facts, known)
+            facts = with_stamp(facts, known)
         with self._starts:
             self._world.hypervisor.start(spec.uuid)
         self._world.patience.started(spec.uuid)
         facts = self._disk_changes.not_frozen(spec, facts)
         self._world.networks.started(spec.uuid)
         is_connected = not any(address.vlan for address in facts.addresses or ())
-        facts = as_defined(spec, _with_power(facts, PowerState.RUNNING, "booted"), is_started=True)
+        facts = as_defined(spec, with_power(facts, PowerState.RUNNING, "booted"), is_started=True)
         return dataclasses.replace(facts, is_connected=is_connected)
 
     def _connect(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
@@ -231,10 +240,10 @@ class Builder:
             cluster_id=facts.cluster_id,
         )
         self._world.hypervisor.write_stamp(spec.uuid, stamp)
-        return _with_stamp(facts, stamp)
+        return with_stamp(facts, stamp)
 
     def _shutdown(self, spec: InstanceSpec, facts: Facts, _: Hand) -> Facts:
-        facts = self._acknowledge(spec, facts)
+        facts = acknowledged(self._world.hypervisor, facts)
         # Some guests and states take no button; the grace time ends it all the same.
         with contextlib.suppress(HypervisorRejected):
             self._world.hypervisor.shutdown(spec.uuid)
@@ -244,7 +253,7 @@ class Builder:
     def _destroy(self, uuid: UUID, facts: Facts) -> Facts:
         self._world.hypervisor.destroy(uuid)
         self._world.patience.at_rest(uuid)
-        return _with_power(facts, PowerState.SHUTOFF, "destroyed")
+        return with_power(facts, PowerState.SHUTOFF, "destroyed")
 
     def _undefine(self, uuid: UUID, facts: Facts) -> Facts:
         self._world.hypervisor.undefine(uuid)
@@ -329,25 +338,4 @@ class Builder:
             started_for=spec.boot_request,
         )
         self._world.hypervisor.write_stamp(spec.uuid, stamp)
-        return _with_stamp(facts, stamp)
-
-    def _acknowledge(self, spec: InstanceSpec, facts: Facts) -> Facts:
-        """Note in the domain that this spec was seen, before acting on it: an older one is then from a restored store."""
-        stamp = facts.domain.stamp if facts.domain else None
-        if stamp is None or stamp.spec_revision >= facts.spec_revision:
-            return facts
-        newer = dataclasses.replace(stamp, spec_revision=facts.spec_revision)
-        self._world.hypervisor.write_stamp(spec.uuid, newer)
-        return _with_stamp(facts, newer)
-
-
-def _with_power(facts: Facts, power: PowerState, reason: str) -> Facts:
-    if facts.domain is None:
-        return facts
-    return dataclasses.replace(facts, domain=dataclasses.replace(facts.domain, power_state=power, state_reason=reason))
-
-
-def _with_stamp(facts: Facts, stamp: Stamp) -> Facts:
-    if facts.domain is None:
-        return facts
-    return dataclasses.replace(facts, domain=dataclasses.replace(facts.domain, stamp=stamp))
+        return with_stamp(facts, stamp)

@@ -57,8 +57,8 @@ DESTROY = PowerChange(
     "destroy", lambda power: power == PowerState.SHUTOFF, needs_active=False, absent_is_done=True, is_refused_when_done=True
 )
 RESET = PowerChange("reset", lambda _: False)
-SUSPEND = PowerChange("suspend", lambda power: power == PowerState.PAUSED)
-RESUME = PowerChange("resume", lambda power: power == PowerState.RUNNING)
+PAUSE = PowerChange("pause", lambda power: power == PowerState.PAUSED)
+UNPAUSE = PowerChange("unpause", lambda power: power == PowerState.RUNNING)
 
 
 def may_undefine(what: str, power: PowerState | None) -> bool:

@@ -104,6 +104,7 @@ class FactFinder:
             disk_is_large_enough=spec is None or self._world.disks.is_large_enough(uuid, spec.disk_gib),
             claim_is_wrong=claim.is_wrong,
             volumes=look_at_volumes(self._world, spec, domain),
+            suspend_problem=self._world.patience.suspend_problem(uuid, entry.revision if entry else 0),
         )
 
     def _allocation(self, uuid: UUID, spec: InstanceSpec | None, domain: Domain | None, booted: int) -> _Claim:
@@ -118,7 +119,7 @@ class FactFinder:
         has_run = booted > 0 or (domain is not None and domain.stamp is not None and domain.stamp.booted > 0)
         is_active = domain is not None and domain.is_active
         # One that is to be stopped before it ever ran may be in the middle of a move.
-        is_wanted = spec.desired is Desired.RUNNING or (spec.desired is Desired.STOPPED and bool(spec.alternates))
+        is_wanted = spec.desired.keeps_guest or (spec.desired is Desired.STOPPED and bool(spec.alternates))
         if not is_wanted or has_run or is_active:
             return _Claim()
         return self._asked(uuid, spec, domain)
@@ -153,7 +154,7 @@ class FactFinder:
         if spec is None or spec.desired is Desired.DELETED:
             return False
         is_rebuild = spec.disk_request(disk.restored, disk.rebuilt) is DiskRequest.REBUILD
-        if not is_rebuild and (spec.desired is not Desired.RUNNING or disk_is_there):
+        if not is_rebuild and (not spec.desired.keeps_guest or disk_is_there):
             return False
         return self._world.images.is_ready(spec.image)
 

@@ -175,6 +175,8 @@ class GuestDesk:
         domain = self._hypervisor.get(uuid)
         if domain is None or domain.stamp is None:
             raise Permanent("there is no such guest on this host; look: eschedule show", "NotHere")
+        if domain.has_saved_memory:
+            raise Permanent("the guest is suspended; resume it: eschedule resume", "NotRunning")
         if not domain.is_active:
             raise Permanent("the guest does not run; start it: eschedule start", "NotRunning")
         return domain

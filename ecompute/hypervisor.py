@@ -64,10 +64,16 @@ class Domain:
     stamp: Stamp | None  # None where it is not ours
     vcpus: int = 0
     memory_mib: int = 0
+    has_saved_memory: bool = False  # it is off, and its guest goes on from a file of the host
 
     @property
     def is_active(self) -> bool:
         return self.power_state in (PowerState.RUNNING, PowerState.PAUSED, PowerState.SHUTTING_DOWN)
+
+    @property
+    def was_paused(self) -> bool:
+        """Whether somebody paused it; neither QEMU nor anything that libvirt is in the middle of."""
+        return self.power_state is PowerState.PAUSED and self.state_reason == "user"
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,10 @@ class Disk:
 
 @dataclass(frozen=True)
 class DomainDisks:
-    """The disks of a domain: those that it will be started with, and those that its guest has now, none where it is off."""
+    """The disks of a domain: those that it will be started with, and those that its guest has now, none where it is off.
+
+    A guest whose memory is saved has the disks that it goes on with.
+    """
 
     defined: tuple[Disk, ...] = ()
     live: tuple[Disk, ...] = ()
@@ -195,7 +204,7 @@ class Hypervisor(Protocol):
         ...
 
     def start(self, uuid: UUID) -> None:
-        """Return when the guest's virtual machine process runs."""
+        """Boot the guest; return when its virtual machine process runs. Memory that is saved goes, and is not gone on with."""
         ...
 
     def shutdown(self, uuid: UUID) -> None:
@@ -210,9 +219,26 @@ class Hypervisor(Protocol):
         """Reset the virtual machine without ending its process; a paused one stays paused."""
         ...
 
-    def suspend(self, uuid: UUID) -> None: ...
+    def pause(self, uuid: UUID) -> None:
+        """Stop the guest's CPUs; it keeps its memory."""
+        ...
 
-    def resume(self, uuid: UUID) -> None: ...
+    def unpause(self, uuid: UUID) -> None: ...
+
+    def suspend(self, uuid: UUID) -> None:
+        """Save the memory of a guest that is up to a file of the host's and end its process; may take minutes.
+
+        The guest goes on where that fails. ``Conflict`` where it is off, and nothing is saved.
+        """
+        ...
+
+    def resume(self, uuid: UUID) -> None:
+        """Have a guest run on from its saved memory, which goes; ``Conflict`` where it is off and there is none."""
+        ...
+
+    def drop_memory(self, uuid: UUID) -> None:
+        """Give up what is saved of a guest's memory; none is success, and so is no domain."""
+        ...
 
     def undefine(self, uuid: UUID) -> None:
         """Forget the definition of an inactive domain, with its NVRAM and managed save image; active is a ``Conflict``."""
@@ -248,6 +274,10 @@ class Hypervisor(Protocol):
 
     def raise_link(self, uuid: UUID, mac: str) -> None:
         """Let a running guest's card, defined with its link down, see a cable. ``Conflict`` where it has no such card."""
+        ...
+
+    def lower_link(self, uuid: UUID, mac: str) -> None:
+        """Have a running guest's card see no cable any more; else as ``raise_link``."""
         ...
 
     def grow_disk(self, uuid: UUID, disk: Path, size_bytes: int) -> bool:

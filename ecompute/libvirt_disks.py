@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 import libvirt
 
 from common.errors import Conflict
+from ecompute import libvirt_memory
 from ecompute.hypervisor import DomainDisks
 from ecompute.libvirt_errors import is_code, unless, unless_absent
 from ecompute.libvirt_xml import disk_element, disks_of
@@ -22,7 +23,8 @@ _UNDER_WAY = "in the process of unplug"
 def read_disks(handle: libvirt.virDomain) -> DomainDisks:
     """None at all where the domain goes meanwhile."""
     with unless_absent():
-        live = disks_of(handle.XMLDesc(0)) if handle.isActive() else ()
+        saved = libvirt_memory.saved_xml(handle)
+        live = disks_of(saved or handle.XMLDesc(0)) if handle.isActive() or saved is not None else ()
         defined = disks_of(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) if handle.isPersistent() else ()
         return DomainDisks(defined, live)
     return DomainDisks()

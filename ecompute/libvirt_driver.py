@@ -21,7 +21,15 @@ import libvirt
 from common.errors import Conflict, EcomputeError, HypervisorRejected, HypervisorUnavailable
 from common.nics import IpAddress
 from common.retry import Backoff
-from ecompute import changes, libvirt_copies, libvirt_disks, libvirt_guests, libvirt_networks, libvirt_snapshots
+from ecompute import (
+    changes,
+    libvirt_copies,
+    libvirt_disks,
+    libvirt_guests,
+    libvirt_memory,
+    libvirt_networks,
+    libvirt_snapshots,
+)
 from ecompute.connection import KeptConnection
 from ecompute.guest_answers import SlowAgents
 from ecompute.hypervisor import (
@@ -41,7 +49,7 @@ from ecompute.hypervisor import (
 )
 from ecompute.identity import cpu_flags
 from ecompute.libvirt_errors import is_code, is_unavailable, one_line, optional, unless, unless_absent
-from ecompute.libvirt_xml import STAMP_NAMESPACE, STAMP_PREFIX, capabilities_of, stamp_of, stamp_text
+from ecompute.libvirt_xml import STAMP_NAMESPACE, STAMP_PREFIX, capabilities_of, size_of, stamp_of, stamp_text
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -99,7 +107,8 @@ def _undefine(handle: libvirt.virDomain) -> None:
     except libvirt.libvirtError as error:
         if not is_code(error, libvirt.VIR_ERR_INVALID_ARG):
             raise
-        handle.undefineFlags(0)  # a driver without such things
+        libvirt_memory.drop(handle)
+        handle.undefineFlags(0)  # a driver that does not know all of them
 
 
 _event_loop_lock = threading.Lock()
@@ -165,7 +174,7 @@ class LibvirtDriver:
             connection.defineXML(xml)
 
     def start(self, uuid: UUID) -> None:
-        self._change(uuid, changes.START, lambda handle: handle.create())
+        self._change(uuid, changes.START, libvirt_memory.boot)
 
     def shutdown(self, uuid: UUID) -> None:
         self._change(uuid, changes.SHUTDOWN, _press_power_button)
@@ -176,11 +185,25 @@ class LibvirtDriver:
     def reboot(self, uuid: UUID) -> None:
         self._change(uuid, changes.RESET, lambda handle: handle.reset(0))
 
+    def pause(self, uuid: UUID) -> None:
+        self._change(uuid, changes.PAUSE, lambda handle: handle.suspend())
+
+    def unpause(self, uuid: UUID) -> None:
+        self._change(uuid, changes.UNPAUSE, lambda handle: handle.resume())
+
     def suspend(self, uuid: UUID) -> None:
-        self._change(uuid, changes.SUSPEND, lambda handle: handle.suspend())
+        with self._calling(what := f"save the memory of domain {uuid}") as connection:
+            libvirt_memory.save(what, _lookup(connection, uuid))
 
     def resume(self, uuid: UUID) -> None:
-        self._change(uuid, changes.RESUME, lambda handle: handle.resume())
+        with self._calling(what := f"go on with the saved memory of domain {uuid}") as connection:
+            libvirt_memory.go_on(what, _lookup(connection, uuid))
+
+    def drop_memory(self, uuid: UUID) -> None:
+        with self._calling(f"drop the saved memory of domain {uuid}") as connection:
+            handle = _lookup(connection, uuid)
+            if handle is not None:
+                libvirt_memory.drop(handle)
 
     def undefine(self, uuid: UUID) -> None:
         what = f"undefine domain {uuid}"
@@ -350,12 +373,17 @@ class LibvirtDriver:
             return () if handle is None else libvirt_networks.read_cards(handle)
 
     def raise_link(self, uuid: UUID, mac: str) -> None:
-        what = f"raise the link of {mac} of domain {uuid}"
+        self._set_link(f"raise the link of {mac} of domain {uuid}", uuid, mac, is_up=True)
+
+    def lower_link(self, uuid: UUID, mac: str) -> None:
+        self._set_link(f"lower the link of {mac} of domain {uuid}", uuid, mac, is_up=False)
+
+    def _set_link(self, what: str, uuid: UUID, mac: str, *, is_up: bool) -> None:
         with self._calling(what) as connection:
             handle = _lookup(connection, uuid)
             if handle is None:
                 raise Conflict(f"{what}: there is no such domain")
-            libvirt_networks.raise_link(handle, mac)
+            libvirt_networks.set_link(handle, mac, is_up=is_up)
 
     def guest_addresses(self, uuid: UUID) -> dict[str, tuple[IpAddress, ...]]:
         with self._calling(f"ask for the addresses of domain {uuid}") as connection:
@@ -496,6 +524,8 @@ def _read(handle: libvirt.virDomain) -> Domain | None:
     with unless_absent():
         state, reason = handle.state()
         _, memory_kib, _, vcpus, _ = handle.info()
+        saved = None if _POWER_STATES[state] in changes.ACTIVE else libvirt_memory.saved_xml(handle)
+        vcpus, memory_mib = (size_of(saved) if saved else None) or (vcpus, memory_kib // 1024)
         return Domain(
             uuid=UUID(bytes=handle.UUID()),
             name=handle.name(),
@@ -503,7 +533,8 @@ def _read(handle: libvirt.virDomain) -> Domain | None:
             state_reason=_REASONS.get(state, {}).get(reason, "unknown"),
             stamp=_read_stamp(handle),
             vcpus=vcpus,
-            memory_mib=memory_kib // 1024,
+            memory_mib=memory_mib,
+            has_saved_memory=saved is not None,
         )
     return None
 

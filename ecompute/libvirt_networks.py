@@ -153,8 +153,8 @@ def read_cards(handle: libvirt.virDomain) -> tuple[Card, ...]:
     return cards_of(handle.XMLDesc(0)) if handle.isActive() else ()
 
 
-def raise_link(handle: libvirt.virDomain, mac: str) -> None:
-    """Plug the cable in, so to speak.
+def set_link(handle: libvirt.virDomain, mac: str, *, is_up: bool) -> None:
+    """Plug the cable in, so to speak, or out.
 
     Raises:
         Conflict: the guest has no such card now.
@@ -164,8 +164,9 @@ def raise_link(handle: libvirt.virDomain, mac: str) -> None:
             found, link = interface.find("mac"), interface.find("link")
             if found is None or found.get("address", "").lower() != mac:
                 continue
-            if link is not None and link.get("state") == "down":
-                link.set("state", "up")
+            if (link is None or link.get("state") != "down") is not is_up:
+                link = ET.SubElement(interface, "link") if link is None else link
+                link.set("state", "up" if is_up else "down")
                 handle.updateDeviceFlags(ET.tostring(interface, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
             return
     raise Conflict(f"domain {handle.name()} has no running card {mac}")

@@ -146,6 +146,15 @@ def disks_of(text: str) -> tuple[Disk, ...]:
     return tuple(found)
 
 
+def size_of(text: str) -> tuple[int, int] | None:
+    """CPUs and MiB of the domain that *text*, as libvirt formats it, describes; None where it does not say."""
+    root = ET.fromstring(text)  # noqa: S314 - from the local libvirtd
+    vcpu, memory = root.find("vcpu"), root.find("memory")
+    if vcpu is None or memory is None or memory.get("unit", "KiB") != "KiB":
+        return None
+    return int(vcpu.get("current") or vcpu.text or 0), int(memory.text or 0) // 1024
+
+
 def disk_element(text: str, path: str) -> str | None:
     """The element of the disk *path* in the domain that *text* describes; None where it has none."""
     for disk in ET.fromstring(text).iterfind("devices/disk"):  # noqa: S314 - from the local libvirtd

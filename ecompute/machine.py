@@ -39,6 +39,11 @@ class Step(enum.StrEnum):
     MARK_BOOTED = "MarkBooted"
     ATTACH_VOLUME = "AttachVolume"
     DETACH_VOLUME = "DetachVolume"
+    PAUSE = "Pause"
+    UNPAUSE = "Unpause"
+    SUSPEND = "Suspend"
+    RESUME = "Resume"
+    DROP_MEMORY = "DropMemory"
     SHUTDOWN = "Shutdown"
     DESTROY = "Destroy"
     UNDEFINE = "Undefine"
@@ -68,11 +73,12 @@ class Step(enum.StrEnum):
 
 _BUILD = {
     Step.FETCH_IMAGE, Step.BUILD_DISK, Step.GROW_DISK, Step.RESERVE_NETWORK, Step.WRITE_METADATA, Step.WRITE_RULES, Step.DEFINE,
-    Step.START, Step.PREPARE_DISK, Step.ATTACH_VOLUME,
+    Step.START, Step.RESUME, Step.PREPARE_DISK, Step.ATTACH_VOLUME,
 }  # fmt: skip
 _DESTRUCTIVE = {
     Step.SHUTDOWN, Step.DESTROY, Step.UNDEFINE, Step.REMOVE_FILES, Step.RELEASE_NETWORK, Step.RELEASE, Step.SWAP_CLAIM,
-    Step.MOVE_SPEC, Step.FORGET, Step.RESTORE_DISK, Step.REPLACE_DISK, Step.FIT_CLAIM,
+    Step.MOVE_SPEC, Step.FORGET, Step.RESTORE_DISK, Step.REPLACE_DISK, Step.FIT_CLAIM, Step.PAUSE, Step.SUSPEND,
+    Step.DROP_MEMORY,
     # A disk that is plugged into a second guest loses what is on it.
     Step.ATTACH_VOLUME, Step.DETACH_VOLUME,
 }  # fmt: skip
@@ -109,6 +115,14 @@ class DiskFacts:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """Why something that was asked for is not done, for programs and for people."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Facts:
     """What is there now.
 
@@ -131,6 +145,7 @@ class Facts:
         claim_is_wrong: the claim stands here with other amounts than the instance has to hold, and has done so for so long that
             no client can be between its claim and its request.
         volumes: those that the domain has; None where it has none and is to have none.
+        suspend_problem: why its memory could not be saved a moment ago; None once that is worth another try.
     """
 
     provider: UUID
@@ -162,6 +177,7 @@ class Facts:
     disk_is_large_enough: bool = True
     claim_is_wrong: bool = False
     volumes: GuestVolumes | None = None
+    suspend_problem: Problem | None = None
 
 
 @dataclass(frozen=True)
@@ -283,7 +299,7 @@ def _kept(spec: InstanceSpec, facts: Facts, history: History) -> Decision:
         return _move(spec, facts, history)
     if change := _disk_change(spec, facts, history):
         return change
-    if spec.desired is Desired.RUNNING:
+    if spec.desired.keeps_guest:
         return _running(spec, facts, history)
     if history.is_exhausted and not has_run(facts, history) and not (ours(facts) is None and facts.domain):
         # What has failed holds nothing any more; to call it stopped would promise that it can be started.
@@ -309,12 +325,14 @@ def _disk_change(spec: InstanceSpec, facts: Facts, history: History) -> Decision
         return Decision(Step.DESTROY, Phase.REBOOTING, reason)  # what it is in the middle of is thrown away with its disk
     if domain and domain.is_active:
         return Decision(step, Phase.PAUSED if domain.power_state is PowerState.PAUSED else Phase.RUNNING, reason)
-    return Decision(step, Phase.REBOOTING if spec.desired is Desired.RUNNING else Phase.STOPPED, reason)
+    if domain and domain.has_saved_memory:  # that knows the disk as it was: gone on with, it would destroy another one
+        return Decision(Step.DROP_MEMORY if is_ready else step, Phase.REBOOTING if is_ready else Phase.SUSPENDED, reason)
+    return Decision(step, Phase.REBOOTING if spec.desired.keeps_guest else Phase.STOPPED, reason)
 
 
 def _with_rules(decision: Decision, facts: Facts) -> Decision:
     """One that is off has its rules, too: a port that it gave up is another's from now on, not from its next start on."""
-    is_off = decision.step is Step.NONE and decision.phase is Phase.STOPPED
+    is_off = decision.step is Step.NONE and decision.phase in (Phase.STOPPED, Phase.SUSPENDED)
     if is_off and facts.rules_are_there and not facts.rules_are_current:
         return dataclasses.replace(decision, step=Step.WRITE_RULES)
     return decision
@@ -349,8 +367,8 @@ def _running(spec: InstanceSpec, facts: Facts, history: History) -> Decision:
     domain = ours(facts)
     if facts.domain and not domain:
         return Decision(Step.NONE, Phase.HELD, Reason.FOREIGN_DOMAIN)
-    if domain and domain.is_active:
-        return _active(spec, domain, facts)
+    if domain and (domain.is_active or domain.has_saved_memory):
+        return _active(spec, domain, facts) if domain.is_active else _saved(spec, domain, facts, history)
     if has_run(facts, history):
         return _went_down(spec, domain, facts, history)
     if history.is_exhausted:
@@ -367,7 +385,7 @@ def _active(spec: InstanceSpec, domain: Domain, facts: Facts) -> Decision:
     if not facts.metadata_is_current and facts.addresses is not None:
         return Decision(Step.WRITE_METADATA, phase, reason)
     if domain.stamp and _is_to_go_down(spec, domain.stamp):
-        return Decision(_power_off_step(facts, at_once=spec.hard_reboot), Phase.REBOOTING)
+        return Decision(_power_off_step(domain, facts, at_once=spec.hard_reboot), Phase.REBOOTING)
     is_new = domain.stamp is not None and domain.stamp.booted != spec.boot_request
     is_unmarked = domain.stamp is not None and (is_new or domain.stamp.boot_id != facts.host_boot_id)
     if is_unmarked and facts.is_connected:
@@ -379,7 +397,48 @@ def _active(spec: InstanceSpec, domain: Domain, facts: Facts) -> Decision:
         return Decision(Step.CONNECT, Phase.BUILDING if is_new and phase is Phase.RUNNING else phase, reason)
     is_held_still = facts.disk.is_frozen and phase is Phase.RUNNING  # one that is paused would not hear of it
     is_small = facts.disk_is_there and not facts.disk_is_large_enough
-    return Decision(Step.THAW if is_held_still else Step.GROW_DISK if is_small else Step.NONE, phase, reason)
+    decision = Decision(Step.THAW if is_held_still else Step.GROW_DISK if is_small else Step.NONE, phase, reason)
+    return decision if is_held_still or is_small else _standing(spec, domain, facts, decision)
+
+
+def _standing(spec: InstanceSpec, domain: Domain, facts: Facts, as_it_is: Decision) -> Decision:
+    """Whether it is to run or to stand still; last of all, so that whatever else was asked for of it is done before.
+
+    What paused it besides somebody (QEMU at a full disk, libvirt in the middle of something) is left to that.
+    """
+    if spec.desired is Desired.SUSPENDED and domain.power_state is not PowerState.SHUTTING_DOWN:
+        if facts.suspend_problem:
+            return Decision(Step.NONE, as_it_is.phase, facts.suspend_problem.reason)
+        return Decision(Step.SUSPEND, Phase.SUSPENDING)
+    if spec.desired is Desired.PAUSED and domain.power_state is PowerState.RUNNING:
+        return Decision(Step.PAUSE, as_it_is.phase)
+    if spec.desired is Desired.RUNNING and domain.was_paused:
+        return Decision(Step.UNPAUSE, as_it_is.phase)
+    return as_it_is
+
+
+def _saved(spec: InstanceSpec, domain: Domain, facts: Facts, history: History) -> Decision:
+    """It is off, and its memory is saved: it goes on from that, with the disks and the size that it had.
+
+    A reboot is one of the guest that went on; only a hard one, which asks no guest, is done without.
+    """
+    if domain.stamp and spec.hard_reboot and _is_to_go_down(spec, domain.stamp):
+        return Decision(Step.DROP_MEMORY, Phase.REBOOTING)
+    if spec.desired is Desired.SUSPENDED:
+        return Decision(Step.NONE, Phase.SUSPENDED)
+    if history.is_exhausted and not facts.slow_retry_is_due:
+        return Decision(Step.NONE, Phase.SUSPENDED, Reason.START_FAILED)
+    return Decision(_resume_step(facts), Phase.BUILDING)
+
+
+def _resume_step(facts: Facts) -> Step:
+    """What a guest finds that goes on has to be as it is asked for by now; how it was built stays."""
+    rest = (
+        (facts.addresses is not None, Step.RESERVE_NETWORK),
+        (facts.metadata_is_current, Step.WRITE_METADATA),
+        (facts.rules_are_current, Step.WRITE_RULES),
+    )
+    return next((step for is_there, step in rest if not is_there), Step.RESUME)
 
 
 def _is_to_go_down(spec: InstanceSpec, stamp: Stamp) -> bool:
@@ -405,6 +464,8 @@ def _went_down(spec: InstanceSpec, domain: Domain | None, facts: Facts, history:
 
 def cause_of_going_down(domain: Domain | None, facts: Facts) -> str:
     """Why a guest that ran is down: the host went down under it, it crashed, or it was powered off from inside."""
+    if domain and domain.state_reason == "saved":  # and it is not, any more
+        return Reason.MEMORY_LOST
     if domain and domain.stamp and domain.stamp.boot_id != facts.host_boot_id:
         return Reason.HOST_REBOOTED
     if domain and (domain.power_state is PowerState.CRASHED or domain.state_reason in ("crashed", "failed")):
@@ -435,15 +496,22 @@ def _build_step(facts: Facts) -> Step:
 
 def _stopped(facts: Facts) -> Decision:
     domain = ours(facts)
+    if domain and domain.has_saved_memory:  # what it has not written yet is lost unless it is shut down
+        return Decision(_resume_step(facts), Phase.STOPPING)
     if not domain or not domain.is_active:
         return Decision(Step.NONE, Phase.STOPPED)
-    return Decision(_power_off_step(facts), Phase.STOPPING)
+    return Decision(_power_off_step(domain, facts), Phase.STOPPING)
 
 
-def _power_off_step(facts: Facts, *, at_once: bool = False) -> Step:
-    """Press the power button, again after a while, and pull the plug when the grace time is over."""
+def _power_off_step(domain: Domain, facts: Facts, *, at_once: bool = False) -> Step:
+    """Press the power button, again after a while, and pull the plug when the grace time is over.
+
+    One that somebody paused would not hear the button.
+    """
     if at_once or facts.grace_is_over:
         return Step.DESTROY
+    if domain.was_paused:
+        return Step.UNPAUSE
     return Step.SHUTDOWN if facts.shutdown_is_due else Step.NONE
 
 

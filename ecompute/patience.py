@@ -1,9 +1,9 @@
 """Since when something has been going on, per instance, by the monotonic clock of this process.
 
-Six things are waited for: a guest to follow its power button, or to let go of a disk, the client of a claim without a
-request to come back, a guest that was started to stay up, a start that failed for good to be worth another try, and a client
-to write the request that it has claimed other amounts for. Hosts that turned out not to take an instance are kept here as
-well. A restart forgets it all, which only makes us wait a little longer, or try once more.
+Seven things are waited for: a guest to follow its power button, or to let go of a disk, the client of a claim without a
+request to come back, a guest that was started to stay up, a start that failed for good, or memory that could not be saved, to
+be worth another try, and a client to write the request that it has claimed other amounts for. Hosts that turned out not to
+take an instance are kept here as well. A restart forgets it all, which only makes us wait a little longer, or try once more.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ import time
 from collections.abc import Callable, Mapping
 from uuid import UUID
 
+from ecompute.machine import Problem
+
 PRESS_AGAIN_SECONDS = 10.0  # a guest that is still booting ignores the power button
 
 STANDS_AFTER_SECONDS = 60.0  # up for so long, a guest was started well; going down later is another story
 
+
+SUSPEND_AGAIN_SECONDS = 60.0  # a guest stands still while its memory is written, be it in vain
 
 SLOW_RETRY_SECONDS = 300.0  # a guest that is wanted up and did not start may start once its host is well again
 
@@ -34,6 +38,7 @@ class Patience:
         self._gave_up: dict[UUID, float] = {}
         self._let_go: dict[UUID, float] = {}
         self._ruled_out: dict[UUID, dict[UUID, str]] = {}
+        self._not_suspended: dict[UUID, tuple[int, float, Problem]] = {}  # for which spec, since when, and why
         self._wrong_claims: dict[UUID, tuple[int, float]] = {}  # the generation that was seen, and since when
 
     def pressed(self, uuid: UUID) -> None:
@@ -132,6 +137,17 @@ class Patience:
         with self._lock:
             return self._clock() - self._let_go.get(uuid, float("-inf")) < seconds
 
+    def could_not_suspend(self, uuid: UUID, revision: int, problem: Problem) -> None:
+        """The guest's memory could not be saved just now, as the spec at *revision* asks for."""
+        with self._lock:
+            self._not_suspended[uuid] = revision, self._clock(), problem
+
+    def suspend_problem(self, uuid: UUID, revision: int) -> Problem | None:
+        """Why it could not a short while ago, for that very spec."""
+        with self._lock:
+            known, since, problem = self._not_suspended.get(uuid, (0, 0.0, None))
+            return problem if known == revision and self._clock() - since < SUSPEND_AGAIN_SECONDS else None
+
     def rule_out(self, uuid: UUID, provider: UUID, why: str) -> None:
         """*provider* does not take the instance."""
         with self._lock:
@@ -146,5 +162,5 @@ class Patience:
         """The instance is gone."""
         self.at_rest(uuid)
         with self._lock:
-            for known in (self._started, self._gave_up, self._let_go, self._ruled_out, self._wrong_claims):
+            for known in (self._started, self._gave_up, self._let_go, self._ruled_out, self._wrong_claims, self._not_suspended):
                 known.pop(uuid, None)

@@ -64,7 +64,7 @@ def proposed(domain: Domain, stamp: Stamp, remains: Remains, known: InstanceSpec
         base,
         resources=_resources(domain, remains, base),
         nics=base.nics if remains.addresses is None else tuple(map(_nic, remains.addresses)),
-        desired=Desired.RUNNING if domain.is_active else Desired.STOPPED,
+        desired=_desired(domain),
         # Nor for another disk than it has. A later request has a higher number than any that was dealt with.
         restore_request=min(base.restore_request, remains.noted.restored.request),
         rebuild_request=min(base.rebuild_request, remains.noted.rebuilt.request),
@@ -72,6 +72,13 @@ def proposed(domain: Domain, stamp: Stamp, remains: Remains, known: InstanceSpec
         alternates=(),
         adopts=Adoption(stamp.cluster_id, stamp.spec_revision),
     )
+
+
+def _desired(domain: Domain) -> Desired:
+    """What leaves its power as it is."""
+    if domain.is_active:
+        return Desired.PAUSED if domain.was_paused else Desired.RUNNING
+    return Desired.SUSPENDED if domain.has_saved_memory else Desired.STOPPED
 
 
 def _numbers(noted: Noted) -> tuple[int, int]:

@@ -37,7 +37,7 @@ from ecompute.facts import FactFinder, Glimpse
 from ecompute.guest_reports import with_report
 from ecompute.machine import Decision, Facts, History, Step, cause_of_going_down, decide, is_gone, is_up, ours
 from ecompute.moving import Cause
-from ecompute.patience import SLOW_RETRY_SECONDS, Patience
+from ecompute.patience import SLOW_RETRY_SECONDS, SUSPEND_AGAIN_SECONDS, Patience
 from ecompute.statuses import Statuses, with_event
 from ecompute.turns import Turns
 from ecompute.volume_plugs import ASK_AGAIN_SECONDS, is_waited_for, notes_of, volumes_of
@@ -46,7 +46,8 @@ from ecompute.watcher import SpecEntry, SpecWatcher
 logger = logging.getLogger(__name__)
 MOST_STEPS = 32  # in one pass; more than any path through the table needs
 PROGRESS_EVERY_SECONDS = 1.0
-WENT_DOWN = (Reason.GUEST_SHUTDOWN, Reason.CRASHED, Reason.HOST_REBOOTED)
+WENT_DOWN = (Reason.GUEST_SHUTDOWN, Reason.CRASHED, Reason.HOST_REBOOTED, Reason.MEMORY_LOST)
+_AS_ASKED = {Desired.RUNNING: Phase.RUNNING, Desired.PAUSED: Phase.PAUSED, Desired.SUSPENDED: Phase.SUSPENDED}
 LOOK_AGAIN_SECONDS = 5.0  # while a guest powers off, and while Placement refuses an allocation that a guest needs
 
 MESSAGES: dict[str, str] = {
@@ -57,11 +58,16 @@ MESSAGES: dict[str, str] = {
     Reason.GUEST_SHUTDOWN: "the guest powered itself off",
     Reason.CRASHED: "the guest crashed",
     Reason.HOST_REBOOTED: "the host was rebooted under the guest",
+    Reason.MEMORY_LOST: "the guest was suspended, and its saved memory was removed from the host",
     Reason.IO_ERROR: "QEMU paused the guest after a disk error; see the host's free space",
     Reason.ALLOCATION_MISSING: "the guest runs, but its claim was lost; asking Placement for it again",
     Reason.FOREIGN_DOMAIN: "a domain with this uuid is there that etcd-compute did not make; it is not touched",
     Reason.DISK_MISSING: "the guest has run, but its disk is gone from this host; nothing is rebuilt without being asked",
 }
+
+
+# What is done of a build in these leads to no guest, or to one that is to go down.
+_NO_ATTEMPT = (Phase.STOPPED, Phase.STOPPING, Phase.SUSPENDED, Phase.REBOOTING)
 
 
 @dataclass
@@ -151,7 +157,9 @@ class Reconciler:
         status = self._statuses.get(spec.uuid)
         was_up = status is not None and status.phase in (Phase.RUNNING, Phase.PAUSED)
         domain = ours(facts)
-        if status is None or not was_up or domain is None or domain.is_active or spec.desired is not Desired.RUNNING:
+        if status is None or not was_up or domain is None or domain.is_active or not spec.desired.keeps_guest:
+            return
+        if domain.has_saved_memory:
             return
         cause = cause_of_going_down(domain, facts)
         is_reboot = domain.stamp is not None and domain.stamp.booted != spec.boot_request
@@ -206,13 +214,14 @@ class Reconciler:
 
     def _take_in_turn(self, hand: _Pass, spec: InstanceSpec | None, decision: Decision) -> bool:
         """``_take``; but some steps last, and the other guests want to be served meanwhile."""
-        if spec is not None and decision.phase in (Phase.RESCHEDULING, Phase.FAILED):
+        if spec is not None and decision.phase in (Phase.RESCHEDULING, Phase.FAILED, Phase.SUSPENDING):
             self._announce(hand, spec, decision)
         if spec is None or not self._builder.takes_long(decision.step, spec):
             return self._take(hand, spec, decision)
         if not self._fetches.take(hand.uuid):
-            waiting = Decision(Step.NONE, Phase.PENDING, Reason.WAITING)
-            self._report(spec, hand.facts, waiting, "other images are fetched first, or other disks prepared")
+            phase = decision.phase if is_up(hand.facts) else Phase.PENDING
+            message = "other images are fetched, other disks prepared, or the memory of other guests saved first"
+            self._report(spec, hand.facts, Decision(Step.NONE, phase, Reason.WAITING), message)
             return False
         try:
             return self._take(hand, spec, decision)
@@ -224,7 +233,7 @@ class Reconciler:
         step, uuid = decision.step, hand.uuid
         self._permit(hand, step)
         # What is prepared for a guest that is to go on is none: whatever comes of it, that one is started again.
-        is_attempt = step.is_build and not is_up(hand.facts) and decision.phase not in (Phase.STOPPED, Phase.REBOOTING)
+        is_attempt = step.is_build and not is_up(hand.facts) and decision.phase not in _NO_ATTEMPT
         # Picking an address harms nobody, and goes before, so that it is told with the attempt that begins.
         if spec is not None and is_attempt and step is not Step.RESERVE_NETWORK:
             self._open_attempt(spec, hand.facts)
@@ -274,7 +283,10 @@ class Reconciler:
         return facts
 
     def _announce(self, hand: _Pass, spec: InstanceSpec, decision: Decision) -> None:
-        """Write why the instance leaves before the first thing is undone: the next process is not to build it here again."""
+        """Write why the instance leaves before the first thing is undone: the next process is not to build it here again.
+
+        And what lasts, for whoever looks meanwhile.
+        """
         known = self._statuses.get(hand.uuid)
         if decision.phase is Phase.FAILED:
             self._statuses.flush(hand.uuid)  # the failure; it is Failed when all is undone
@@ -411,7 +423,10 @@ class Reconciler:
                 self._forget(hand.uuid)  # its deletion was seen only now, as when the answer to Forget was lost
             return
         self._open_attempts.pop(spec.uuid, None)
-        self._report(spec, hand.facts, decision)
+        problem = hand.facts.suspend_problem
+        self._report(spec, hand.facts, decision, problem.message if problem and decision.reason == problem.reason else "")
+        if problem:
+            self._look_again(spec.uuid, SUSPEND_AGAIN_SECONDS)
         if decision.phase in (Phase.STOPPING, Phase.REBOOTING):
             self._look_again(spec.uuid, min(LOOK_AGAIN_SECONDS, float(spec.grace_seconds)))
             return
@@ -454,8 +469,10 @@ class Reconciler:
             rebuilt=facts.disk.rebuilt if facts.disk.rebuilt.request else None,
             in_force=sizing.in_force(spec, ours(facts)),
         )
-        if spec.desired is Desired.RUNNING and decision.phase is Phase.RUNNING:
-            status = dataclasses.replace(status, failure="", failure_message="")
+        if decision.phase is _AS_ASKED.get(spec.desired):
+            # Attempts to go on from saved memory are counted anew each time.
+            attempts = 0 if decision.phase is Phase.SUSPENDED else status.attempts
+            status = dataclasses.replace(status, failure="", failure_message="", attempts=attempts)
         self._statuses.note(spec.uuid, with_report(status, self._reports, spec.uuid))
         self._statuses.flush(spec.uuid)
 

@@ -15,8 +15,11 @@ GIB = 1 << 30
 
 
 def in_force(spec: InstanceSpec, domain: Domain | None) -> dict[str, int]:
-    """VCPU and MEMORY_MB that a guest which is up has, where they are not what *spec* asks for; empty where they are."""
-    if domain is None or not domain.is_active:
+    """VCPU and MEMORY_MB that a guest has, where they are not what *spec* asks for; empty where they are, or it has none.
+
+    One that goes on from saved memory has them as one that is up.
+    """
+    if domain is None or not (domain.is_active or domain.has_saved_memory):
         return {}
     has = {"VCPU": domain.vcpus - spec.resources.get("PCPU", 0), "MEMORY_MB": domain.memory_mib}
     is_same = domain.vcpus == spec.vcpus and domain.memory_mib == spec.memory_mib

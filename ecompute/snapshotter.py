@@ -176,8 +176,10 @@ class Snapshotter:
     def _take(self, uuid: UUID, disk: Path, name: str, request: UUID, domain: Domain) -> Consistency:
         """Take it; what a guest will find that goes back to it."""
         if not domain.is_active:
-            disk_snapshots.take(disk, tag_of(name, Consistency.OFF, request))
-            return Consistency.OFF
+            # What a suspended guest has not written yet is in its memory, and in no snapshot.
+            how = Consistency.CRASH if domain.has_saved_memory else Consistency.OFF
+            disk_snapshots.take(disk, tag_of(name, how, request))
+            return how
         hypervisor = self._world.hypervisor
         with self._still(uuid, is_asked=domain.power_state is PowerState.RUNNING) as frozen:
             how = Consistency.FROZEN if frozen is Frozen.YES else Consistency.CRASH

@@ -17,6 +17,7 @@ from ecompute.images import ImageCache
 from ecompute.network import AddressPools
 from ecompute.patience import Patience
 from ecompute.placement_gate import Claims
+from ecompute.saved_memory import SavedMemory
 from ecompute.volume_book import VolumeBook
 
 
@@ -38,3 +39,4 @@ class World:
     patience: Patience
     bridges: HostBridges = field(default_factory=HostBridges)
     volumes: VolumeBook = field(default_factory=VolumeBook)
+    saved_memory: SavedMemory = field(default_factory=SavedMemory)

@@ -28,8 +28,12 @@ from eschedule.sought import no_such
 from eschedule.verbs import exit_code
 
 HOSTS_WAIT_SECONDS = 10.0
-_AT_REST = (Phase.RUNNING, Phase.PAUSED, Phase.STOPPED)
+_AT_REST = (Phase.RUNNING, Phase.PAUSED, Phase.SUSPENDED, Phase.STOPPED)
 _STUCK = (Phase.FAILED, Phase.REFUSED)
+_POWER = {
+    Desired.RUNNING: "is up", Desired.PAUSED: "is paused", Desired.SUSPENDED: "is suspended", Desired.STOPPED: "is down",
+    Desired.DELETED: "is down",
+}  # fmt: skip
 Adopted = tuple[InstanceSpec, UUID, int]  # the spec as written, its provider, its revision
 
 
@@ -289,11 +293,13 @@ def _of_domain(proposal: InstanceSpec) -> dict[str, object]:
 
 
 def _explained(name: str, spec: InstanceSpec, proposal: InstanceSpec) -> str:
-    is_up = proposal.desired is Desired.RUNNING
-    guest = "is up" if is_up else "is down"
+    is_there = proposal.desired.keeps_guest
+    guest = _POWER[proposal.desired]
     effects = {
-        Desired.RUNNING: "the guest goes on" if is_up else "the guest stays down until it is started",
-        Desired.STOPPED: "the guest is shut down" if is_up else "the guest stays down",
+        Desired.RUNNING: "the guest goes on" if is_there else "the guest stays down until it is started",
+        Desired.PAUSED: "the guest is paused" if is_there else "the guest stays down until it is started",
+        Desired.SUSPENDED: "the guest is suspended" if is_there else "the guest stays down until it is started",
+        Desired.STOPPED: "the guest is shut down" if is_there else "the guest stays down",
         Desired.DELETED: "the guest is destroyed, with its disk",
     }
     changes = "" if spec.resources == proposal.resources else f", of the size {proposal.resources} that the guest has"

@@ -21,13 +21,20 @@ from eschedule.command_line.instances import (
     add_adopt,
     add_destroy,
     add_list,
+    add_pause,
     add_port_forward,
+    add_protect,
     add_reboot,
+    add_rename,
     add_resize,
+    add_resume,
     add_set,
     add_show,
     add_start,
     add_stop,
+    add_suspend,
+    add_unpause,
+    add_unprotect,
 )
 from eschedule.command_line.keys import add_key
 from eschedule.command_line.networks import add_network
@@ -37,6 +44,7 @@ from eschedule.command_line.room import add_capacity, add_explain
 from eschedule.command_line.volumes import add_volume
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_ALIASES = {"ls": "list"}
 _TAKES_VALUE = ("--config",)  # of the options that may stand before the verb
 
 DESCRIPTION = "Ask for virtual machines and look at them: Placement finds a host with room, etcd carries the request there."
@@ -60,13 +68,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         ConfigError: it is none; one line.
         SystemExit: after ``--help``, which is printed.
     """
-    given = _with_verb(_with_drive_form(arguments), tuple(_VERBS))
+    given = _with_verb(_with_drive_form(arguments), (*_VERBS, *_ALIASES))
     verb = next(iter(given), None)
     options, unknown = parser_for(verb).parse_known_args(given)
     if unknown:
         raise ConfigError(_unknown(options.command, unknown))
     if options.command is None and not (options.check_config or options.version):
         raise ConfigError(f"nothing was asked for; begin with: eschedule '{EXAMPLE}', or see: eschedule --help")
+    options.command = _ALIASES.get(options.command, options.command)
     options.json = getattr(options, "output", None) == "json"
     return options
 
@@ -130,6 +139,7 @@ def parser_for(verb: str | None) -> Parser:
     parser.add_argument("--check-config", action="store_true", help="check the configuration, say where it is, and end")
     parser.add_argument("--version", action="store_true", help="print the version and end")
     verbs = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    verb = _ALIASES.get(verb, verb) if verb else None
     for name, add in _VERBS.items():
         if verb == name or verb not in _VERBS:
             add(verbs)
@@ -144,6 +154,13 @@ _VERBS: dict[str, Callable[[Verbs], None]] = {
     "stop": add_stop,
     "start": add_start,
     "reboot": add_reboot,
+    "pause": add_pause,
+    "unpause": add_unpause,
+    "suspend": add_suspend,
+    "resume": add_resume,
+    "rename": add_rename,
+    "protect": add_protect,
+    "unprotect": add_unprotect,
     "snapshot": add_snapshot,
     "rebuild": add_rebuild,
     "set": add_set,

@@ -38,7 +38,7 @@ from eschedule.audit_volumes import Volumes, check_volume_claims, check_volumes,
 
 Place = tuple[UUID, UUID]  # provider, instance
 Holdings = Mapping[UUID, Mapping[UUID, Mapping[str, int]]]  # consumer → provider → what is claimed there
-_AT_REST = (Phase.RUNNING, Phase.PAUSED, Phase.STOPPED, Phase.REFUSED, Phase.HELD)
+_AT_REST = (Phase.RUNNING, Phase.PAUSED, Phase.SUSPENDED, Phase.STOPPED, Phase.REFUSED, Phase.HELD)
 _ONLY_READABLE: Mapping[str, type[Record]] = {"images": ImageRecord, "ssh-keys": KeyRecord}  # what refers to them copied them
 _BY_HAND = "it was changed by hand, or only part of a backup of etcd was restored"
 

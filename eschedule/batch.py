@@ -174,6 +174,7 @@ class BatchScheduler(Planner):
             Conflict: one belongs to another request, or its name to another instance.
         """
         places: dict[UUID, UUID] = {}
+        names: dict[UUID, str] = {}  # as they are called by now
         for uuid in uuids:
             member = chosen.members[uuid]
             name = member.instance_name(uuid)
@@ -184,13 +185,12 @@ class BatchScheduler(Planner):
                     raise Conflict(
                         f"the uuid {uuid} belongs to {known.name}, which was asked for differently; see: eschedule show {uuid}"
                     )
-                places[uuid] = known.provider
+                places[uuid], names[uuid] = known.provider, known.name
             elif owner:
                 raise Conflict(taken(name, owner.value))
         hosts = self._hosts(set(places.values()))
         for uuid, provider in places.items():
-            name = chosen.members[uuid].instance_name(uuid)
-            chosen.placed[uuid] = Placed(uuid, name, provider, hosts.get(provider, str(provider)), is_repeat=True)
+            chosen.placed[uuid] = Placed(uuid, names[uuid], provider, hosts.get(provider, str(provider)), is_repeat=True)
             chosen.seats.pop(uuid, None)  # the instance that is there uses the claim
         return places
 

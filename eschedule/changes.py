@@ -140,7 +140,16 @@ def notes_in(item: Versioned | None) -> str:
 
 def destroyed(spec: InstanceSpec, _status: InstanceStatus | None) -> Mapping[str, Any] | None:
     """The edit that asks for the end of an instance."""
-    return None if spec.desired is Desired.DELETED else {"desired": Desired.DELETED.value}
+    if spec.desired is Desired.DELETED:
+        return None
+    refuse_protected(spec, "destroyed")
+    return {"desired": Desired.DELETED.value}
+
+
+def refuse_protected(spec: InstanceSpec, what: str) -> None:
+    """Raises: Conflict: *spec* is protected, and is not to be *what*."""
+    if spec.protected:
+        raise Conflict(f"{spec.name} is protected, and not {what}; take that back first: eschedule unprotect {spec.name}")
 
 
 def stopped(spec: InstanceSpec, _status: InstanceStatus | None) -> Mapping[str, Any] | None:
@@ -150,11 +159,14 @@ def stopped(spec: InstanceSpec, _status: InstanceStatus | None) -> Mapping[str, 
 
 
 def started(spec: InstanceSpec, status: InstanceStatus | None) -> Mapping[str, Any] | None:
-    """The edit that asks for a running guest: a new boot request, unless one is under way or the guest is up."""
+    """The edit that asks for a running guest: a new boot request, unless one is under way or the guest is up.
+
+    One that stands still goes on as it is.
+    """
     _refuse_deleted(spec)
     at_rest = status is not None and status.phase in (Phase.STOPPED, Phase.FAILED, Phase.REFUSED)
-    if spec.desired is Desired.RUNNING and not at_rest:
-        return None
+    if spec.desired.keeps_guest and not at_rest:
+        return None if spec.desired is Desired.RUNNING else {"desired": Desired.RUNNING.value}
     number = spec.boot_request + 1
     fields: dict[str, Any] = {"desired": Desired.RUNNING.value, "boot_request": number}
     if spec.desired is Desired.STOPPED:

@@ -10,15 +10,19 @@ from uuid import UUID
 from common.errors import EcomputeError
 from common.validate import parse_instance
 from eschedule.asking import ask
-from eschedule.changes import Edit, Instance, destroyed, rebooted, started, stopped
+from eschedule.changes import Edit, Instance, destroyed, find, rebooted, refuse_protected, started, stopped
+from eschedule.confirming import NOT_DONE, is_meant, needs_asking
 from eschedule.follow import Ending, Goal
 from eschedule.interruption import Interrupted
 from eschedule.session import Session
+from eschedule.still_edits import paused, resumed, suspended, unpaused
 from eschedule.verbs import exit_code
-from eschedule.waiting import unreached, wait, wait_seconds_of
+from eschedule.waiting import row_of, unreached, wait, wait_seconds_of
 
 
 def destroy(session: Session, options: argparse.Namespace) -> int:
+    if needs_asking(session, options) and not is_meant(session, options, _question(session, options)):
+        return NOT_DONE
     return _change_all(session, options, destroyed, Goal.GONE, "destroyed")
 
 
@@ -32,6 +36,38 @@ def start(session: Session, options: argparse.Namespace) -> int:
 
 def reboot(session: Session, options: argparse.Namespace) -> int:
     return _change_all(session, options, rebooted(hard=options.hard), Goal.REBOOTED, "rebooted")
+
+
+def pause(session: Session, options: argparse.Namespace) -> int:
+    return _change_all(session, options, paused, Goal.PAUSED, "paused")
+
+
+def unpause(session: Session, options: argparse.Namespace) -> int:
+    return _change_all(session, options, unpaused, Goal.RUNNING, "running")
+
+
+def suspend(session: Session, options: argparse.Namespace) -> int:
+    return _change_all(session, options, suspended, Goal.SUSPENDED, "suspended")
+
+
+def resume(session: Session, options: argparse.Namespace) -> int:
+    return _change_all(session, options, resumed, Goal.RUNNING, "running")
+
+
+def _question(session: Session, options: argparse.Namespace) -> str:
+    """What would go, for whoever is asked whether it is meant.
+
+    Raises:
+        EcomputeError: one is not there, or protected: then there is nothing to be asked.
+    """
+    found = []
+    for who in dict.fromkeys(parse_instance(text) for text in options.instances):
+        row = row_of(session, find(session.store, session.keys, who), who)
+        if row.spec:
+            refuse_protected(row.spec, "destroyed")
+        found.append(f"{row.name} ({row.phase} on {row.host.name})")
+    whose = "its disk" if len(found) == 1 else "their disks"
+    return f"destroy {', '.join(found)}, with all that is on {whose}, for good?"
 
 
 def _change_all(session: Session, options: argparse.Namespace, edit: Edit, goal: Goal, done: str) -> int:

@@ -13,7 +13,7 @@ from common.errors import ConfigError, Conflict, Permanent, Transient
 from common.text import escaped, shortened
 from eschedule import child
 from eschedule.guest_post import locate
-from eschedule.reaching import libvirt_uri, program, refuse_down
+from eschedule.reaching import libvirt_uri, program, refuse_still
 from eschedule.session import Session
 
 PACKAGE = "libvirt-clients"
@@ -28,7 +28,7 @@ def console(session: Session, options: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigError(f"console needs a terminal; without one there is: eschedule log -f {escaped(options.instance)}")
     row = locate(session, options.instance)
-    refuse_down(row)
+    refuse_still(row)
     uri = libvirt_uri(session, row, options.uri)
     command = [program("virsh", PACKAGE), "-q", "-c", uri, "console", str(row.uuid), "--force" if options.force else "--safe"]
     size = shutil.get_terminal_size()

@@ -8,7 +8,7 @@ from typing import Any
 from common.errors import Conflict
 from common.hardware import Hardware
 from common.model import Desired, ImageRef, InstanceSpec, InstanceStatus
-from eschedule.changes import Edit
+from eschedule.changes import Edit, refuse_protected
 
 
 def reverted(snapshot: str) -> Edit:
@@ -17,7 +17,7 @@ def reverted(snapshot: str) -> Edit:
     def edit(spec: InstanceSpec, status: InstanceStatus | None) -> Mapping[str, Any]:
         _refuse(spec, status, "reverted")
         number = _next(spec, status)
-        return {"restore": snapshot, "restore_request": number, "boot_request": number}
+        return {"restore": snapshot, "restore_request": number, "boot_request": number, **_awake(spec)}
 
     return edit
 
@@ -27,6 +27,7 @@ def rebuilt(image: ImageRef | None, hardware: Hardware | None) -> Edit:
 
     def edit(spec: InstanceSpec, status: InstanceStatus | None) -> Mapping[str, Any]:
         _refuse(spec, status, "rebuilt")
+        refuse_protected(spec, "rebuilt")
         if image is None and status and status.rebuilt and status.rebuilt.problem:
             raise Conflict(
                 f"the last rebuild of {spec.name} was given up, so that its image is not what its disk is made of: say "
@@ -34,9 +35,14 @@ def rebuilt(image: ImageRef | None, hardware: Hardware | None) -> Edit:
             )
         number = _next(spec, status)
         new = {"image": image, "hardware": hardware} if image else {}
-        return {**new, "rebuild_request": number, "boot_request": number}
+        return {**new, "rebuild_request": number, "boot_request": number, **_awake(spec)}
 
     return edit
+
+
+def _awake(spec: InstanceSpec) -> Mapping[str, Any]:
+    """What the guest stands still in goes with its disk: it boots as one that runs."""
+    return {"desired": Desired.RUNNING.value} if spec.desired.stands_still else {}
 
 
 def _refuse(spec: InstanceSpec, status: InstanceStatus | None, what: str) -> None:

@@ -34,6 +34,8 @@ class Goal(enum.StrEnum):
     READY = "ready"
     REBOOTED = "rebooted"
     STOPPED = "stopped"
+    PAUSED = "paused"
+    SUSPENDED = "suspended"
     GONE = "gone"
     RESTORED = "restored"  # its disk went back to a snapshot, and it is up again where it is to be
     REBUILT = "rebuilt"  # likewise with a new disk
@@ -42,7 +44,8 @@ class Goal(enum.StrEnum):
 
 _WANTED = {
     Goal.RUNNING: Desired.RUNNING, Goal.READY: Desired.RUNNING, Goal.REBOOTED: Desired.RUNNING,
-    Goal.STOPPED: Desired.STOPPED, Goal.GONE: Desired.DELETED,
+    Goal.STOPPED: Desired.STOPPED, Goal.GONE: Desired.DELETED, Goal.PAUSED: Desired.PAUSED,
+    Goal.SUSPENDED: Desired.SUSPENDED,
 }  # fmt: skip
 
 
@@ -103,9 +106,17 @@ def judge(goal: Goal, view: View) -> Outcome | None:
         return Outcome(Ending.FAILED, problem, view)
     if _is_reached(goal, view.spec, status):
         return Outcome(Ending.REACHED, view=view)
+    problem = _why_not(goal, status)
+    return Outcome(Ending.FAILED, problem, view) if problem else None
+
+
+def _why_not(goal: Goal, status: InstanceStatus) -> str:
+    """Why *goal* is not reached any more, or not for now, as its host says it; "" as long as it is under way."""
     if status.phase in _STUCK or (goal is not Goal.GONE and status.phase in _ENDS[goal]):
-        return Outcome(Ending.FAILED, because(status), view)
-    return None
+        return because(status)
+    if goal is Goal.SUSPENDED and status.phase in (Phase.RUNNING, Phase.PAUSED) and status.reason:
+        return f"its memory was not saved, and is tried again every minute; it is {because(status)}"
+    return ""
 
 
 def _is_wanted(goal: Goal, desired: Desired) -> bool:
@@ -141,19 +152,23 @@ def _trouble(goal: Goal, spec: InstanceSpec, status: InstanceStatus) -> str:
         return ""
     if applied.problem:
         return f"its disk was not {goal}, and is as it was ({applied.problem}); it is {because(status)}"
-    is_down = spec.desired is Desired.RUNNING and status.phase in (Phase.STOPPED, Phase.PAUSED)
+    is_down = spec.desired is Desired.RUNNING and status.phase in _STANDS
     return f"its disk was {goal}, and now it is {because(status)}" if is_down else ""
 
 
 _DISK_GOALS = (Goal.RESTORED, Goal.REBUILT)
+_STANDS = (Phase.STOPPED, Phase.PAUSED, Phase.SUSPENDED)
+_NONE = (Phase.FAILED, Phase.REFUSED)
 # A phase that does not change by itself any more, so that waiting on would be in vain.
 _ENDS = {
-    Goal.RUNNING: (Phase.FAILED, Phase.REFUSED, Phase.STOPPED, Phase.PAUSED),
-    Goal.READY: (Phase.FAILED, Phase.REFUSED, Phase.STOPPED, Phase.PAUSED),
-    Goal.REBOOTED: (Phase.FAILED, Phase.REFUSED, Phase.STOPPED, Phase.PAUSED),
-    Goal.STOPPED: (Phase.FAILED, Phase.REFUSED),
-    Goal.RESTORED: (Phase.FAILED, Phase.REFUSED),
-    Goal.REBUILT: (Phase.FAILED, Phase.REFUSED),
+    Goal.RUNNING: (*_NONE, *_STANDS),
+    Goal.READY: (*_NONE, *_STANDS),
+    Goal.REBOOTED: (*_NONE, *_STANDS),
+    Goal.STOPPED: _NONE,
+    Goal.PAUSED: (*_NONE, Phase.STOPPED),
+    Goal.SUSPENDED: (*_NONE, Phase.STOPPED),
+    Goal.RESTORED: _NONE,
+    Goal.REBUILT: _NONE,
     Goal.APPLIED: (),
 }
 

@@ -16,7 +16,7 @@ from eschedule.guest_log import printer
 from eschedule.guest_post import ask, locate
 from eschedule.interruption import Interrupted
 from eschedule.listing import InstanceRow
-from eschedule.reaching import refuse_down
+from eschedule.reaching import refuse_still
 from eschedule.session import Session
 from eschedule.terminal_text import Plain
 
@@ -41,7 +41,7 @@ def exec_(session: Session, options: argparse.Namespace) -> int:
         raise ConfigError("the command is not in UTF-8, which is all that the agent takes")
     try:
         row = locate(session, options.instance)
-        refuse_down(row)
+        refuse_still(row)
         process = ask(session, row, EXEC, command=tuple(options.words)).process
         return _end(session, row, process, Deadline(seconds, session.clock), is_raw=options.raw)
     except EcomputeError as error:

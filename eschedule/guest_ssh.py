@@ -19,7 +19,7 @@ from common.text import quoted
 from eschedule import child
 from eschedule.guest_post import locate
 from eschedule.listing import InstanceRow
-from eschedule.reaching import for_host, program, refuse_down
+from eschedule.reaching import for_host, program, refuse_still
 from eschedule.session import Session
 
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
@@ -42,7 +42,7 @@ def ssh(session: Session, options: argparse.Namespace) -> int:
     if options.identity is not None and not Path(options.identity).is_file():
         raise ConfigError(f"-i {quoted(options.identity)} is no file with a private key")
     row = locate(session, options.instance)
-    refuse_down(row)
+    refuse_still(row)
     jump = options.jump or session.config.hosts.ssh_jump
     command = arguments(
         program("ssh", "openssh-client"), row, user=options.user or user_of(session, row),

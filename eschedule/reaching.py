@@ -25,12 +25,22 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def refuse_down(row: InstanceRow) -> None:
     """Raises: Permanent: *row* does not run. Transient: its host is dead."""
     refuse_dead(row)
+    if row.phase in (Phase.SUSPENDED, Phase.SUSPENDING):
+        raise Permanent(f"{row.name} is suspended; first: eschedule resume {row.name}", "NotRunning")
     if row.phase not in _PHASES_UP:
         raise Permanent(
             f"{row.name} does not run: it is {row.phase}{f' ({row.reason})' if row.reason else ''}; look: eschedule show "
             f"{row.name}",
             "NotRunning",
         )
+
+
+def refuse_still(row: InstanceRow) -> None:
+    """Raises: Permanent: nothing in *row* answers, since it does not run, or is paused. Transient: its host is dead."""
+    refuse_down(row)
+    if row.phase == Phase.PAUSED:
+        why, do = (f" ({row.reason})", "look: eschedule show") if row.reason else ("", "first: eschedule unpause")
+        raise Permanent(f"{row.name} is paused{why}, and hears nothing; {do} {row.name}", "NotRunning")
 
 
 def libvirt_uri(session: Session, row: InstanceRow, given: str | None) -> str:

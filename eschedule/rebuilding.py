@@ -8,7 +8,8 @@ from common.errors import ConfigError
 from common.hardware import USUAL, Hardware
 from common.model import ImageRef, InstanceSpec
 from common.validate import is_image_name, parse_checksum, parse_image, parse_instance
-from eschedule.changes import find, read
+from eschedule.changes import find, read, refuse_protected
+from eschedule.confirming import NOT_DONE, is_meant
 from eschedule.disk_edits import rebuilt
 from eschedule.disk_waiting import ask_and_wait
 from eschedule.follow import Goal
@@ -29,6 +30,9 @@ def rebuild(session: Session, options: argparse.Namespace) -> int:
         raise ConfigError("--checksum is that of an image; give --image IMAGE with it")
     instance = find(session.store, session.keys, who)
     spec = read(session.store, session.keys, instance, who).spec
+    refuse_protected(spec, "rebuilt")
+    if not is_meant(session, options, f"rebuild {spec.name}: make its disk anew, with all that is on it lost?"):
+        return NOT_DONE
     image, hardware = (None, None) if options.image is None else _chosen(session, options, spec)
     return ask_and_wait(session, options, who, edit=rebuilt(image, hardware), goal=Goal.REBUILT, done="is rebuilt")
 

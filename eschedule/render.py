@@ -32,7 +32,7 @@ _MIB = 1024 * 1024
 _INSTANCE_COLUMNS = (
     Column("NAME", 16), Column("UUID", 9), Column("HOST", 8), Column("PHASE", 12), Column("ADDRESS", 15), "AGE",
     Column("IMAGE", 6), Column("RESOURCES", is_wide=True), Column("DESIRED", is_wide=True), Column("GROUP", is_wide=True),
-    Column("BY", is_wide=True),
+    Column("BY", is_wide=True), Column("PROTECTED", is_wide=True),
 )  # fmt: skip
 
 
@@ -56,6 +56,7 @@ def _instance_cells(row: InstanceRow, now: datetime.datetime, look: Look) -> tup
         str(spec.desired) if spec else "",
         spec.group or "" if spec else "",
         spec.created_by if spec else "",
+        "yes" if spec and spec.protected else "",
     )
 
 
@@ -69,7 +70,7 @@ def phase_colour(row: InstanceRow) -> str:
         return "red"
     if row.phase == Phase.RUNNING:
         return "yellow" if row.reason else "green"
-    return "" if row.phase == Phase.STOPPED else "yellow"
+    return "" if row.phase in (Phase.STOPPED, Phase.SUSPENDED) else "yellow"
 
 
 _BAD = frozenset({Phase.FAILED, Phase.REFUSED, Phase.HELD, Phase.QUARANTINED})
@@ -79,7 +80,7 @@ _BAD_REASONS = frozenset({Reason.CRASHED, Reason.IO_ERROR, Reason.START_FAILED, 
 def phase_text(row: InstanceRow) -> str:
     """The phase with what qualifies it: the reason, what is asked for if that is not so yet, and a dead host."""
     notes = [row.reason] if row.reason else []
-    if row.spec and row.spec.desired.value not in ("running", row.phase.lower()):
+    if row.spec and row.spec.desired.value not in ("running", row.phase.lower()) and row.phase != Phase.SUSPENDING:
         notes.append(f"to be {row.spec.desired.value}")
     if row.status and row.status.in_force:
         notes.append("resized with its next start")
@@ -133,6 +134,7 @@ def _spec_pairs(spec: InstanceSpec, addresses: tuple[Address, ...], now: datetim
         ("user data", f"{len(user_data)} bytes" if user_data else ""),
         ("group", f"{spec.group} ({spec.group_policy})" if spec.group else ""),
         ("desired", str(spec.desired)),
+        ("protected", "yes: neither destroyed nor rebuilt" if spec.protected else ""),
         ("restart", str(spec.restart)),
         ("alternates", _alternates(spec)),
         *(("moved", _move(move)) for move in spec.moves),
@@ -211,6 +213,7 @@ def instance_list_json(rows: Sequence[InstanceRow]) -> list[dict[str, Any]]:
             "phase": row.phase,
             "reason": row.reason,
             "desired": str(row.spec.desired) if row.spec else None,
+            "protected": bool(row.spec and row.spec.protected),
             "addresses": [a.address for a in row.status.addresses if a.address] if row.status else [],
             "image": row.spec.image.url if row.spec else None,
             "image_name": (row.spec.image.name or None) if row.spec else None,

@@ -25,6 +25,7 @@ from common.retry import Backoff, seconds_since_boot
 from common.store import Store
 from eschedule.changes import TRIES, Instance, read
 from eschedule.claims import FRESH_SECONDS
+from eschedule.still_edits import refuse_suspended
 
 if TYPE_CHECKING:
     from common.placement import Placement
@@ -211,6 +212,7 @@ def check(spec: InstanceSpec, status: InstanceStatus | None, wanted: Mapping[str
     """Refuse what cannot be; raises as ``Resizer.resize``."""
     if spec.desired is Desired.DELETED:
         raise Conflict(f"the instance {spec.name} is being destroyed; see: eschedule show {spec.name}")
+    refuse_suspended(spec, "resize it")
     phase = status.phase if status and status.boot_request == spec.boot_request else None
     if phase in (Phase.FAILED, Phase.REFUSED):
         raise Permanent(

@@ -110,6 +110,15 @@ class Screen:
         has_colour = os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
         return Look(None if is_wide else shutil.get_terminal_size().columns, is_wide, has_colour)
 
+    def ask(self, question: str, answers: TextIO) -> str:
+        """What whoever sits at the terminal types behind *question*, as a line; "" where *answers* ends."""
+        self._clear()
+        self._write(f"{PROGRAM}: {question}")
+        line = answers.readline()
+        if not line.endswith("\n"):
+            self._write("\n")
+        return line.strip()
+
     def message(self, text: str) -> None:
         """One line about what happened."""
         self._clear()

@@ -30,6 +30,7 @@ from common.retry import Deadline
 from common.validate import parse_instance, parse_request_id, parse_seconds
 from eschedule import post, render
 from eschedule.changes import Instance, find, read
+from eschedule.confirming import NOT_DONE, is_meant
 from eschedule.disk_edits import reverted
 from eschedule.disk_waiting import ask_and_wait
 from eschedule.follow import Goal, host_name
@@ -107,6 +108,9 @@ def _remove(session: Session, options: argparse.Namespace) -> int:
 def _revert(session: Session, options: argparse.Namespace) -> int:
     found = _instance(session, options)
     _check_there(_ask(session, options, found, LIST), found, options.name)
+    question = f"take {found.name} back to {options.name}: what was written since is lost?"
+    if not is_meant(session, options, question):
+        return NOT_DONE
     done = f"is as it was at {options.name}"
     return ask_and_wait(
         session, options, parse_instance(options.instance), edit=reverted(options.name), goal=Goal.RESTORED, done=done

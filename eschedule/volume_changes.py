@@ -26,6 +26,7 @@ from common.volume_refs import MOST_VOLUMES, VolumeRef
 from eschedule import changes, sought
 from eschedule.changes import Instance
 from eschedule.listing import HostName, host_names
+from eschedule.still_edits import refuse_suspended
 
 TRIES = 10  # of a change while others change the same keys
 NOT_FOUND = "NotFound"
@@ -191,6 +192,7 @@ def detach(
         found = _instance(store, keys, owner) if owner else None
         if found is None or all(one.uuid != place.uuid for one in found.spec.volumes):
             return volume, found, False
+        refuse_suspended(found.spec, f"detach {volume.name}")
         _refuse_sata(found, "taken out")
         rest = tuple(one for one in found.spec.volumes if one.uuid != place.uuid)
         try:
@@ -251,6 +253,7 @@ def _refuse(store: Store, keys: Keys, volume: Volume, found: Instance) -> None:
         raise Conflict(f"the volume {spec.name} is being removed")
     if known.desired is Desired.DELETED:
         raise Conflict(f"the instance {found.name} is being destroyed; see: eschedule show {found.name}")
+    refuse_suspended(known, f"attach {spec.name}")
     if spec.attached_to:
         leaving = f"the volume {spec.name} is being taken out of {volume.instance}: try again when it is free"
         taken = (

@@ -15,6 +15,7 @@ from common.retry import Backoff, Deadline, retry
 from common.validate import parse_count, parse_instance, parse_name, parse_request_id, parse_uuid
 from common.volume_records import VolumePhase, VolumePlace
 from eschedule import changes, volume_changes
+from eschedule.confirming import NOT_DONE, is_meant
 from eschedule.creating import again_line, planner_of, repeatable
 from eschedule.listing import find_host
 from eschedule.output import emit
@@ -34,9 +35,9 @@ class _NotYet(Transient):
 
 def volume(session: Session, options: argparse.Namespace) -> int:
     """Run ``volume``; its exit code."""
+    actions: dict[str, Callable[[Session, argparse.Namespace], int | None]]
     actions = {"create": _create, "attach": _attach, "detach": _detach, "list": _list, "show": _show, "rm": _remove}
-    actions[options.action](session, options)
-    return 0
+    return actions[options.action](session, options) or 0
 
 
 def _create(session: Session, options: argparse.Namespace) -> None:
@@ -110,8 +111,10 @@ def _show(session: Session, options: argparse.Namespace) -> None:
     _say(session, options, volume_changes.read(session.store, session.keys, _find(session, options)))
 
 
-def _remove(session: Session, options: argparse.Namespace) -> None:
+def _remove(session: Session, options: argparse.Namespace) -> int:
     place, seconds = _find(session, options), wait_seconds_of(session, options)
+    if not is_meant(session, options, f"remove the volume {options.name}, with all that is in it, for good?"):
+        return NOT_DONE
     session.interruption.check()
     with session.interruption.shield():
         found = volume_changes.remove(session.store, session.keys, place)
@@ -119,13 +122,14 @@ def _remove(session: Session, options: argparse.Namespace) -> None:
     _warn_of_silence(session, found)
     if options.no_wait:
         session.screen.message(f"the volume {found.name} is to be removed")
-        return
+        return 0
     try:
         _wait(session, place, seconds, _is_there, "gone")
     except Permanent as error:
         if error.reason != volume_changes.NOT_FOUND:
             raise
     session.screen.message(f"the volume {found.name} is removed")
+    return 0
 
 
 # -- what they have in common --------------------------------------------------------------------------------------------

@@ -132,4 +132,6 @@ def unreached(name: str, outcome: Outcome, goal: Goal, seconds: float) -> Ecompu
     if outcome.ending is Ending.TIMED_OUT:
         last = doing(view, goal) if view else name
         return Transient(f"not {goal} after {seconds_text(seconds)}: {last}; it goes on; look: eschedule show {name}")
-    return Permanent(f"{name}{where}: {outcome.message}; details: eschedule show {name}; remove it: eschedule destroy {name}")
+    # Whoever wanted a guest to stand still wants to keep it.
+    remove = "" if goal in (Goal.PAUSED, Goal.SUSPENDED) else f"; remove it: eschedule destroy {name}"
+    return Permanent(f"{name}{where}: {outcome.message}; details: eschedule show {name}{remove}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eschedule.command_line.parser import Parser, Verbs, json_option, verb, waiting
+from eschedule.command_line.parser import Parser, Verbs, json_option, sure, verb, waiting
 
 
 def add_snapshot(verbs: Verbs) -> None:
@@ -32,6 +32,7 @@ def add_snapshot(verbs: Verbs) -> None:
         "eschedule snapshot revert web-1 before-upgrade",
     )  # fmt: skip
     _named(revert)
+    sure(revert)
     waiting(revert, "it")
 
 
@@ -45,6 +46,7 @@ def add_rebuild(verbs: Verbs) -> None:
         "--image", metavar="IMAGE", help="of another image: name, URL or path as for create (default: the same)"
     )
     parser.add_argument("--checksum", metavar="ALGORITHM:HEX", help="what its bytes must come to")
+    sure(parser)
     waiting(parser, "it")
 
 

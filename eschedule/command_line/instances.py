@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eschedule.command_line.parser import DRIVE, Parser, Verbs, instances, json_option, verb, waiting
+from eschedule.command_line.parser import DRIVE, Parser, Verbs, instances, json_option, sure, verb, waiting
 
 
 def reaching(parser: Parser) -> None:
@@ -28,7 +28,7 @@ def reaching(parser: Parser) -> None:
 
 
 def add_list(verbs: Verbs) -> None:
-    json_option(verb(verbs, "list", "list all instances", "eschedule list --json"))
+    json_option(verb(verbs, "list", "list all instances", "eschedule list --json", aliases=("ls",)))
 
 
 def add_show(verbs: Verbs) -> None:
@@ -40,6 +40,7 @@ def add_show(verbs: Verbs) -> None:
 def add_destroy(verbs: Verbs) -> None:
     parser = verb(verbs, "destroy", "destroy instances with their disks, for good", "eschedule destroy web-1 web-2")
     instances(parser)
+    sure(parser)
     waiting(parser, "the end")
 
 
@@ -60,6 +61,51 @@ def add_reboot(verbs: Verbs) -> None:
     parser.add_argument("--hard", action="store_true", help="pull the plug instead of asking the guest to shut down first")
     instances(parser)
     waiting(parser, "the reboot")
+
+
+def add_pause(verbs: Verbs) -> None:
+    parser = verb(
+        verbs, "pause", "stop the CPUs of guests where they are; they keep their memory", "eschedule pause web-1"
+    )  # fmt: skip
+    instances(parser)
+    waiting(parser, "the pause")
+
+
+def add_unpause(verbs: Verbs) -> None:
+    parser = verb(verbs, "unpause", "let paused guests go on", "eschedule unpause web-1")
+    instances(parser)
+    waiting(parser, "it")
+
+
+def add_suspend(verbs: Verbs) -> None:
+    parser = verb(
+        verbs, "suspend", "save the memory of guests to files of their hosts, and free it; their claims stay",
+        "eschedule suspend web-1 web-2",
+    )  # fmt: skip
+    instances(parser)
+    waiting(parser, "it")
+
+
+def add_resume(verbs: Verbs) -> None:
+    parser = verb(verbs, "resume", "let suspended guests go on from their saved memory", "eschedule resume web-1 web-2")
+    instances(parser)
+    waiting(parser, "it")
+
+
+def add_rename(verbs: Verbs) -> None:
+    parser = verb(
+        verbs, "rename", "give an instance another name; what the guest calls itself stays", "eschedule rename web-1 shop-1"
+    )  # fmt: skip
+    parser.add_argument("instance", metavar="NAME|UUID")
+    parser.add_argument("name", metavar="NEW", help="a name that no instance has")
+
+
+def add_protect(verbs: Verbs) -> None:
+    instances(verb(verbs, "protect", "keep instances from being destroyed or rebuilt", "eschedule protect db-1 db-2"))
+
+
+def add_unprotect(verbs: Verbs) -> None:
+    instances(verb(verbs, "unprotect", "let instances be destroyed and rebuilt again", "eschedule unprotect db-1"))
 
 
 def add_set(verbs: Verbs) -> None:

@@ -60,9 +60,9 @@ def common_options(parser: argparse.ArgumentParser, default: object = argparse.S
     )
 
 
-def verb(verbs: Verbs, name: str, help: str, example: str) -> Parser:
+def verb(verbs: Verbs, name: str, help: str, example: str, aliases: Sequence[str] = ()) -> Parser:
     parser = verbs.add_parser(
-        name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=f"example:\n  {example}",
+        name, aliases=aliases, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     common_options(parser)
@@ -81,6 +81,10 @@ def json_option(parser: Parser) -> None:
         "-o", "--output", type=parse_form, metavar="FORM",
         help="json, yaml, name (nothing else), wide (more columns) or custom-columns=NAME:.field,…",
     )  # fmt: skip
+
+
+def sure(parser: Parser) -> None:
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask on a terminal whether that is meant")
 
 
 def instances(parser: Parser) -> None:

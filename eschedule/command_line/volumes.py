@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eschedule.command_line.parser import Parser, Verbs, json_option, verb, waiting
+from eschedule.command_line.parser import Parser, Verbs, json_option, sure, verb, waiting
 
 
 def add_volume(verbs: Verbs) -> None:
@@ -25,6 +25,7 @@ def add_volume(verbs: Verbs) -> None:
     json_option(show)
     remove = verb(actions, "rm", "remove a volume and all that is in it, for good", "eschedule volume rm data")
     _named(remove)
+    sure(remove)
     waiting(remove, "its end")
 
 

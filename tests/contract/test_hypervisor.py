@@ -95,10 +95,12 @@ def test_a_bad_definition_is_rejected_in_one_line(hypervisor: Hypervisor, xml: s
     assert "\n" not in str(caught.value)
 
 
-def test_start_suspend_resume_destroy_and_each_again(hypervisor: Hypervisor, defined: UUID) -> None:
+def test_each_change_of_power_and_each_again(hypervisor: Hypervisor, defined: UUID) -> None:
     for act, expected in (
         (hypervisor.start, PowerState.RUNNING),
-        (hypervisor.suspend, PowerState.PAUSED),
+        (hypervisor.pause, PowerState.PAUSED),
+        (hypervisor.unpause, PowerState.RUNNING),
+        (hypervisor.suspend, PowerState.SHUTOFF),
         (hypervisor.resume, PowerState.RUNNING),
         (hypervisor.destroy, PowerState.SHUTOFF),
     ):
@@ -152,7 +154,7 @@ def test_disks_are_plugged_into_guests_that_run_only(hypervisor: Hypervisor, def
 
 
 def test_starting_a_paused_domain_leaves_it_paused(hypervisor: Hypervisor, running: UUID) -> None:
-    hypervisor.suspend(running)
+    hypervisor.pause(running)
     hypervisor.start(running)
     assert power_state(hypervisor, running) == PowerState.PAUSED
 
@@ -171,9 +173,58 @@ def test_a_guest_that_was_asked_to_shut_down_is_off_and_says_why(hypervisor: Hyp
 
 
 def test_a_paused_guest_is_not_asked_to_shut_down(hypervisor: Hypervisor, running: UUID) -> None:
-    hypervisor.suspend(running)
+    hypervisor.pause(running)
+    domain = hypervisor.get(running)
+    assert domain is not None and domain.was_paused
     hypervisor.shutdown(running)
     assert power_state(hypervisor, running) == PowerState.PAUSED
+
+
+def saved_state(hypervisor: Hypervisor, uuid: UUID) -> tuple[PowerState, bool]:
+    domain = hypervisor.get(uuid)
+    assert domain is not None
+    return domain.power_state, domain.has_saved_memory
+
+
+def test_memory_is_saved_once_and_gone_on_with_once(hypervisor: Hypervisor, running: UUID) -> None:
+    stamp = a_stamp(booted=1)
+    hypervisor.write_stamp(running, stamp)
+    disks = hypervisor.disks(running)
+    for _ in range(2):
+        hypervisor.suspend(running)
+        domain = hypervisor.get(running)
+        assert domain is not None and domain in hypervisor.list()
+        assert (domain.power_state, domain.state_reason, domain.has_saved_memory) == (PowerState.SHUTOFF, "saved", True)
+        assert domain.stamp == stamp
+    assert hypervisor.disks(running) == disks, "it goes on with them"
+    for _ in range(2):
+        hypervisor.resume(running)
+        assert saved_state(hypervisor, running) == (PowerState.RUNNING, False)
+
+
+def test_a_guest_that_is_off_has_no_memory_to_be_saved_or_gone_on_with(hypervisor: Hypervisor, defined: UUID) -> None:
+    for uuid in (defined, uuid4()):
+        for act in (hypervisor.suspend, hypervisor.resume):
+            with pytest.raises(Conflict):
+                act(uuid)
+        hypervisor.drop_memory(uuid)
+
+
+def test_memory_that_is_dropped_and_that_of_a_guest_which_boots_is_gone(hypervisor: Hypervisor, running: UUID) -> None:
+    hypervisor.suspend(running)
+    for _ in range(2):
+        hypervisor.drop_memory(running)
+        assert saved_state(hypervisor, running) == (PowerState.SHUTOFF, False)
+    assert hypervisor.disks(running).live == ()
+    hypervisor.start(running)
+    hypervisor.suspend(running)
+    hypervisor.start(running)  # anew
+    hypervisor.destroy(running)
+    assert saved_state(hypervisor, running) == (PowerState.SHUTOFF, False)
+    hypervisor.start(running)
+    hypervisor.suspend(running)
+    hypervisor.undefine(running)
+    assert hypervisor.get(running) is None
 
 
 def test_undefine_forgets_and_does_so_twice(hypervisor: Hypervisor, defined: UUID) -> None:
@@ -233,13 +284,13 @@ def test_what_would_end_a_missing_domain_succeeds(hypervisor: Hypervisor) -> Non
         act(uuid4())
 
 
-@pytest.mark.parametrize("verb", ["start", "reboot", "suspend", "resume"])
+@pytest.mark.parametrize("verb", ["start", "reboot", "pause", "unpause", "suspend", "resume"])
 def test_what_needs_a_domain_conflicts_without_one(hypervisor: Hypervisor, verb: str) -> None:
     with pytest.raises(Conflict):
         getattr(hypervisor, verb)(uuid4())
 
 
-@pytest.mark.parametrize("verb", ["reboot", "suspend", "resume"])
+@pytest.mark.parametrize("verb", ["reboot", "pause", "unpause"])
 def test_what_needs_an_active_domain_conflicts_with_one_that_is_off(hypervisor: Hypervisor, defined: UUID, verb: str) -> None:
     with pytest.raises(Conflict, match="shutoff"):
         getattr(hypervisor, verb)(defined)
@@ -340,7 +391,15 @@ def test_every_change_of_a_domain_is_told(hypervisor: Hypervisor) -> None:
     spec = a_spec()
     hypervisor.get(spec.uuid)  # the connection is there, so that nothing is missed
     for number, act in enumerate(
-        (hypervisor.start, hypervisor.suspend, hypervisor.resume, hypervisor.destroy, hypervisor.undefine)
+        (
+            hypervisor.start,
+            hypervisor.pause,
+            hypervisor.unpause,
+            hypervisor.suspend,
+            hypervisor.resume,
+            hypervisor.destroy,
+            hypervisor.undefine,
+        )
     ):
         if number == 0:
             hypervisor.define(domain_xml(spec, a_context()))

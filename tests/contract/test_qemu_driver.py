@@ -210,6 +210,36 @@ def test_a_guest_starts_stops_and_goes_however_often_it_is_told(
     assert driver.get(spec.uuid) is None
 
 
+def test_saved_memory_is_that_of_the_guest_as_it_was_and_half_of_it_is_none(
+    libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
+) -> None:
+    spec = guests.start()
+    driver.write_stamp(spec.uuid, a_stamp(booted=1))
+    before = driver.disks(spec.uuid)
+    larger = dataclasses.replace(spec, resources={"VCPU": 2, "MEMORY_MB": 96, "DISK_GB": 1})  # from its next boot on
+    driver.define(domain_xml(larger, a_context(virt_type="qemu", directory=Path(INSTANCES) / str(spec.uuid))))
+    driver.suspend(spec.uuid)
+    domain = seen(driver, spec)
+    assert (domain.has_saved_memory, domain.vcpus, domain.memory_mib) == (True, 1, 64)
+    assert driver.disks(spec.uuid).live == before.live
+    libvirt_host.stop_libvirtd(signal.SIGKILL)
+    libvirt_host.start_libvirtd()
+    wait_until(lambda: driver.get(spec.uuid), timeout_seconds=10, what="libvirtd answers")
+    assert seen(driver, spec).has_saved_memory
+    driver.resume(spec.uuid)
+    assert (seen(driver, spec).power_state, seen(driver, spec).vcpus) == (PowerState.RUNNING, 1)
+
+    driver.suspend(spec.uuid)
+    (file,) = libvirt_host.path("/var/lib/libvirt/qemu/save").glob("*.save")
+    with file.open("r+b") as memory:  # as libvirt leaves it when the host loses its power
+        memory.write(b"LibvirtQemudPart")
+    assert not seen(driver, spec).has_saved_memory
+    with pytest.raises(Conflict, match="not saved"):
+        driver.resume(spec.uuid)
+    driver.start(spec.uuid)
+    assert not file.exists()
+
+
 def test_a_disk_grows_under_its_guest_and_whatever_else_is_asked_of_it_is_refused(
     libvirt_host: NamespacedHost, driver: LibvirtDriver, guests: Guests
 ) -> None:
@@ -220,7 +250,7 @@ def test_a_disk_grows_under_its_guest_and_whatever_else_is_asked_of_it_is_refuse
         assert virtual_size_bytes(libvirt_host.path(str(disk))) == 3 << 30
     with pytest.raises(HypervisorRejected, match="larger"):
         driver.grow_disk(spec.uuid, disk.with_name("another.qcow2"), 4 << 30)
-    driver.suspend(spec.uuid)
+    driver.pause(spec.uuid)
     assert driver.grow_disk(spec.uuid, disk, 4 << 30)
     driver.destroy(spec.uuid)
     with pytest.raises(Conflict, match="not up"):
@@ -286,10 +316,10 @@ def test_pausing_resuming_and_resetting_keep_the_process(
     spec = guests.start()
     before = qemu_pid(libvirt_host, spec)
     for act, expected in (
-        (driver.suspend, (PowerState.PAUSED, "user")),
+        (driver.pause, (PowerState.PAUSED, "user")),
         (driver.reboot, (PowerState.PAUSED, "user")),
         (driver.shutdown, (PowerState.PAUSED, "user")),
-        (driver.resume, (PowerState.RUNNING, "unpaused")),
+        (driver.unpause, (PowerState.RUNNING, "unpaused")),
         (driver.reboot, (PowerState.RUNNING, "unpaused")),
         (driver.shutdown, (PowerState.RUNNING, "unpaused")),  # the BIOS does not listen, and nobody waits for it
     ):
@@ -487,9 +517,9 @@ def test_guests_survive_libvirtd_and_whoever_listens_hears_that_it_is_back(
         wait_until(lambda count=restart: len(reconnects) == count, timeout_seconds=10, what=f"reconnected {restart} times")
         assert seen(driver, spec) == before
         told.clear()
-        driver.suspend(spec.uuid)
+        driver.pause(spec.uuid)
         wait_until(lambda: spec.uuid in told, timeout_seconds=5, what="events arrive again")
-        driver.resume(spec.uuid)
+        driver.unpause(spec.uuid)
     assert open_descriptors() <= descriptors, "a broken connection keeps its descriptors"
 
 

@@ -59,12 +59,16 @@ class _Guest:
     live_cards: tuple[Card, ...] = ()
     live_size: tuple[int, int] = (0, 0)  # CPUs and MiB that it was started with
     disks: DomainDisks = dataclasses.field(default_factory=DomainDisks)
+    is_saved: bool = False  # its memory, with all that is live of it
 
     def seen(self) -> Domain:
         is_active = self.power_state in changes.ACTIVE
         stamp = self.live_stamp if is_active else self.domain.stamp
         seen = dataclasses.replace(self.domain, power_state=self.power_state, state_reason=self.reason, stamp=stamp)
-        return dataclasses.replace(seen, vcpus=self.live_size[0], memory_mib=self.live_size[1]) if is_active else seen
+        if not is_active and not self.is_saved:
+            return seen
+        vcpus, memory_mib = self.live_size
+        return dataclasses.replace(seen, vcpus=vcpus, memory_mib=memory_mib, has_saved_memory=self.is_saved)
 
 
 def _parsed(xml: str) -> Domain:
@@ -161,7 +165,7 @@ class FakeHypervisor:
         """Every domain is off, for no reason that is known; nobody hears of it."""
         for guest in self._guests.values():
             guest.power_state, guest.reason = PowerState.SHUTOFF, "unknown"
-            guest.disks = dataclasses.replace(guest.disks, live=())
+            guest.disks = guest.disks if guest.is_saved else dataclasses.replace(guest.disks, live=())
 
     # -- domains -----------------------------------------------------------------------------------------------------------
 
@@ -198,11 +202,39 @@ class FakeHypervisor:
     def reboot(self, uuid: UUID) -> None:
         self._change("reboot", uuid, changes.RESET, None, "")
 
+    def pause(self, uuid: UUID) -> None:
+        self._change("pause", uuid, changes.PAUSE, PowerState.PAUSED, "user")
+
+    def unpause(self, uuid: UUID) -> None:
+        self._change("unpause", uuid, changes.UNPAUSE, PowerState.RUNNING, "unpaused")
+
     def suspend(self, uuid: UUID) -> None:
-        self._change("suspend", uuid, changes.SUSPEND, PowerState.PAUSED, "user")
+        with self._called("suspend", uuid):
+            guest = self._guests.get(uuid)
+            if guest is None or not (guest.is_saved or guest.power_state in changes.ACTIVE):
+                raise Conflict(f"save the memory of domain {uuid}: it is off, or not there")
+            if not guest.is_saved:
+                guest.is_saved, guest.power_state, guest.reason = True, PowerState.SHUTOFF, "saved"
+                self._tell(uuid)
 
     def resume(self, uuid: UUID) -> None:
-        self._change("resume", uuid, changes.RESUME, PowerState.RUNNING, "unpaused")
+        with self._called("resume", uuid):
+            guest = self._guests.get(uuid)
+            if guest is not None and guest.power_state in changes.ACTIVE:
+                return
+            if guest is None or not guest.is_saved:
+                raise Conflict(f"go on with the saved memory of domain {uuid}: there is none")
+            guest.is_saved, guest.power_state, guest.reason = False, PowerState.RUNNING, "restored"
+            self._tell(uuid)
+
+    def drop_memory(self, uuid: UUID) -> None:
+        with self._called("drop_memory", uuid):
+            self._drop(uuid)
+
+    def _drop(self, uuid: UUID) -> None:
+        guest = self._guests.get(uuid)
+        if guest is not None and guest.is_saved:
+            guest.is_saved, guest.disks = False, dataclasses.replace(guest.disks, live=())
 
     def undefine(self, uuid: UUID) -> None:
         with self._called("undefine", uuid):
@@ -313,12 +345,18 @@ class FakeHypervisor:
             return self._guests[uuid].live_cards if self._power(uuid) in changes.ACTIVE else ()
 
     def raise_link(self, uuid: UUID, mac: str) -> None:
-        with self._called("raise_link", uuid):
+        self._set_link("raise_link", uuid, mac, is_up=True)
+
+    def lower_link(self, uuid: UUID, mac: str) -> None:
+        self._set_link("lower_link", uuid, mac, is_up=False)
+
+    def _set_link(self, method: str, uuid: UUID, mac: str, *, is_up: bool) -> None:
+        with self._called(method, uuid):
             if not any(card.mac == mac for card in self.cards(uuid)):
                 raise Conflict(f"domain {uuid} has no running card {mac}")
             guest = self._guests[uuid]
             guest.live_cards = tuple(
-                dataclasses.replace(card, link_is_up=card.link_is_up or card.mac == mac) for card in guest.live_cards
+                dataclasses.replace(card, link_is_up=is_up) if card.mac == mac else card for card in guest.live_cards
             )
 
     def grow_disk(self, uuid: UUID, disk: Path, size_bytes: int) -> bool:
@@ -422,7 +460,7 @@ class FakeHypervisor:
         with self._lock:
             guest = self._guests[uuid]
             if guest.power_state not in changes.ACTIVE:
-                guest.live_stamp = guest.domain.stamp
+                guest.live_stamp, guest.is_saved = guest.domain.stamp, False
                 guest.live_size = guest.domain.vcpus, guest.domain.memory_mib
                 guest.live_cards = tuple(
                     dataclasses.replace(card, device=f"vnet{next(self._devices)}") for card in guest.defined_cards

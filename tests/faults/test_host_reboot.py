@@ -133,6 +133,24 @@ def test_a_host_reboot_brings_back_those_that_want_it(cluster: Cluster, guests: 
     cluster.eschedule("destroy", "was-off")
 
 
+def test_a_suspended_guest_outlives_a_reboot_and_a_paused_one_is_as_any_other(cluster: Cluster) -> None:
+    names = {"asleep": "never", "halted": "never", "halts-again": "always"}
+    for name, policy in names.items():
+        cluster.eschedule(QUERY, cluster.image, "--name", name, "--restart", policy)
+    uuids = {name: uuid_of(cluster, name) for name in names}
+    console = cluster.nodes[0].host.path(f"{KEPT}/instances/{uuids['asleep']}/console.log")
+    wait_until(lambda: BOOT_MARK in console.read_text(errors="replace"), timeout_seconds=30, what="the guest is up")
+    cluster.eschedule("suspend", "asleep")
+    cluster.eschedule("pause", "halted", "halts-again")
+    reboot(cluster, cluster.nodes[0])
+    wait_status(cluster, uuids["halted"], Phase.STOPPED, Reason.HOST_REBOOTED)
+    wait_status(cluster, uuids["halts-again"], Phase.PAUSED)
+    assert status_of(cluster, uuids["asleep"]).phase is Phase.SUSPENDED
+    cluster.eschedule("resume", "asleep")
+    assert console.read_text(errors="replace").count(BOOT_MARK) == 1, "it went on, and did not boot"
+    cluster.eschedule("destroy", *names)
+
+
 def test_a_guest_that_powers_itself_off_comes_back_under_always_only(cluster: Cluster, guests: dict[str, UUID]) -> None:
     before, kept = look(cluster), {policy: belongings(cluster, uuid) for policy, uuid in guests.items()}
     for uuid in guests.values():

@@ -40,6 +40,13 @@ STEPS_OF: dict[str, tuple[Step, ...]] = {
     ),
     "build with rules": (Step.WRITE_RULES,),
     "build with a changed disk": (Step.BUILD_DISK,),
+    "pause": (Step.PAUSE,),
+    "unpause": (Step.UNPAUSE,),
+    "suspend": (Step.SUSPEND,),
+    "resume": (Step.RESUME,),
+    "stop a suspended guest": (Step.RESUME,),
+    "reboot a suspended guest hard": (Step.DROP_MEMORY,),
+    "revert a suspended guest": (Step.DROP_MEMORY,),
     "stop": (Step.SHUTDOWN,),
     "stop a deaf guest": (Step.SHUTDOWN, Step.DESTROY),
     "start": (Step.START,),
@@ -86,6 +93,8 @@ INSIDE: dict[str, tuple[str, ...]] = {
         "before:BuildDisk:pathlib.Path.rename",
         "after:BuildDisk",
     ),
+    "suspend": ("before:Suspend:ecompute.libvirt_driver.LibvirtDriver.suspend",),
+    "resume": ("after:Resume:ecompute.libvirt_driver.LibvirtDriver.resume",),
     "start": ("after:Start:ecompute.libvirt_driver.LibvirtDriver.write_stamp",),
     "reboot": ("after:Shutdown:ecompute.libvirt_driver.LibvirtDriver.write_stamp",),
     "destroy": (
@@ -268,6 +277,88 @@ def stop(bench: Bench, failpoint: str) -> None:
     bench.clients.start(uuid)
     bench.running.append(uuid)
     bench.settle()
+
+
+def pause(bench: Bench, failpoint: str) -> None:
+    uuid = bench.guest()
+    booted = bench.boots(uuid)
+    bench.strike(failpoint, lambda: bench.clients.pause(uuid))
+    bench.settle()
+    goes_on(bench, uuid, booted)
+
+
+def unpause(bench: Bench, failpoint: str) -> None:
+    uuid = bench.guest()
+    booted = bench.boots(uuid)
+    bench.clients.pause(uuid)
+    bench.settle()
+    bench.strike(failpoint, lambda: bench.clients.start(uuid))
+    goes_on(bench, uuid, booted)
+
+
+def suspend(bench: Bench, failpoint: str) -> None:
+    uuid = bench.guest()
+    booted = bench.boots(uuid)
+    bench.strike(failpoint, lambda: bench.clients.suspend(uuid))
+    bench.settle()
+    goes_on(bench, uuid, booted)
+
+
+def resume(bench: Bench, failpoint: str) -> None:
+    uuid, booted = suspended(bench)
+    bench.strike(failpoint, lambda: bench.clients.start(uuid))
+    goes_on(bench, uuid, booted)
+
+
+def suspended(bench: Bench) -> tuple[UUID, int]:
+    """A guest whose memory is saved, and how often it has booted."""
+    uuid = bench.guest()
+    booted = bench.boots(uuid)
+    bench.clients.suspend(uuid)
+    bench.settle()
+    return uuid, booted
+
+
+def goes_on(bench: Bench, uuid: UUID, booted: int) -> None:
+    """It is asked to, where it was not, and has not booted again."""
+    bench.clients.start(uuid)
+    bench.settle()
+    assert bench.boots(uuid) == booted
+    bench.running.append(uuid)
+
+
+def stop_a_suspended_guest(bench: Bench, failpoint: str) -> None:
+    uuid, booted = suspended(bench)
+    bench.strike(failpoint, lambda: bench.clients.stop(uuid))
+    bench.settle()
+    bench.clients.start(uuid)
+    bench.settle()
+    bench.wait_up(uuid, after=booted)
+    bench.running.append(uuid)
+
+
+def reboot_a_suspended_guest_hard(bench: Bench, failpoint: str) -> None:
+    uuid, booted = suspended(bench)
+    bench.strike(failpoint, lambda: bench.clients.reboot(uuid, hard=True))
+    bench.settle()
+    bench.wait_up(uuid, after=booted)
+    bench.running.append(uuid)
+
+
+def revert_a_suspended_guest(bench: Bench, failpoint: str) -> None:
+    """Its memory is dropped: the disk is another one than it knows."""
+    uuid = bench.guest()
+    booted = bench.boots(uuid)
+    bench.cluster.eschedule("snapshot", "create", bench.ledger.known[uuid].name, "suspended")
+    bench.clients.suspend(uuid)
+    bench.settle()
+    written(bench, uuid, 5)
+    bench.strike(failpoint, lambda: bench.clients.revert(uuid, "suspended"))
+    status = bench.settle().status_of(uuid)
+    assert status is not None and status.restored is not None and not status.restored.problem
+    assert_holds(bench, uuid, 0)
+    bench.wait_up(uuid, after=booted)
+    bench.running.append(uuid)
 
 
 def stop_a_deaf_guest(bench: Bench, failpoint: str) -> None:
@@ -522,7 +613,10 @@ def regain_a_right_claim(bench: Bench, failpoint: str) -> None:
 
 
 FLOWS: dict[str, Callable[[Bench, str], None]] = {
-    "build": build, "build with rules": build_with_rules, "build with a changed disk": build_with_a_changed_disk, "build of a known image": build_of_a_known_image, "build of a copy": build_of_a_copy, "stop": stop, "stop a deaf guest": stop_a_deaf_guest, "start": start, "reboot": reboot,
+    "build": build, "build with rules": build_with_rules, "build with a changed disk": build_with_a_changed_disk, "build of a known image": build_of_a_known_image, "build of a copy": build_of_a_copy, "stop": stop,
+    "pause": pause, "unpause": unpause, "suspend": suspend, "resume": resume, "stop a suspended guest": stop_a_suspended_guest,
+    "reboot a suspended guest hard": reboot_a_suspended_guest_hard, "revert a suspended guest": revert_a_suspended_guest,
+    "stop a deaf guest": stop_a_deaf_guest, "start": start, "reboot": reboot,
     "reboot hard": reboot_hard, "destroy": destroy, "reschedule": reschedule, "give up": give_up,
     "regain a lost claim": regain_a_lost_claim, "adopt": adopt, "revert": revert, "rebuild": rebuild, "grow": grow,
     "grow while it is off": grow_while_it_is_off, "regain a right claim": regain_a_right_claim,

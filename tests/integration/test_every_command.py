@@ -27,7 +27,8 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKHEChAAkDuLyCVCWMOe7SwQ7Zk1AtMpHHUkV
 WHO = (NOBODY,)
 # What stands behind each command, with names that nobody has.
 WORDS: dict[str, tuple[str, ...]] = {
-    "create": (QUERY, IMAGE, "--no-wait"), "list": (), "show": WHO, "destroy": WHO, "stop": WHO, "start": WHO, "reboot": WHO,
+    "create": (QUERY, IMAGE, "--no-wait"), "list": (), "ls": (), "show": WHO, "destroy": WHO, "stop": WHO, "start": WHO, "reboot": WHO,
+    "pause": WHO, "unpause": WHO, "suspend": WHO, "resume": WHO, "rename": (*WHO, NEW), "protect": WHO, "unprotect": WHO,
     "snapshot create": WHO, "snapshot list": WHO, "snapshot rm": (*WHO, "one"), "snapshot revert": (*WHO, "one"),
     "rebuild": WHO, "set": (*WHO, "--allow-all"), "resize": (*WHO, "resources=VCPU:2"), "port-forward": (*WHO, "8080:80"),
     "log": WHO, "console": WHO, "screenshot": (*WHO, "none.png"), "vnc": WHO, "ssh": WHO, "exec": (*WHO, "--", "true"),

@@ -10,7 +10,7 @@ from uuid import UUID
 from common.hardware import USUAL
 from common.model import Desired, ImageRef
 from common.volume_records import VolumePlace
-from eschedule import changes, disk_edits, volume_changes
+from eschedule import changes, disk_edits, still_edits, volume_changes
 from eschedule.request import Request
 from eschedule.resizing import Resizer
 from eschedule.scheduler import Scheduler
@@ -63,6 +63,14 @@ class Clients:
         self._change(uuid, changes.stopped)
         self.ledger.asked(uuid, "", Desired.STOPPED)
 
+    def pause(self, uuid: UUID) -> None:
+        self._change(uuid, still_edits.paused)
+        self.ledger.asked(uuid, "", Desired.PAUSED)
+
+    def suspend(self, uuid: UUID) -> None:
+        self._change(uuid, still_edits.suspended)
+        self.ledger.asked(uuid, "", Desired.SUSPENDED)
+
     def start(self, uuid: UUID) -> None:
         self._change(uuid, changes.started)
         self.ledger.asked(uuid, "", Desired.RUNNING)
@@ -70,12 +78,12 @@ class Clients:
     def reboot(self, uuid: UUID, *, hard: bool = False) -> None:
         self.ledger.asked_to_reboot(uuid)
         self._change(uuid, changes.rebooted(hard=hard))
-        self.ledger.reboot_is_certain(uuid)
+        self._boots(uuid)
 
     def revert(self, uuid: UUID, snapshot: str) -> None:
         self.ledger.asked_to_reboot(uuid)
         self._change(uuid, disk_edits.reverted(snapshot))
-        self.ledger.reboot_is_certain(uuid)
+        self._boots(uuid)
 
     def rebuild(self, uuid: UUID, image: str) -> None:
         self.ledger.asked_to_reboot(uuid)
@@ -104,6 +112,13 @@ class Clients:
     def edit(self, uuid: UUID, fields: Mapping[str, Any]) -> None:
         """Set *fields* of the spec as they are."""
         self._change(uuid, lambda _spec, _status: fields)
+
+    def _boots(self, uuid: UUID) -> None:
+        """It was asked to boot; one that had no process has no other one then."""
+        if self.ledger.known[uuid].may_be == {Desired.SUSPENDED}:
+            self.ledger.asked(uuid, "", Desired.RUNNING)
+        else:
+            self.ledger.reboot_is_certain(uuid)
 
     def _change(self, uuid: UUID, edit: changes.Edit) -> None:
         changes.change(self.cluster.store, self.cluster.keys, uuid, edit)

@@ -54,7 +54,7 @@ def every_request_is_where_it_was_asked_to_be(world: World) -> Iterator[str]:
 def _phase_problem(spec: InstanceSpec, status: InstanceStatus, host: HostView) -> str:
     guest = host.guests.get(spec.uuid)
     is_active = guest is not None and guest.is_active
-    if is_active is not (status.phase is Phase.RUNNING):
+    if is_active is not (status.phase in (Phase.RUNNING, Phase.PAUSED)):
         return f"is {status.phase}, its guest is {'up' if is_active else 'down'}"
     if is_active is not (spec.uuid in host.qemus):
         return f"libvirt says active={is_active}, its QEMUs are {host.qemus.get(spec.uuid)}"
@@ -63,6 +63,10 @@ def _phase_problem(spec: InstanceSpec, status: InstanceStatus, host: HostView) -
     for asked, applied in ((spec.restore_request, status.restored), (spec.rebuild_request, status.rebuilt)):
         if asked > (applied.request if applied else 0):
             return f"was asked for another disk, by request {asked}, and has {applied}"
+    if spec.desired.stands_still and status.phase.value.lower() != spec.desired:
+        return f"is to be {spec.desired} and is {status.phase}, {status.reason}: {status.message}"
+    if guest is not None and guest.is_saved is not (spec.desired is Desired.SUSPENDED):
+        return f"is to be {spec.desired}, and its memory is {'' if guest.is_saved else 'not '}saved"
     if spec.desired is Desired.STOPPED and status.phase not in (Phase.STOPPED, Phase.FAILED):
         return f"is to be stopped and is {status.phase}"
     if spec.desired is Desired.RUNNING and status.phase is Phase.STOPPED and status.reason != Reason.START_FAILED:

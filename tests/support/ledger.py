@@ -57,10 +57,10 @@ class Ledger:
     def asked(self, uuid: UUID, name: str, wanted: Desired | None, *, is_certain: bool = True) -> None:
         """*wanted* was asked for; without an answer it may also have stayed as it was."""
         known = self.known.setdefault(uuid, Known(name, {GONE}))
-        if wanted is not Desired.RUNNING:
+        if wanted not in (Desired.RUNNING, Desired.PAUSED):
             known.process = None
             known.forget_reboots()
-        elif Desired.STOPPED in known.may_be:
+        elif known.may_be & {Desired.STOPPED, Desired.SUSPENDED}:
             known.reboots += 1  # it may be up still, and go down before it comes up again
         known.may_be = {wanted} if is_certain else known.may_be | {wanted}
 
@@ -104,7 +104,7 @@ class Ledger:
             self.problems.append(f"{known.name} has run with the disk {known.disk} and has {(provider, inode)} now")
 
     def _keeps_its_process(self, found: Qemu | None, known: Known) -> None:
-        if known.may_be != {Desired.RUNNING} or found == known.process:
+        if not known.may_be <= {Desired.RUNNING, Desired.PAUSED} or found == known.process:
             return
         if known.process is None:
             known.process = found

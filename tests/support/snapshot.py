@@ -42,6 +42,7 @@ class Guest:
 
     is_active: bool
     is_stamped: bool
+    is_saved: bool = False  # its memory
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,9 @@ def _libvirt(node: Node) -> tuple[dict[UUID, Guest], frozenset[tuple[str, str]]]
         guests = {}
         for domain in connection.listAllDomains():
             with contextlib.suppress(libvirt.libvirtError):  # gone since it was listed
-                guests[UUID(domain.UUIDString())] = Guest(bool(domain.isActive()), STAMP_NAMESPACE in domain.XMLDesc())
+                guests[UUID(domain.UUIDString())] = Guest(
+                    bool(domain.isActive()), STAMP_NAMESPACE in domain.XMLDesc(), bool(domain.hasManagedSaveImage())
+                )
         network = network_of(connection.networkLookupByName("default").XMLDesc(), is_active=True)
         entries = [DhcpHost(entry.mac, entry.address) for entry in network.dhcp_hosts]
         return guests, frozenset((entry.mac, entry.address) for entry in entries if is_ours(entry))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -126,6 +127,19 @@ def test_a_guest_that_is_off_is_proposed_as_stopped_for_the_boot_that_it_had() -
     spec = proposed(domain, stamp, Remains(DOCUMENT, (ADDRESS, dataclasses.replace(ADDRESS, network="back")), RESOURCES))
     assert (spec.desired, spec.boot_request) == (Desired.STOPPED, 4)
     assert spec.nics == (Nic("default"), Nic("back"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "desired"),
+    [
+        ({"power_state": PowerState.PAUSED, "state_reason": "user"}, Desired.PAUSED),
+        ({"power_state": PowerState.PAUSED, "state_reason": "ioerror"}, Desired.RUNNING),
+        ({"power_state": PowerState.SHUTOFF, "has_saved_memory": True}, Desired.SUSPENDED),
+    ],
+)
+def test_a_guest_that_stands_still_is_proposed_as_it_is(changes: dict[str, Any], desired: Desired) -> None:
+    domain = dataclasses.replace(DOMAIN, **changes)
+    assert proposed(domain, STAMP, Remains(DOCUMENT, (ADDRESS,), RESOURCES)).desired is desired
 
 
 def test_a_guest_is_proposed_with_the_cards_that_it_has() -> None:

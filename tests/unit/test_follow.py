@@ -177,6 +177,16 @@ class TestJudge:
             (Goal.STOPPED, Desired.STOPPED, Phase.STOPPING, None),
             (Goal.STOPPED, Desired.STOPPED, Phase.STOPPED, Ending.REACHED),
             (Goal.STOPPED, Desired.RUNNING, Phase.RUNNING, Ending.FAILED),
+            (Goal.PAUSED, Desired.PAUSED, Phase.RUNNING, None),
+            (Goal.PAUSED, Desired.PAUSED, Phase.PAUSED, Ending.REACHED),
+            (Goal.PAUSED, Desired.PAUSED, Phase.STOPPED, Ending.FAILED),
+            (Goal.PAUSED, Desired.RUNNING, Phase.RUNNING, Ending.FAILED),
+            (Goal.SUSPENDED, Desired.SUSPENDED, Phase.RUNNING, None),
+            (Goal.SUSPENDED, Desired.SUSPENDED, Phase.SUSPENDING, None),
+            (Goal.SUSPENDED, Desired.SUSPENDED, Phase.SUSPENDED, Ending.REACHED),
+            (Goal.SUSPENDED, Desired.SUSPENDED, Phase.STOPPED, Ending.FAILED),
+            (Goal.RUNNING, Desired.RUNNING, Phase.SUSPENDED, Ending.FAILED),
+            (Goal.STOPPED, Desired.STOPPED, Phase.SUSPENDED, None),
             (Goal.GONE, Desired.DELETED, Phase.DELETING, None),
             (Goal.GONE, Desired.DELETED, Phase.FAILED, None),
             (Goal.GONE, Desired.DELETED, Phase.HELD, Ending.FAILED),
@@ -192,6 +202,12 @@ class TestJudge:
     def test_a_view(self, goal: Goal, desired: Desired, phase: Phase | None, ending: Ending | None) -> None:
         outcome = judge(goal, self.view(desired, phase))
         assert (outcome.ending if outcome else None) == ending
+
+    def test_memory_that_cannot_be_saved_is_told_at_once(self) -> None:
+        view = self.view(Desired.SUSPENDED, Phase.RUNNING, reason="NoSpace", message="no room")
+        outcome = judge(Goal.SUSPENDED, view)
+        assert outcome is not None and outcome.ending is Ending.FAILED
+        assert outcome.message == "its memory was not saved, and is tried again every minute; it is Running (NoSpace: no room)"
 
     @pytest.mark.parametrize(
         ("phase", "booted", "ending"),

@@ -60,7 +60,7 @@ class Terminal:
 
     def destroy(self) -> tuple[int, str]:
         """The exit code and the last line of ``destroy web-1 web-2``."""
-        options = argparse.Namespace(instances=list(NAMES), no_wait=False, wait_seconds=None)
+        options = argparse.Namespace(instances=list(NAMES), yes=False, no_wait=False, wait_seconds=None)
         code = commands.destroy(self.session, options)
         return code, self._errors.getvalue().splitlines()[-1]
 

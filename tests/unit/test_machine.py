@@ -18,6 +18,7 @@ from ecompute.machine import (
     DiskFacts,
     Facts,
     History,
+    Problem,
     Step,
     claimed_alternate,
     decide,
@@ -69,6 +70,11 @@ RESTORED, NOT_RESTORED = DiskFacts(restored=Applied(2)), DiskFacts(restored=Appl
 REBUILT, NOT_REBUILT = DiskFacts(rebuilt=Applied(2)), DiskFacts(rebuilt=Applied(2, "ChecksumMismatch: other"))
 WITH_VOLUME, HAS = spec(volumes=(VolumeRef(UUID(int=8), "data", 0),)), frozenset({UUID(int=8)})
 STOPPED, DELETED = spec(desired=Desired.STOPPED), spec(desired=Desired.DELETED)
+PAUSED, SUSPENDED = spec(desired=Desired.PAUSED), spec(desired=Desired.SUSPENDED)
+HARD = dataclasses.replace(REBOOT, hard_reboot=True)
+HALTED = domain(PowerState.PAUSED, "user", RAN)
+SAVED = dataclasses.replace(domain(reason="saved", mark=RAN), has_saved_memory=True)
+FULL = Problem("NoSpace", "no room")
 
 ROWS: list[tuple[str, InstanceSpec | None, Facts, History, Decision]] = [
     # -- another disk --
@@ -102,8 +108,70 @@ ROWS: list[tuple[str, InstanceSpec | None, Facts, History, Decision]] = [
      Decision(Step.NONE, Phase.HELD, Reason.STORE_RESTORED)),
     ("somebody else's domain keeps its disk", RESTORE, facts(READY, domain=domain(), disk=SNAPSHOT), FRESH, Decision(Step.NONE, Phase.HELD, Reason.FOREIGN_DOMAIN)),
     ("a guest that a dead process held still is let go", SPEC, facts(READY, domain=UP, disk=DiskFacts(is_frozen=True)), FRESH, Decision(Step.THAW, Phase.RUNNING)),
-    ("one that is paused would not hear of it", SPEC, facts(READY, domain=domain(PowerState.PAUSED, "user", RAN), disk=DiskFacts(is_frozen=True)), FRESH,
+    ("one that is paused would not hear of it", PAUSED, facts(READY, domain=HALTED, disk=DiskFacts(is_frozen=True)), FRESH,
      Decision(Step.NONE, Phase.PAUSED)),
+    # -- standing still --
+    ("to be paused", PAUSED, facts(READY, domain=UP), FRESH, Decision(Step.PAUSE, Phase.RUNNING)),
+    ("paused, as asked", PAUSED, facts(READY, domain=HALTED), FRESH, Decision(Step.NONE, Phase.PAUSED)),
+    ("somebody paused it by hand, or it is to go on", SPEC, facts(READY, domain=HALTED), FRESH, Decision(Step.UNPAUSE, Phase.PAUSED)),
+    ("what libvirt is in the middle of is left to that", SPEC, facts(READY, domain=domain(PowerState.PAUSED, "save", RAN)), FRESH,
+     Decision(Step.NONE, Phase.PAUSED)),
+    ("it is marked as booted before it is paused", PAUSED, facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp())), FRESH,
+     Decision(Step.MARK_BOOTED, Phase.RUNNING)),
+    ("its files are let go before it is paused", PAUSED, facts(READY, domain=UP, disk=DiskFacts(is_frozen=True)), FRESH,
+     Decision(Step.THAW, Phase.RUNNING)),
+    ("a reboot that was asked for comes before the pause", dataclasses.replace(REBOOT, desired=Desired.PAUSED), facts(READY, domain=UP), FRESH,
+     Decision(Step.SHUTDOWN, Phase.REBOOTING)),
+    ("a paused one went down with its host: as any other", PAUSED, facts(READY, domain=domain(mark=stamp(booted=1, boot_id="old"))), FRESH,
+     Decision(Step.NONE, Phase.STOPPED, Reason.HOST_REBOOTED)),
+    ("a paused one went down with its host, and restarts", dataclasses.replace(PAUSED, restart=Restart.ON_FAILURE),
+     facts(READY, domain=domain(mark=stamp(booted=1, boot_id="old"))), FRESH, Decision(Step.START, Phase.BUILDING)),
+    ("a paused one hears no power button", STOPPED, facts(READY, domain=HALTED), FRESH, Decision(Step.UNPAUSE, Phase.STOPPING)),
+    ("nor when it is to be rebooted", REBOOT, facts(READY, domain=HALTED), FRESH, Decision(Step.UNPAUSE, Phase.REBOOTING)),
+    ("a hard reboot wakes nobody", HARD, facts(READY, domain=HALTED), FRESH, Decision(Step.DESTROY, Phase.REBOOTING)),
+    ("to be suspended", SUSPENDED, facts(READY, domain=UP), FRESH, Decision(Step.SUSPEND, Phase.SUSPENDING)),
+    ("a paused one may be suspended", SUSPENDED, facts(READY, domain=HALTED), FRESH, Decision(Step.SUSPEND, Phase.SUSPENDING)),
+    ("there is no room for its memory: it goes on", SUSPENDED, facts(READY, domain=UP, suspend_problem=FULL), FRESH,
+     Decision(Step.NONE, Phase.RUNNING, "NoSpace")),
+    ("one that goes down is not suspended", SUSPENDED, facts(READY, domain=domain(PowerState.SHUTTING_DOWN, "user", RAN)), FRESH,
+     Decision(Step.NONE, Phase.RUNNING)),
+    ("suspended, as asked", SUSPENDED, facts(READY, domain=SAVED), FRESH, Decision(Step.NONE, Phase.SUSPENDED)),
+    ("suspended, and the host rebooted", SUSPENDED, facts(READY, domain=dataclasses.replace(SAVED, state_reason="unknown"), host_boot_id="new"), FRESH,
+     Decision(Step.NONE, Phase.SUSPENDED)),
+    ("suspended, somebody resumed it by hand", SUSPENDED, facts(READY, domain=UP), FRESH, Decision(Step.SUSPEND, Phase.SUSPENDING)),
+    ("suspended, somebody removed its memory", SUSPENDED, facts(READY, domain=dataclasses.replace(SAVED, has_saved_memory=False)), FRESH,
+     Decision(Step.NONE, Phase.STOPPED, Reason.MEMORY_LOST)),
+    ("it was down before it could be suspended", SUSPENDED, facts(READY, domain=OFF), FRESH, Decision(Step.NONE, Phase.STOPPED, Reason.GUEST_SHUTDOWN)),
+    ("suspended, its volumes stay as they are", dataclasses.replace(SUSPENDED, volumes=()),
+     facts(READY, domain=SAVED, volumes=GuestVolumes(HAS, HAS)), FRESH, Decision(Step.NONE, Phase.SUSPENDED)),
+    ("suspended, its disk is to be larger: not before it goes on", SUSPENDED, facts(READY, domain=SAVED, disk_is_large_enough=False), FRESH,
+     Decision(Step.NONE, Phase.SUSPENDED)),
+    ("suspended, it gives up a port", SUSPENDED, facts(READY, domain=SAVED, rules_are_there=True, rules_are_current=False), FRESH,
+     Decision(Step.WRITE_RULES, Phase.SUSPENDED)),
+    ("to be resumed, however its definition has changed", SPEC, facts(READY, domain=SAVED, definition_is_current=False), FRESH,
+     Decision(Step.RESUME, Phase.BUILDING)),
+    ("to be resumed: the rules first", SPEC, facts(READY, domain=SAVED, rules_are_current=False), FRESH, Decision(Step.WRITE_RULES, Phase.BUILDING)),
+    ("to be resumed and paused", PAUSED, facts(READY, domain=SAVED), FRESH, Decision(Step.RESUME, Phase.BUILDING)),
+    ("it cannot be resumed: its memory is kept", SPEC, facts(READY, domain=SAVED), History(attempts=1, failure="HypervisorRejected"),
+     Decision(Step.NONE, Phase.SUSPENDED, Reason.START_FAILED)),
+    ("it could not be resumed: tried again later", SPEC, facts(READY, domain=SAVED, slow_retry_is_due=True), History(attempts=9),
+     Decision(Step.RESUME, Phase.BUILDING)),
+    ("a suspended one is to be stopped: it has to write what it holds", STOPPED, facts(READY, domain=SAVED), FRESH,
+     Decision(Step.RESUME, Phase.STOPPING)),
+    ("a suspended one is to be rebooted: likewise", REBOOT, facts(READY, domain=SAVED), FRESH, Decision(Step.RESUME, Phase.BUILDING)),
+    ("a suspended one is to be rebooted hard", HARD, facts(READY, domain=SAVED), FRESH, Decision(Step.DROP_MEMORY, Phase.REBOOTING)),
+    ("and then it boots", HARD, facts(READY, domain=dataclasses.replace(SAVED, has_saved_memory=False)), FRESH, Decision(Step.START, Phase.BUILDING)),
+    ("a suspended one goes back to a snapshot: its memory goes first", RESTORE, facts(READY, domain=SAVED, disk=SNAPSHOT), FRESH,
+     Decision(Step.DROP_MEMORY, Phase.REBOOTING, Reason.RESTORING)),
+    ("but not for a snapshot that is not there", RESTORE, facts(READY, domain=SAVED), FRESH, Decision(Step.RESTORE_DISK, Phase.SUSPENDED, Reason.RESTORING)),
+    ("a suspended one is rebuilt: the new disk first", REBUILD, facts(READY, domain=SAVED), FRESH,
+     Decision(Step.PREPARE_DISK, Phase.SUSPENDED, Reason.REBUILDING)),
+    ("then its memory goes", REBUILD, facts(READY, domain=SAVED, disk=NEW_DISK), FRESH, Decision(Step.DROP_MEMORY, Phase.REBOOTING, Reason.REBUILDING)),
+    ("a suspended one is destroyed, its memory with its domain", DELETED, facts(READY, domain=SAVED), FRESH, Decision(Step.UNDEFINE, Phase.DELETING)),
+    ("a suspended one of another past is held", SPEC, facts(READY, domain=dataclasses.replace(SAVED, stamp=stamp(cluster_id=5))), FRESH,
+     Decision(Step.NONE, Phase.HELD, Reason.STORE_RESTORED)),
+    ("a suspended one holds another claim than it is to", SUSPENDED, facts(READY, domain=SAVED, claim_is_wrong=True), FRESH,
+     Decision(Step.FIT_CLAIM, Phase.SUSPENDED)),
     ("an unreadable spec is held", None, facts(spec_is_unsupported=True, domain=UP), FRESH,
      Decision(Step.NONE, Phase.HELD, Reason.UNSUPPORTED_SCHEMA)),
     ("a volume is plugged into a guest that runs", WITH_VOLUME, facts(READY, domain=UP, volumes=GuestVolumes()), FRESH,
@@ -318,8 +386,9 @@ stamps = st.builds(
 )  # fmt: skip
 domains = st.builds(
     Domain, uuid=st.just(SPEC.uuid), name=st.just("web"), power_state=st.sampled_from(PowerState),
-    state_reason=st.sampled_from(["booted", "shutdown", "crashed", "ioerror", "unknown"]), stamp=st.none() | stamps,
-)  # fmt: skip
+    state_reason=st.sampled_from(["booted", "shutdown", "crashed", "ioerror", "user", "saved", "unknown"]), stamp=st.none() | stamps,
+    has_saved_memory=st.booleans(),
+).map(lambda known: known if known.power_state is PowerState.SHUTOFF else dataclasses.replace(known, has_saved_memory=False))  # fmt: skip
 all_facts = st.builds(
     Facts, provider=st.just(PROVIDER), cluster_id=st.just(CLUSTER), spec_revision=st.just(REVISION), host_boot_id=st.just(BOOT),
     spec_is_unsupported=st.booleans(), domain=st.none() | domains, allocation=st.sampled_from(Allocation),
@@ -375,8 +444,20 @@ def after(step: Step, wanted: InstanceSpec | None, now: Facts) -> tuple[Instance
         case Step.START:
             assert now.domain is not None and now.domain.stamp is not None
             mark = dataclasses.replace(now.domain.stamp, started_for=boot_request)
+            assert not now.domain.has_saved_memory, "it would be lost"
             up = with_domain(power_state=PowerState.RUNNING, state_reason="booted", stamp=mark)
             return wanted, facts(up, is_connected=False, disk=dataclasses.replace(now.disk, is_frozen=False))
+        case Step.PAUSE:
+            return wanted, with_domain(power_state=PowerState.PAUSED, state_reason="user")
+        case Step.UNPAUSE:
+            return wanted, with_domain(power_state=PowerState.RUNNING, state_reason="unpaused")
+        case Step.SUSPEND:
+            return wanted, with_domain(power_state=PowerState.SHUTOFF, state_reason="saved", has_saved_memory=True)
+        case Step.RESUME:
+            up = with_domain(power_state=PowerState.RUNNING, state_reason="restored", has_saved_memory=False)
+            return wanted, facts(up, is_connected=False)
+        case Step.DROP_MEMORY:
+            return wanted, with_domain(state_reason="destroyed", has_saved_memory=False)
         case Step.CONNECT:
             return wanted, facts(now, is_connected=True)
         case Step.MARK_BOOTED:
@@ -434,6 +515,10 @@ def test_from_every_state_the_steps_end(wanted: InstanceSpec | None, now: Facts,
     assert decision.phase is not Phase.BUILDING, (taken, now)
 
 
+def step_ends_its_run(step: Step) -> bool:
+    return step in (Step.PAUSE, Step.SUSPEND)
+
+
 @settings(max_examples=2000, deadline=None)
 @given(specs, all_facts, histories)
 def test_nothing_is_taken_from_a_guest_that_ever_ran_unless_it_is_to_be_deleted(
@@ -449,6 +534,8 @@ def test_nothing_is_taken_from_a_guest_that_ever_ran_unless_it_is_to_be_deleted(
             due = wanted.disk_request(now.disk.restored, now.disk.rebuilt)
             is_reboot = (wanted.reboot_request > 0 or due is not None) and decision.phase is Phase.REBOOTING
             assert wanted.desired is Desired.STOPPED or is_reboot
+        if step_ends_its_run(decision.step):
+            assert wanted.desired.stands_still
 
 
 @settings(max_examples=2000, deadline=None)
@@ -465,6 +552,24 @@ def test_a_disk_that_is_there_becomes_another_one_only_where_that_is_asked_for_a
         assert not is_up(now) or (step is Step.RESTORE_DISK and not now.disk.snapshot_is_there)
     if step is Step.BUILD_DISK:
         assert not now.disk_is_there
+
+
+@settings(max_examples=2000, deadline=None)
+@given(specs, all_facts, histories)
+def test_saved_memory_goes_only_by_request_and_before_the_disk_that_it_knows_is_another_one(
+    wanted: InstanceSpec | None, now: Facts, history: History
+) -> None:
+    step = decide(wanted, now, history).step
+    if now.domain is None or not now.domain.has_saved_memory:
+        assert step is not Step.DROP_MEMORY
+        return
+    assert step not in (Step.START, Step.DEFINE, Step.ATTACH_VOLUME, Step.DETACH_VOLUME, Step.GROW_DISK, Step.REPLACE_DISK)
+    # With no snapshot there the step does nothing but say so.
+    assert step is not Step.RESTORE_DISK or not now.disk.snapshot_is_there
+    if step is Step.DROP_MEMORY:
+        assert wanted is not None
+        is_reboot = wanted.hard_reboot and wanted.reboot_request > 0
+        assert is_reboot or wanted.disk_request(now.disk.restored, now.disk.rebuilt) is not None
 
 
 @settings(max_examples=2000, deadline=None)

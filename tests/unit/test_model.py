@@ -60,7 +60,7 @@ def test_no_text_gives_another_exception(kind):
     check()
 
 
-@pytest.mark.parametrize("schema", [5, 0, None, "1", "2", [2]])
+@pytest.mark.parametrize("schema", [6, 0, None, "1", "2", [2]])
 def test_another_schema_number_is_unsupported_and_not_guessed_at(schema):
     text = json.dumps({**json.loads(SPEC.to_json()), "schema": schema, "uuid": {"of another": "shape"}})
     with pytest.raises(UnsupportedSchema, match="upgrade"):

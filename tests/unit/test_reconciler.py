@@ -330,7 +330,7 @@ def test_a_newer_schema_is_held_and_its_guest_goes_on(loop: Loop) -> None:
     key = KEYS.spec(loop.provider, spec.uuid)
     item = loop.store.get(key)
     assert item is not None
-    loop.store.replace(key, item.value.replace('"schema":1', '"schema":5'), seen=item.mod_revision)
+    loop.store.replace(key, item.value.replace('"schema":1', '"schema":6'), seen=item.mod_revision)
     loop.settle(spec)
     assert power(loop, spec) is PowerState.RUNNING
     assert (loop.status(spec).phase, loop.status(spec).reason) == (Phase.HELD, "UnsupportedSchema")

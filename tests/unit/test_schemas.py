@@ -65,6 +65,7 @@ SPECS = (
         disk_content=DiskContent(resize=True, identity=True, files=(GuestFile("/etc/motd", "aGk=", 0o600, 33, 33),)),
     ),
     InstanceSpec(A, "web-1", ImageRef("/image"), {"VCPU": 1}, volumes=(VolumeRef(B, "data", 0), VolumeRef(A, "logs", 2))),
+    *(InstanceSpec(A, "web-1", ImageRef("/image"), {"VCPU": 1}, desired=desired, protected=True) for desired in Desired),
 )  # fmt: skip
 STATUSES = (
     *(InstanceStatus(phase) for phase in Phase),
@@ -174,7 +175,7 @@ def test_schemas_are_schemas_and_plain_data(schema):
         (SPECS[0], {"name": "No Name"}),
         (SPECS[0], {"uuid": "x"}),
         (SPECS[0], {"resources": {"VCPU": "1"}}),
-        (SPECS[0], {"schema": 5}),
+        (SPECS[0], {"schema": 6}),
         (STATUSES[0], {"schema": 2}),
         (STATUSES[0], {"phase": "Sleeping"}),
         (STATUSES[0], {"events": [{}]}),

@@ -117,7 +117,7 @@ def test_whoever_dies_while_the_guest_is_held_still_leaves_a_note_of_it(host: Ho
 
 def test_a_paused_guest_is_not_asked_to_hold_still(host: Host) -> None:
     host.hypervisor.agent = Frozen.YES
-    host.hypervisor.suspend(host.spec.uuid)
+    host.hypervisor.pause(host.spec.uuid)
     assert host.ask(CREATE).snapshots[0].consistency is Consistency.CRASH
     assert "freeze" not in host.calls()
 

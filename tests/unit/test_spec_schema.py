@@ -57,7 +57,12 @@ NEEDS_FOURTH = (
     {"volumes": (VolumeRef(UUID(int=2), "data", 0),)},
     {"volumes": (VolumeRef(UUID(int=2), "data", 0),), "hardware": Hardware(disk_bus=DiskBus.SATA)},
 )
+NEEDS_FIFTH = (
+    {"desired": Desired.PAUSED},
+    {"desired": Desired.SUSPENDED, "volumes": (VolumeRef(UUID(int=2), "data", 0),)},
+)
 READ_BY_ALL = (
+    {"protected": True},
     {},
     {"nics": ()},
     {"nics": (Nic("a"), Nic("b"))},
@@ -94,6 +99,14 @@ def test_a_reader_that_knows_no_requests_of_a_disk_holds_a_guest_with_one(fields
     spec = dataclasses.replace(SPEC, **fields)
     assert number_in(spec.to_json()) == 4
     assert InstanceSpec.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize("fields", NEEDS_FIFTH, ids=str)
+def test_a_reader_that_knows_no_saved_memory_holds_a_guest_that_stands_still(fields):
+    spec = dataclasses.replace(SPEC, **fields)
+    assert number_in(spec.to_json()) == 5
+    assert InstanceSpec.from_json(spec.to_json()) == spec
+    assert number_in(spec_with_fields(spec.to_json(), {"desired": "running", "volumes": ()})) == 1
 
 
 @pytest.mark.parametrize("fields", NEEDS_THIRD, ids=str)
