@@ -20,6 +20,7 @@ from eschedule.command_line.images import add_image
 from eschedule.command_line.instances import (
     add_adopt,
     add_destroy,
+    add_label,
     add_list,
     add_port_forward,
     add_reboot,
@@ -28,6 +29,7 @@ from eschedule.command_line.instances import (
     add_show,
     add_start,
     add_stop,
+    add_unlabel,
 )
 from eschedule.command_line.keys import add_key
 from eschedule.command_line.networks import add_network
@@ -67,8 +69,38 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(_unknown(options.command, unknown))
     if options.command is None and not (options.check_config or options.version):
         raise ConfigError(f"nothing was asked for; begin with: eschedule '{EXAMPLE}', or see: eschedule --help")
+    _split_words(options)
+    _check_choice(options)
     options.json = getattr(options, "output", None) == "json"
     return options
+
+
+def _split_words(options: argparse.Namespace) -> None:
+    """Tell instances and labels apart, which ``label`` and ``unlabel`` take together."""
+    if not hasattr(options, "words"):
+        return
+    is_chosen, words = options.selector is not None, options.words
+    if options.command == "label":
+        options.labels = [word for word in words if "=" in word or word.endswith("-")]
+        options.instances = [word for word in words if word not in options.labels]
+    else:
+        options.instances, options.labels = ([], words) if is_chosen else (words[:1], words[1:])
+    if not options.labels:
+        raise ConfigError(f"no label is given; see: eschedule {options.command} --help")
+
+
+def _check_choice(options: argparse.Namespace) -> None:
+    """Raises: ConfigError: there are neither instances nor a selector, or both."""
+    if not hasattr(options, "selector") or options.command == "list":
+        return
+    names = getattr(options, "instances", None) or [name for name in (getattr(options, "instance", None),) if name]
+    if bool(names) == (options.selector is not None):
+        wrong = (
+            "instances are named, and chosen by -l; do one of them"
+            if names
+            else "the following arguments are required: NAME|UUID, or -l SELECTOR"
+        )
+        raise ConfigError(f"{wrong}; see: eschedule {options.command} --help")
 
 
 def _unknown(verb: str | None, words: Sequence[str]) -> str:
@@ -147,6 +179,8 @@ _VERBS: dict[str, Callable[[Verbs], None]] = {
     "snapshot": add_snapshot,
     "rebuild": add_rebuild,
     "set": add_set,
+    "label": add_label,
+    "unlabel": add_unlabel,
     "resize": add_resize,
     "port-forward": add_port_forward,
     "log": add_log,

@@ -19,13 +19,12 @@ from common.placement_types import DISABLED_TRAIT, OWNER_TRAIT
 from common.retry import Backoff, Deadline, retry
 from common.store import Store
 from common.text import quoted
+from eschedule.labels import few_enough
 
 Edit = Callable[[HostAdmin], HostAdmin]
 TRIES = 20
-MOST_REASON_CHARACTERS, MOST_LABELS = 500, 64
+MOST_REASON_CHARACTERS = 500
 _TRAIT = re.compile(r"[A-Z0-9_]{1,255}")
-# As Kubernetes has them, without prefixes.
-_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_./-]{0,61}[A-Za-z0-9])?")
 _OURS = {DISABLED_TRAIT: "use: eschedule host disable", OWNER_TRAIT: "it says that a host is of etcd-compute"}
 
 
@@ -102,9 +101,7 @@ def with_labels(add: Mapping[str, str], remove: Collection[str]) -> Edit:
 
     def edit(admin: HostAdmin) -> HostAdmin:
         labels = {name: value for name, value in sorted({**admin.labels, **add}.items()) if name not in remove}
-        if len(labels) > MOST_LABELS:
-            raise ConfigError(f"a host has at most {MOST_LABELS} labels; take some away: NAME-")
-        return dataclasses.replace(admin, labels=labels)
+        return dataclasses.replace(admin, labels=dict(few_enough(labels, "a host")))
 
     return edit
 
@@ -126,32 +123,6 @@ def parse_trait(text: str) -> str:
     if not _TRAIT.fullmatch(text):
         raise ConfigError(f"{quoted(text)} is no trait: A-Z, 0-9 and _, at most 255; own ones begin with CUSTOM_")
     return text
-
-
-def parse_labels(texts: Collection[str]) -> tuple[dict[str, str], set[str]]:
-    """``NAME=VALUE`` to set and ``NAME-`` to take away, as kubectl has them.
-
-    Raises:
-        ConfigError: one is neither, or a name is there twice.
-    """
-    add, remove = dict[str, str](), set[str]()
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals and text.endswith("-"):
-            name = text[:-1]
-        elif not equals:
-            raise ConfigError(f"{quoted(text)} is neither NAME=VALUE, which sets a label, nor NAME-, which takes it away")
-        if not _LABEL.fullmatch(name) or (value and not _LABEL.fullmatch(value)):
-            raise ConfigError(
-                f"{quoted(text)}: names and values of labels have 1 to 63 of A-Z a-z 0-9 _ . / -, letters or digits at the ends"
-            )
-        if name in add or name in remove:
-            raise ConfigError(f"the label {name} is named twice")
-        if equals:
-            add[name] = value
-        else:
-            remove.add(name)
-    return add, remove
 
 
 def _fields(admin: HostAdmin) -> dict[str, object]:

@@ -11,6 +11,7 @@ from common.retry import Deadline
 from common.text import utc_text
 from common.validate import parse_seconds
 from eschedule import host_admin
+from eschedule.labels import parse_labels
 from eschedule.listing import HostName, find_host
 from eschedule.session import Session, user_at_host
 
@@ -44,7 +45,7 @@ def trait(session: Session, options: argparse.Namespace) -> int:
 
 
 def label(session: Session, options: argparse.Namespace) -> int:
-    found, admin, _ = _change(session, options, host_admin.with_labels(*host_admin.parse_labels(options.labels)))
+    found, admin, _ = _change(session, options, host_admin.with_labels(*parse_labels(options.labels)))
     _tell(session, f"{found.name}: {', '.join(f'{k}={v}' for k, v in admin.labels.items()) or 'no labels'}")
     return 0
 

@@ -31,6 +31,7 @@ from common.validate import (
 from eschedule.disk_options import disk_content_of
 from eschedule.guest_options import StoredKeys, allow_of, keys_in_files, keys_of, none_stored, user_data_of
 from eschedule.image_choice import RegisteredImage, made_of, none_registered
+from eschedule.labels import parse_given
 from eschedule.nic_options import DEFAULT, parse_nic
 from eschedule.request import GRACE_SECONDS, NUMBER, Request, numbered
 
@@ -71,6 +72,7 @@ def request_from(
         config_drive=parse_config_drive(options.config_drive or defaults.config_drive),
         allow=allow_of(options, defaults.allow),
         disk_content=disk_content_of(options),
+        labels=parse_given(options.label or ()),
         forwards=_forwards(options.publish, count, group, group_policy),
         hostname=None if options.hostname is None else parse_hostname(options.hostname),
         nics=_nics(options.nics or [DEFAULT], defaults.network, count),

@@ -28,6 +28,8 @@ PLACES = {
     "snapshot": "snapshots.snapshot",
     "rebuild": "rebuilding.rebuild",
     "set": "setting.set_",
+    "label": "labelling.label",
+    "unlabel": "labelling.unlabel",
     "resize": "resize.resize",
     "port-forward": "forwarding.port_forward",
     "log": "guest_log.log",

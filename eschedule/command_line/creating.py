@@ -26,6 +26,9 @@ def add_create(verbs: Verbs) -> None:
         help="of the group: anti-affinity (each on a host of its own; the default), affinity (all on one host), or soft-… of"
         " these, which yield where there is no other room",
     )  # fmt: skip
+    parser.add_argument(
+        "--label", metavar="KEY=VALUE", action="append", help="to find it by (list -l KEY=VALUE); may be repeated"
+    )
     parser.add_argument("--hostname", metavar="NAME", help="what the guest calls itself (default: its name)")
     parser.add_argument(
         "--key", metavar="FILE|NAME", action="append", help="public ssh key to let in, or one that is kept; may be repeated"
