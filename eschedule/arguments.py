@@ -39,6 +39,7 @@ from eschedule.command_line.room import add_capacity, add_explain
 from eschedule.command_line.volumes import add_volume
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_QUERY = re.compile(r"\??[A-Za-z0-9_-]+=")  # how a request begins; an address may have a = further on
 _TAKES_VALUE = ("--config",)  # of the options that may stand before the verb
 
 DESCRIPTION = "Ask for virtual machines and look at them: Placement finds a host with room, etcd carries the request there."
@@ -70,7 +71,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.command is None and not (options.check_config or options.version):
         raise ConfigError(f"nothing was asked for; begin with: eschedule '{EXAMPLE}', or see: eschedule --help")
     _split_words(options)
+    _image_for_query(options)
     _check_choice(options)
+    _check_needs(options)
     options.json = getattr(options, "output", None) == "json"
     return options
 
@@ -89,6 +92,15 @@ def _split_words(options: argparse.Namespace) -> None:
         raise ConfigError(f"no label is given; see: eschedule {options.command} --help")
 
 
+def _image_for_query(options: argparse.Namespace) -> None:
+    """Take the only word of a ``create`` whose needs are said by options for what it is: the image."""
+    if options.command != "create" or options.query is None or options.image_argument is not None:
+        return
+    is_said = any(getattr(options, name) is not None for name in ("cpus", "memory", "disk", "like", "file"))
+    if is_said and not _QUERY.match(options.query):
+        options.query, options.image_argument = None, options.query
+
+
 def _check_choice(options: argparse.Namespace) -> None:
     """Raises: ConfigError: there are neither instances nor a selector, or both."""
     if not hasattr(options, "selector") or options.command == "list":
@@ -101,6 +113,16 @@ def _check_choice(options: argparse.Namespace) -> None:
             else "the following arguments are required: NAME|UUID, or -l SELECTOR"
         )
         raise ConfigError(f"{wrong}; see: eschedule {options.command} --help")
+
+
+def _check_needs(options: argparse.Namespace) -> None:
+    """Raises: ConfigError: nothing says what is asked for."""
+    ways = ("query", "cpus", "memory", "disk", "trait", "not_trait", "host", "zone", "like", "file")
+    if options.command in ("create", "capacity", "explain") and all(getattr(options, way, None) is None for way in ways):
+        raise ConfigError(
+            "the following arguments are required: 'resources=…', or --cpus N --memory SIZE --disk SIZE; "
+            f"see: eschedule {options.command} --help"
+        )
 
 
 def _unknown(verb: str | None, words: Sequence[str]) -> str:

@@ -27,6 +27,8 @@ from eschedule.follow import Ending, Goal, Outcome
 from eschedule.image_registry import registered
 from eschedule.intake import request_from
 from eschedule.interruption import Interrupted
+from eschedule.likeness import like
+from eschedule.needs import places_of, query_of
 from eschedule.output import is_for_programs, rendered
 from eschedule.planning import Planner
 from eschedule.request import Request
@@ -45,9 +47,24 @@ T = TypeVar("T")
 
 def create(session: Session, options: argparse.Namespace) -> int:
     """Run ``create``; its exit code."""
+    if options.file is not None:
+        from eschedule.applying import create_from_file  # noqa: PLC0415 - imports this module
+
+        return create_from_file(session, options)
+    return create_asked(session, options)
+
+
+def create_asked(session: Session, options: argparse.Namespace) -> int:
+    """Create what *options* say; the exit code."""
+    base = None if options.like is None else like(session, options.like)
+    options.query = query_of(options, partial(places_of, session), base.query if base else "")
     request = request_from(
-        options, session.config, partial(look_up, session), lambda name: registered(session.store, session.keys, name)
+        options, session.config, partial(look_up, session), lambda name: registered(session.store, session.keys, name), base
     )
+    if options.dry_run:
+        from eschedule.dry_run import dry_run  # noqa: PLC0415 - imports this module
+
+        return dry_run(session, options, request)
     _warn(session, options, request)
     check_can_report(options, request)
     if request.count > 1:
@@ -138,13 +155,13 @@ def _report(
     session: Session, options: argparse.Namespace, placed: Placed, outcome: Outcome | None, timings_ms: dict[str, float]
 ) -> int:
     """Print the end of it; the exit code."""
-    if is_for_programs(options):
+    if is_for_programs(options) and not options.is_quiet:
         with contextlib.suppress(Permanent):  # destroyed by somebody else a moment ago
             row = row_of(session, placed.uuid)
             session.screen.data(rendered(render.instance_json(row, timings_ms), options.output))
     if outcome is None or outcome.ending is Ending.REACHED:
         tell_notes(session, placed.name, outcome.view.status if outcome and outcome.view else None)
-        if not is_for_programs(options):
+        if not is_for_programs(options) and not options.is_quiet:
             session.screen.data(render.block(_summary(placed, outcome, timings_ms["total"])))
         return 0
     raise unreached(placed.name, outcome, goal_of(options), timings_ms["wait"] / 1000)

@@ -19,6 +19,7 @@ from common.placement_types import DISABLED_TRAIT, OWNER_TRAIT
 from common.retry import Backoff, Deadline, retry
 from common.store import Store
 from common.text import quoted
+from eschedule import zones
 from eschedule.labels import few_enough
 
 Edit = Callable[[HostAdmin], HostAdmin]
@@ -97,11 +98,13 @@ def with_traits(add: Collection[str], remove: Collection[str]) -> Edit:
 
 
 def with_labels(add: Mapping[str, str], remove: Collection[str]) -> Edit:
-    """Raises: ConfigError: they would be too many."""
+    """The edit of labels, and of the trait that goes with the label ``zone``. Raises (the edit): ConfigError: too many."""
 
     def edit(admin: HostAdmin) -> HostAdmin:
         labels = {name: value for name, value in sorted({**admin.labels, **add}.items()) if name not in remove}
-        return dataclasses.replace(admin, labels=dict(few_enough(labels, "a host")))
+        others = (trait for trait in admin.traits if not trait.startswith(zones.TRAITS))
+        traits = tuple(sorted({*others, *zones.traits_of(labels)}))
+        return dataclasses.replace(admin, labels=dict(few_enough(labels, "a host")), traits=traits)
 
     return edit
 
@@ -120,6 +123,8 @@ def parse_trait(text: str) -> str:
     """Raises: ConfigError: it is no trait, or not for operators."""
     if text in _OURS:
         raise ConfigError(f"the trait {text} is not for operators: {_OURS[text]}")
+    if text.startswith(zones.TRAITS):
+        raise ConfigError(f"the trait {text} goes with a label; use: eschedule host label HOST {zones.LABEL}=NAME")
     if not _TRAIT.fullmatch(text):
         raise ConfigError(f"{quoted(text)} is no trait: A-Z, 0-9 and _, at most 255; own ones begin with CUSTOM_")
     return text

@@ -16,6 +16,7 @@ from eschedule.changes import find, read, rebooted
 from eschedule.follow import Ending, Goal
 from eschedule.image_registry import registered
 from eschedule.interruption import Interrupted
+from eschedule.needs import OPTION_OF, amounts_of
 from eschedule.resizing import RESIZABLE, Moreover, Resized, Resizer
 from eschedule.session import Session
 from eschedule.waiting import tell_notes, unreached, wait, wait_seconds_of
@@ -57,8 +58,11 @@ def wanted_of(options: argparse.Namespace) -> dict[str, int]:
         amount = parse_count(text, option, 1, MOST_OF_CLASS[name])
         if wanted.setdefault(name, amount) != amount:
             raise ConfigError(f"{option} is {amount}, and the request says {name}:{wanted[name]}; give one of them")
+    for name, amount in amounts_of(options).items():
+        if wanted.setdefault(name, amount) != amount:
+            raise ConfigError(f"{OPTION_OF[name]} comes to {amount}, and {name}:{wanted[name]} is asked for; give one of them")
     if not wanted:
-        raise ConfigError("nothing is to be changed; say what, as in --vcpus 4 or --disk-gb 20; see: eschedule resize --help")
+        raise ConfigError("nothing is to be changed; say what, as in --cpus 4 or --disk 20G; see: eschedule resize --help")
     return wanted
 
 

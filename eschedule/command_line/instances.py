@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from eschedule.command_line.needs import amounts
 from eschedule.command_line.parser import DRIVE, Parser, Verbs, instances, json_option, selector, verb, waiting
 
 
@@ -112,14 +113,15 @@ def add_unlabel(verbs: Verbs) -> None:
 def add_resize(verbs: Verbs) -> None:
     parser = verb(
         verbs, "resize", "give an instance more or less CPU and memory, or a larger disk, on the host where it is",
-        "eschedule resize web-1 --vcpus 4 --memory-mb 4096 --disk-gb 40 --reboot",
+        "eschedule resize web-1 --cpus 4 --memory 4G --disk 40G --reboot",
     )  # fmt: skip
     parser.mixes = True
     parser.add_argument("instance", metavar="NAME|UUID")
     parser.add_argument("query", metavar="resources=…", nargs="?", help="as in create: 'resources=VCPU:4,DISK_GB:40'")
-    parser.add_argument("--vcpus", metavar="N", help="CPUs, from its next start on")
-    parser.add_argument("--memory-mb", metavar="MB", help="memory, from its next start on")
-    parser.add_argument("--disk-gb", metavar="GB", help="its disk, at once, while it runs; never smaller")
+    amounts(parser, ", from its next start on", ", at once, while it runs; never smaller")
+    parser.add_argument("--vcpus", metavar="N", help="like --cpus")
+    parser.add_argument("--memory-mb", metavar="MB", help="like --memory, in MiB")
+    parser.add_argument("--disk-gb", metavar="GB", help="like --disk, in GiB")
     parser.add_argument("--reboot", action="store_true", help="reboot it, so that all of it holds at once")
     parser.add_argument("--hard", action="store_true", help="with --reboot: pull the plug instead of asking the guest first")
     waiting(parser, "the change")

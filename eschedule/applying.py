@@ -1,0 +1,5 @@
+"""stub"""
+
+
+def create_from_file(session, options):
+    raise NotImplementedError
