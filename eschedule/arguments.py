@@ -15,6 +15,7 @@ from common.errors import ConfigError
 from common.text import escaped, nearest, quoted
 from eschedule.command_line.creating import add_create
 from eschedule.command_line.disks import add_rebuild, add_snapshot
+from eschedule.command_line.files import add_apply, add_diff, add_edit, add_export
 from eschedule.command_line.hosts import add_audit, add_completion, add_doctor, add_host, add_hosts
 from eschedule.command_line.images import add_image
 from eschedule.command_line.instances import (
@@ -201,6 +202,10 @@ _VERBS: dict[str, Callable[[Verbs], None]] = {
     "snapshot": add_snapshot,
     "rebuild": add_rebuild,
     "set": add_set,
+    "edit": add_edit,
+    "apply": add_apply,
+    "diff": add_diff,
+    "export": add_export,
     "label": add_label,
     "unlabel": add_unlabel,
     "resize": add_resize,

@@ -78,7 +78,7 @@ def _warn(session: Session, options: argparse.Namespace, request: Request) -> No
     """Tell what will most likely not come to pass as it was meant."""
     access, drive, has_user_data = request.metadata, request.config_drive, request.user_data is not None
     if request.user_data is not None and (doubt := doubt_about(request.user_data)):
-        session.screen.warning(f"--user-data {options.user_data}: {doubt}")
+        session.screen.warning(f"{f'--user-data {options.user_data}' if options.user_data else 'its user data'}: {doubt}")
     if lost := untold(access, drive, has_keys=bool(request.keys), has_user_data=has_user_data):
         session.screen.warning(lost)
     has_to_report, is_told = goal_of(options) is Goal.READY, bool(request.keys) or has_user_data

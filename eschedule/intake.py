@@ -12,7 +12,6 @@ from common.errors import ConfigError
 from common.hardware import USUAL
 from common.model import Forward, GroupPolicy, ImageRef, Nic
 from common.validate import (
-    check_user_data,
     is_image_name,
     parse_allow,
     parse_checksum,
@@ -114,8 +113,8 @@ def _keys(options: argparse.Namespace, config: ScheduleConfig, base: Request, st
 
 
 def _user_data(options: argparse.Namespace, base: Request) -> bytes | None:
-    if options.user_data_text is not None:
-        return check_user_data(str(options.user_data_text).encode(), "user_data")
+    if options.user_data_given is not None:
+        return bytes(options.user_data_given)
     return base.user_data if options.user_data is None else user_data_of(Path(options.user_data))
 
 

@@ -97,13 +97,17 @@ def query_of(options: argparse.Namespace, places: Callable[[], Places], base: st
 
 
 def _traits(options: argparse.Namespace) -> list[str]:
-    found = []
+    found = list[str]()
     for option, mark, values in (("--trait", "", options.trait), ("--not-trait", "!", options.not_trait)):
-        for value in values or ():
-            if not _TRAIT.fullmatch(value):
-                raise ConfigError(f"{option} {quoted(value)} is no trait; traits have A-Z, 0-9 and _, as in HW_CPU_X86_AVX2")
-            found.append(f"{mark}{value}")
+        found.extend(f"{mark}{check_trait(option, value)}" for value in values or ())
     return found
+
+
+def check_trait(where: str, text: str) -> str:
+    """*text*. Raises: ConfigError: it is no trait."""
+    if not _TRAIT.fullmatch(text):
+        raise ConfigError(f"{where} {quoted(text)} is no trait; traits have A-Z, 0-9 and _, as in HW_CPU_X86_AVX2")
+    return text
 
 
 class _Parts:

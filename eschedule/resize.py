@@ -79,7 +79,7 @@ def _rebooting(wanted: Mapping[str, int], options: argparse.Namespace) -> Moreov
 
 def _ask(session: Session, who: UUID | str, wanted: Mapping[str, int], moreover: Moreover) -> Resized:
     instance = find(session.store, session.keys, who)
-    _check_image(session, instance, who, wanted)
+    check_image(session, instance, who, wanted)
     session.screen.progress(f"asking for {who}")
     session.interruption.check()
     with session.interruption.shield():
@@ -91,7 +91,7 @@ def _ask(session: Session, who: UUID | str, wanted: Mapping[str, int], moreover:
     return resized
 
 
-def _check_image(session: Session, instance: UUID, who: UUID | str, wanted: Mapping[str, int]) -> None:
+def check_image(session: Session, instance: UUID, who: UUID | str, wanted: Mapping[str, int]) -> None:
     """Refuse less memory than its image needs, as far as that is still registered as it was.
 
     Raises:

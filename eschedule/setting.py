@@ -22,7 +22,7 @@ from eschedule.live import apply
 from eschedule.session import Session
 from eschedule.stored_keys import look_up
 
-_SHOWN = {
+SHOWN = {
     "keys": "keys", "user_data_base64": "user data", "metadata": "metadata", "metadata_hop_limit": "hop limit",
     "allow": "rules", "config_drive": "config drive",
 }  # fmt: skip
@@ -113,4 +113,4 @@ def _drive_lines(had: ConfigDrive | None, gets: ConfigDrive | None, changed: fro
 
 
 def _named(fields: frozenset[str]) -> str:
-    return ", ".join(text for name, text in _SHOWN.items() if name in fields)
+    return ", ".join(text for name, text in SHOWN.items() if name in fields)

@@ -21,10 +21,12 @@ def add_create(verbs: Verbs) -> None:
     parser.add_argument(
         "--like", metavar="INSTANCE", help="what it needs, its image and options as with that one, but for what is said here"
     )
-    parser.add_argument("--file", metavar="FILE", help="what is asked for, in YAML (docs/vm-file.md); options here come first")
+    parser.add_argument(
+        "-f", "--file", metavar="FILE", help="what is asked for, in YAML (docs/vm-file.md); options here come first"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say where it would go and what would be written; take nothing")
     parser.add_argument("image_argument", metavar="IMAGE", nargs="?", help="like --image")
-    parser.set_defaults(user_data_text=None, is_quiet=False)
+    parser.set_defaults(user_data_given=None, is_quiet=False)
     parser.add_argument(
         "--image", help="a registered name (eschedule image), an http(s):// or file:// URL, or an absolute path"
     )
