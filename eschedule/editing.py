@@ -1,7 +1,7 @@
 """The commands ``export`` and ``edit``: an instance as a file, to keep, or to change in an editor.
 
-What was edited is judged as ``apply`` judges it. On a mistake the file is opened again with the mistake on top; whoever leaves it
-as it is then gets it kept, and nothing is changed. So it is where the instance was changed by somebody else meanwhile.
+What was edited is judged as ``apply`` judges it. On a mistake the file is opened again with the mistake on top; whoever leaves
+it as it is then gets it kept, and nothing is changed. So it is where the instance was changed by somebody else meanwhile.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def edit(session: Session, options: argparse.Namespace) -> int:
     path = _file(found.name)
     try:
         plan = _edited(session, path, text, set(document))
-    except EcomputeError as error:
+    except EcomputeError:
         if path.exists():
             session.screen.message(f"what was edited is kept in {path}")
-        raise error
+        raise
     if plan is None:
         path.unlink()
         session.screen.message(f"{found.name}: nothing was changed")
