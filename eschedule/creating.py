@@ -98,7 +98,7 @@ def create_one(session: Session, options: argparse.Namespace, request: Request) 
     request = dataclasses.replace(request, uuid=instance)
     begun = session.clock()
     try:
-        placed = _place(session, request, again_line(options, "--uuid", str(instance)))
+        placed = _place(session, request, "file" if options.is_quiet else "uuid", again_line(options, "--uuid", str(instance)))
         waiting_since = session.clock()
         outcome = None
         if not options.no_wait:
@@ -136,14 +136,14 @@ def repeatable(action: Callable[[], T], what: str, again: str) -> T:
 
 def again_line(options: argparse.Namespace, *names_it: str) -> str:
     """The command line that repeats this very request, completed by the option *names_it* unless it has such a one."""
-    is_named = options.uuid is not None or options.request_id is not None
+    is_named = options.uuid is not None or options.request_id is not None or options.is_quiet  # by its name, in a file
     words: Sequence[str] = options.arguments if is_named else [*options.arguments, *names_it]
     return shlex.join(["eschedule", *words])
 
 
-def _place(session: Session, request: Request, again: str) -> Placed:
+def _place(session: Session, request: Request, what: str, again: str) -> Placed:
     screen = session.screen
-    placed = repeatable(partial(planner_of(session, Scheduler).create, request), "uuid", again)
+    placed = repeatable(partial(planner_of(session, Scheduler).create, request), what, again)
     session.close_placement()
     if placed.is_repeat:
         screen.message(f"{placed.name} is there already, from this same request")

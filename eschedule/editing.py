@@ -21,6 +21,7 @@ from common.validate import parse_instance
 from eschedule import changes, child, vm_export, zones
 from eschedule.applying import carry_out, obstacles
 from eschedule.changes import Instance
+from eschedule.interruption import Interrupted
 from eschedule.listing import host_names, read_record
 from eschedule.output import emit
 from eschedule.session import Session
@@ -72,9 +73,8 @@ def edit(session: Session, options: argparse.Namespace) -> int:
     path = _file(found.name)
     try:
         plan = _edited(session, path, text, set(document))
-    except EcomputeError:
-        if path.exists():
-            session.screen.message(f"what was edited is kept in {path}")
+    except (EcomputeError, Interrupted):
+        session.screen.message(f"what was edited is kept in {path}")
         raise
     if plan is None:
         path.unlink()
