@@ -141,12 +141,12 @@ def _make(session: Session, vm: VmFile, options: argparse.Namespace) -> int:
         return code
     instance = changes.find(session.store, session.keys, options.name)
     seconds = None if options.no_wait else wait_seconds_of(session, options)
-    for place in places:
-        plug_in(session, place, instance, seconds)
-    if is_off:
+    if is_off:  # first: a disk goes into any guest that is off
         found, _ = changes.change(session.store, session.keys, instance, changes.stopped)
         if seconds is not None:
             awaited(session, found, frozenset(("desired",)), seconds, Goal.STOPPED)
+    for place in places:
+        plug_in(session, place, instance, seconds)
     return 0
 
 
@@ -154,25 +154,39 @@ def _make(session: Session, vm: VmFile, options: argparse.Namespace) -> int:
 
 
 def _change(session: Session, plan: Plan, found: Instance, options: argparse.Namespace, seen: int | None) -> None:
-    comparison, seconds = plan.comparison, wait_seconds_of(session, options)
+    """Change the spec and the volumes; those first that a guest which is off is to be started with."""
+    seconds = None if options.no_wait else wait_seconds_of(session, options)
+    are_first = plan.comparison.power == "running" and bool(plan.comparison.attach or plan.comparison.detach)
     session.interruption.check()
-    former, fields = _written(session, plan, found, seen)
     try:
-        session.interruption.check()
-        if former.host is None:
-            session.screen.warning(f"the host of {former.name} has no heartbeat; what was asked for happens when it is back")
-        if fields and not options.no_wait:
-            _await(session, former, fields, seconds)
-        for place in comparison.detach:
-            take_out(session, place, None if options.no_wait else seconds)
-        for place in comparison.attach:
-            plug_in(session, place, found.uuid, None if options.no_wait else seconds)
+        if are_first:
+            changes.check_unchanged(changes.read(session.store, session.keys, found.uuid, found.name), seen)
+            _change_volumes(session, plan, found, seconds)
+        _change_spec(session, plan, found, seconds, None if are_first else seen)
+        if not are_first:
+            _change_volumes(session, plan, found, seconds)
     except Interrupted:
         session.screen.message(
             f"interrupted; what of {found.name} was changed is recorded, and goes on; to finish it, say it again; look: "
             f"eschedule show {found.name}"
         )
         raise
+
+
+def _change_volumes(session: Session, plan: Plan, found: Instance, seconds: float | None) -> None:
+    for place in plan.comparison.detach:
+        take_out(session, place, seconds)
+    for place in plan.comparison.attach:
+        plug_in(session, place, found.uuid, seconds)
+
+
+def _change_spec(session: Session, plan: Plan, found: Instance, seconds: float | None, seen: int | None) -> None:
+    former, fields = _written(session, plan, found, seen)
+    session.interruption.check()
+    if former.host is None:
+        session.screen.warning(f"the host of {former.name} has no heartbeat; what was asked for happens when it is back")
+    if fields and seconds is not None:
+        _await(session, former, fields, seconds)
 
 
 def _written(session: Session, plan: Plan, found: Instance, seen: int | None) -> tuple[Instance, Mapping[str, Any]]:

@@ -97,8 +97,9 @@ def create_one(session: Session, options: argparse.Namespace, request: Request) 
     instance = request.instance_uuid(session.keys.prefix, uuids.uuid4)
     request = dataclasses.replace(request, uuid=instance)
     begun = session.clock()
+    names_it = () if options.is_quiet else ("--uuid", str(instance))  # in a file it is known by its name
     try:
-        placed = _place(session, request, "file" if options.is_quiet else "uuid", again_line(options, "--uuid", str(instance)))
+        placed = _place(session, request, "uuid" if names_it else "file", again_line(options, *names_it))
         waiting_since = session.clock()
         outcome = None
         if not options.no_wait:
@@ -136,7 +137,7 @@ def repeatable(action: Callable[[], T], what: str, again: str) -> T:
 
 def again_line(options: argparse.Namespace, *names_it: str) -> str:
     """The command line that repeats this very request, completed by the option *names_it* unless it has such a one."""
-    is_named = options.uuid is not None or options.request_id is not None or options.is_quiet  # by its name, in a file
+    is_named = options.uuid is not None or options.request_id is not None
     words: Sequence[str] = options.arguments if is_named else [*options.arguments, *names_it]
     return shlex.join(["eschedule", *words])
 
