@@ -6,6 +6,7 @@ import pytest
 
 from common.errors import ConfigError
 from common.model import HostAdmin
+from eschedule.arguments import parse
 from eschedule.host_admin import parse_trait, with_labels
 from eschedule.labels import parse_given, parse_selector
 
@@ -28,6 +29,31 @@ def test_a_selector_takes_what_all_its_parts_hold_for(text: str, takes: bool) ->
 def test_what_is_no_selector_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="selector"):
         parse_selector(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stop", "-l", "app=web", "w1"], "instances are named, and chosen by -l"),
+        (["stop"], "NAME|UUID, or -l SELECTOR"),
+        (["label", "w1"], "no label is given"),
+        (["unlabel", "w1"], "no label is given"),
+        (["label", "app=web"], "NAME|UUID, or -l SELECTOR"),
+    ],
+)
+def test_instances_are_named_or_chosen(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(words)
+    assert said in str(refused.value)
+
+
+def test_words_are_instances_or_labels() -> None:
+    found = parse(["label", "w1", "app=web", "w2", "old-"])
+    assert (found.instances, found.labels) == (["w1", "w2"], ["app=web", "old-"])
+    found = parse(["unlabel", "-l", "app", "old", "older"])
+    assert (found.instances, found.labels) == ([], ["old", "older"])
+    found = parse(["unlabel", "w1", "old"])
+    assert (found.instances, found.labels) == (["w1"], ["old"])
 
 
 def test_new_instances_are_given_labels_in_order_and_none_is_taken_away() -> None:
