@@ -19,11 +19,6 @@ from common.validate import parse_resources_query
 from eschedule import zones
 from eschedule.sizes import GIB, MIB, size_text
 
-# What can be changed of an instance that is there, in the order in which people read it.
-EDITABLE = (
-    "cpus", "memory", "disk", "labels", "keys", "user_data", "user_data_base64", "allow", "publish", "volumes", "restart",
-    "grace_seconds", "metadata", "metadata_hop_limit", "config_drive", "power",
-)  # fmt: skip
 _AMOUNTS = ("VCPU", "MEMORY_MB", "DISK_GB")
 
 

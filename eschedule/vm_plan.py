@@ -101,7 +101,7 @@ def _lookups(session: Session) -> Lookups:
 
 
 def plan_text(plans: Sequence[Plan]) -> str:
-    """*plans* for people, those first that are nothing to do."""
+    """*plans* for people: a line for each instance, and below it one for each difference."""
     return "".join(f"{plan.vm.name}: {_HEADS[plan.action]}\n{_lines(plan)}" for plan in plans)
 
 
