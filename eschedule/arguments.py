@@ -81,9 +81,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _split_words(options: argparse.Namespace) -> None:
     """Tell instances and labels apart, which ``label`` and ``unlabel`` take together."""
-    if not hasattr(options, "words"):
+    if not hasattr(options, "whom_and_labels"):
         return
-    is_chosen, words = options.selector is not None, options.words
+    is_chosen, words = options.selector is not None, options.whom_and_labels
     if options.command == "label":
         options.labels = [word for word in words if "=" in word or word.endswith("-")]
         options.instances = [word for word in words if word not in options.labels]

@@ -23,7 +23,7 @@ Names = Callable[[str], Iterable[str]]
 # What a word stands for, by where the parser puts it; for "name" it is the verb that says it.
 _KINDS = {
     "instance": "instances", "instances": "instances", "image": "images", "image_argument": "images", "key": "keys",
-    "hosts": "hosts", "volume": "volumes", "source": "instances", "words": "instances", "selector": "labels",
+    "hosts": "hosts", "volume": "volumes", "source": "instances", "whom_and_labels": "instances", "selector": "labels",
     "like": "instances", "host": "hosts", "zone": "zones",
 }  # fmt: skip
 _NAMED_BY_VERB = {"host": "hosts", "image": "images", "key": "keys", "network": "networks", "volume": "volumes"}

@@ -95,7 +95,7 @@ def add_label(verbs: Verbs) -> None:
     )  # fmt: skip
     parser.mixes = True
     parser.add_argument(
-        "words", metavar="NAME|UUID|KEY=VALUE|KEY-", nargs="+", help="instances, and labels to set or take away"
+        "whom_and_labels", metavar="NAME|UUID|KEY=VALUE|KEY-", nargs="+", help="instances, and labels to set or take away"
     )
     selector(parser)
 
@@ -106,7 +106,9 @@ def add_unlabel(verbs: Verbs) -> None:
         "eschedule unlabel web-1 tier old\n  eschedule unlabel -l app=web tier",
     )  # fmt: skip
     parser.mixes = True
-    parser.add_argument("words", metavar="[NAME|UUID] KEY", nargs="+", help="the instance, unless -l chooses some, and labels")
+    parser.add_argument(
+        "whom_and_labels", metavar="[NAME|UUID] KEY", nargs="+", help="the instance, unless -l chooses some, and labels"
+    )
     selector(parser)
 
 
