@@ -167,8 +167,7 @@ def _change(session: Session, plan: Plan, found: Instance, options: argparse.Nam
             _change_volumes(session, plan, found, seconds)
     except Interrupted:
         session.screen.message(
-            f"interrupted; what of {found.name} was changed is recorded, and goes on; to finish it, say it again; look: "
-            f"eschedule show {found.name}"
+            f"what of {found.name} was asked for goes on; to finish it say it again; look: eschedule show {found.name}"
         )
         raise
 
