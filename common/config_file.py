@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,43 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
+@dataclass(frozen=True)
+class Document:
+    """One of the mappings of a YAML text; *lines* has the line of each of its keys and items, and of itself under ()."""
+
+    value: dict[str, Any]
+    lines: Mapping[KeyPath, int]
+
+
+def documents_in(text: str, name: str) -> list[Document]:
+    """The mappings in *text*, which has ``---`` between them; those without anything in them are left out.
+
+    Args:
+        name: what messages call it.
+
+    Raises:
+        ConfigError: it is no YAML, or one of them is no mapping; one line for each fault.
+    """
+    documents = []
+    try:
+        for node in _composed(text):
+            if problems := list(_key_problems(node, ())):
+                raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
+            value, line = _Loader("").construct_document(node), node.start_mark.line + 1
+            if value is None:
+                continue
+            if not isinstance(value, dict):
+                raise ConfigError(
+                    f"{name}: line {line} is {found(value)}, needs to be a mapping (lines of the form key: value)"
+                )
+            documents.append(Document(value, dict(_lines_of(node, ()))))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: {_yaml_fault(error)}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: is nested too deeply") from None
+    return documents
+
+
 def _read_text(path: Path) -> str:
     try:
         if not path.exists():
@@ -163,6 +200,30 @@ def _compose(text: str) -> yaml.Node | None:
         loader.dispose()
 
 
+def _composed(text: str) -> Iterator[yaml.Node]:
+    loader = _Loader(text)
+    try:
+        while loader.check_node():
+            if (node := loader.get_node()) is not None:
+                yield node
+    finally:
+        loader.dispose()
+
+
+def _lines_of(node: yaml.Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+    """Where each key and item is; a key counts, not its value, which may begin further down."""
+    if not path:
+        yield path, node.start_mark.line + 1
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield (*path, index), item.start_mark.line + 1
+            yield from _lines_of(item, (*path, index))
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*path, key.value), key.start_mark.line + 1
+            yield from _lines_of(value, (*path, key.value))
+
+
 def _key_problems(node: yaml.Node | None, path: KeyPath) -> Iterator[str]:
     """Repeated keys and keys that are no text, at any depth; once they are constructed the repeats are gone."""
     if isinstance(node, yaml.SequenceNode):
@@ -186,11 +247,15 @@ def _key_problems(node: yaml.Node | None, path: KeyPath) -> Iterator[str]:
 # -- judge ---------------------------------------------------------------------------------------------------------------
 
 
-def schema_problems(document: Mapping[str, Any], schema: Schema) -> list[Problem]:
-    """What in *document* is not as *schema* says: one problem a key."""
+def schema_problems(document: Mapping[str, Any], schema: Schema, *, of_lines: Collection[str] = ()) -> list[Problem]:
+    """What in *document* is not as *schema* says: one problem a key.
+
+    Args:
+        of_lines: the keys whose texts may have several lines.
+    """
     by_path = {} if is_certainly_valid(document, schema) else _judged(document, schema)
     for path, text_value in _texts(document, ()):
-        if not text_value.isprintable():
+        if not text_value.isprintable() and path[0] not in of_lines:
             by_path.setdefault(path, Problem((path,), f"{dotted(path)} has control characters in it; take them out"))
     return list(by_path.values())
 
@@ -270,10 +335,13 @@ def allowed(schema: Schema) -> str:
 
 
 def _allowed_kind(kind: str, schema: Schema) -> str:
+    if kind == "object" and "properties" not in schema:
+        return str(schema.get("description", "a mapping"))
     if kind == "object":
         return f"a mapping with any of {', '.join(schema['properties'])}"
     if kind == "array":
-        return f"a list{', not empty and' if 'minItems' in schema else ''} without repeats, each {allowed(schema['items'])}"
+        repeats = " without repeats" if schema.get("uniqueItems") else ""
+        return f"a list{', not empty and' if 'minItems' in schema else ''}{repeats}, each {allowed(schema['items'])}"
     if kind in ("integer", "number"):
         noun = "a whole number" if kind == "integer" else "a number"
         if "exclusiveMinimum" in schema:

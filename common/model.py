@@ -202,6 +202,8 @@ class InstanceSpec(Record):
     protected: bool = False  # neither destroyed nor rebuilt before somebody takes that back
     adopts: Adoption | None = None  # an operator decided that this spec speaks for the guest with that stamp
     moves: tuple[Move, ...] = ()  # hosts that could not build it, oldest first
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)  # for people and selectors; no guest is told
+    query: str = ""  # Placement's query that chose its host, for more of its like; "" where an earlier version wrote it
     request_digest: str = ""
     created_at: str = ""  # ISO 8601, UTC; for people
     created_by: str = ""

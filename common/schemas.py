@@ -328,6 +328,8 @@ INSTANCE_SPEC = _record(
             )
         ),
         "group": {"type": ["string", "null"]},
+        "labels": {"type": "object", "additionalProperties": _STRING, "description": "for people and selectors"},
+        "query": {"type": "string", "description": "the query to Placement that chose its host; empty where not known"},
         "group_policy": {"enum": ["anti-affinity", "soft-anti-affinity", "affinity", "soft-affinity"]},
         "restart": {"enum": ["never", "on-failure", "always"]},
         "grace_seconds": _COUNT,

@@ -15,11 +15,13 @@ from common.errors import ConfigError
 from common.text import escaped, nearest, quoted
 from eschedule.command_line.creating import add_create
 from eschedule.command_line.disks import add_rebuild, add_snapshot
+from eschedule.command_line.files import add_apply, add_diff, add_edit, add_export
 from eschedule.command_line.hosts import add_audit, add_completion, add_doctor, add_host, add_hosts
 from eschedule.command_line.images import add_image
 from eschedule.command_line.instances import (
     add_adopt,
     add_destroy,
+    add_label,
     add_list,
     add_pause,
     add_port_forward,
@@ -33,6 +35,7 @@ from eschedule.command_line.instances import (
     add_start,
     add_stop,
     add_suspend,
+    add_unlabel,
     add_unpause,
     add_unprotect,
 )
@@ -45,6 +48,7 @@ from eschedule.command_line.volumes import add_volume
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _ALIASES = {"ls": "list"}
+_QUERY = re.compile(r"\??[A-Za-z0-9_-]+=")  # how a request begins; an address may have a = further on
 _TAKES_VALUE = ("--config",)  # of the options that may stand before the verb
 
 DESCRIPTION = "Ask for virtual machines and look at them: Placement finds a host with room, etcd carries the request there."
@@ -76,8 +80,59 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.command is None and not (options.check_config or options.version):
         raise ConfigError(f"nothing was asked for; begin with: eschedule '{EXAMPLE}', or see: eschedule --help")
     options.command = _ALIASES.get(options.command, options.command)
+    _split_words(options)
+    _image_for_query(options)
+    _check_choice(options)
+    _check_needs(options)
     options.json = getattr(options, "output", None) == "json"
     return options
+
+
+def _split_words(options: argparse.Namespace) -> None:
+    """Tell instances and labels apart, which ``label`` and ``unlabel`` take together."""
+    if not hasattr(options, "whom_and_labels"):
+        return
+    is_chosen, words = options.selector is not None, options.whom_and_labels
+    if options.command == "label":
+        options.labels = [word for word in words if "=" in word or word.endswith("-")]
+        options.instances = [word for word in words if word not in options.labels]
+    else:
+        options.instances, options.labels = ([], words) if is_chosen else (words[:1], words[1:])
+    if not options.labels:
+        raise ConfigError(f"no label is given; see: eschedule {options.command} --help")
+
+
+def _image_for_query(options: argparse.Namespace) -> None:
+    """Take the only word of a ``create`` whose needs are said by options for what it is: the image."""
+    if options.command != "create" or options.query is None or options.image_argument is not None:
+        return
+    is_said = any(getattr(options, name) is not None for name in ("cpus", "memory", "disk", "like", "file"))
+    if is_said and not _QUERY.match(options.query):
+        options.query, options.image_argument = None, options.query
+
+
+def _check_choice(options: argparse.Namespace) -> None:
+    """Raises: ConfigError: there are neither instances nor a selector, or both."""
+    if not hasattr(options, "selector") or options.command == "list":
+        return
+    names = getattr(options, "instances", None) or [name for name in (getattr(options, "instance", None),) if name]
+    if bool(names) == (options.selector is not None):
+        wrong = (
+            "instances are named, and chosen by -l; do one of them"
+            if names
+            else "the following arguments are required: NAME|UUID, or -l SELECTOR"
+        )
+        raise ConfigError(f"{wrong}; see: eschedule {options.command} --help")
+
+
+def _check_needs(options: argparse.Namespace) -> None:
+    """Raises: ConfigError: nothing says what is asked for."""
+    ways = ("query", "cpus", "memory", "disk", "trait", "not_trait", "host", "zone", "like", "file")
+    if options.command in ("create", "capacity", "explain") and all(getattr(options, way, None) is None for way in ways):
+        raise ConfigError(
+            "the following arguments are required: 'resources=…', or --cpus N --memory SIZE --disk SIZE; "
+            f"see: eschedule {options.command} --help"
+        )
 
 
 def _unknown(verb: str | None, words: Sequence[str]) -> str:
@@ -164,6 +219,12 @@ _VERBS: dict[str, Callable[[Verbs], None]] = {
     "snapshot": add_snapshot,
     "rebuild": add_rebuild,
     "set": add_set,
+    "edit": add_edit,
+    "apply": add_apply,
+    "diff": add_diff,
+    "export": add_export,
+    "label": add_label,
+    "unlabel": add_unlabel,
     "resize": add_resize,
     "port-forward": add_port_forward,
     "log": add_log,

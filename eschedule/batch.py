@@ -69,7 +69,7 @@ class _Seat:
 
 
 @dataclass
-class _Set:
+class BatchSet:
     """How far one set has come.
 
     Args:
@@ -137,18 +137,18 @@ class BatchScheduler(Planner):
                 raise
         return PlacedSet(tuple(chosen.placed[uuid] for uuid in chosen.members), dict(search.timings_ms))
 
-    def _members(self, request: Request) -> _Set:
+    def _members(self, request: Request) -> BatchSet:
         members = {m.uuid: m for m in request.members(request.instance_uuid(self._keys.prefix, self._new_uuid)) if m.uuid}
         names = Counter(member.instance_name(uuid) for uuid, member in members.items())
         if name := next((name for name, count in names.items() if count > 1), None):
             raise ConfigError(f"two instances of this set would have the name {name}; give them names of their own by --name")
         last = next(reversed(members))
         self._refuse_oversized(members[last], last)
-        return _Set(request, members)
+        return BatchSet(request, members)
 
     # -- what is there already --------------------------------------------------------------------------------------
 
-    def _look_up(self, chosen: _Set) -> Wiring:
+    def _look_up(self, chosen: BatchSet) -> Wiring:
         """Note what an earlier run of this request has recorded; what the cards need.
 
         A name that is taken is found here without any claim.
@@ -167,7 +167,7 @@ class BatchScheduler(Planner):
                 )
         return self._wiring(chosen.request, found)
 
-    def _note_recorded(self, chosen: _Set, uuids: Iterable[UUID], found: Mapping[str, Versioned]) -> dict[UUID, UUID]:
+    def _note_recorded(self, chosen: BatchSet, uuids: Iterable[UUID], found: Mapping[str, Versioned]) -> dict[UUID, UUID]:
         """Note those of *uuids* that are recorded as *found* says; their providers.
 
         Raises:
@@ -196,7 +196,7 @@ class BatchScheduler(Planner):
 
     # -- planning and claiming --------------------------------------------------------------------------------------
 
-    def _carry_out(self, chosen: _Set, plan: list[tuple[UUID, Option, Live]], search: Search) -> None:
+    def _carry_out(self, chosen: BatchSet, plan: list[tuple[UUID, Option, Live]], search: Search) -> None:
         """Claim what was planned and record it, planning anew for what is lost on the way, until the set is complete."""
         backoff = Backoff(0.05, 1.0, random=self._dice.random)
         for round_ in range(ROUNDS):
@@ -219,12 +219,12 @@ class BatchScheduler(Planner):
             f"no hosts for {what}: other requests took the room {ROUNDS} times; try again, or see: eschedule hosts"
         )
 
-    def _end_if_interrupted(self, chosen: _Set) -> None:
+    def _end_if_interrupted(self, chosen: BatchSet) -> None:
         if self._interruption.is_pending:
             self._undo(chosen)
             self._interruption.check()
 
-    def _plan(self, chosen: _Set, search: Search) -> list[tuple[UUID, Option, Live]]:
+    def _plan(self, chosen: BatchSet, search: Search) -> list[tuple[UUID, Option, Live]]:
         """Where each missing instance goes.
 
         Raises:
@@ -253,7 +253,7 @@ class BatchScheduler(Planner):
             return self._plan(chosen, search)
         raise NoCapacity(self._why_not_all(chosen, len(options), search))
 
-    def _take_up(self, chosen: _Set) -> bool:
+    def _take_up(self, chosen: BatchSet) -> bool:
         """Whether an earlier run has claimed room for some of those missing, which is why nobody has room; it is used then."""
         if not chosen.may_be_left_behind:
             return False
@@ -276,7 +276,7 @@ class BatchScheduler(Planner):
             merged = Live(answer, (*merged.ordered, *new), {**merged.hosts, **live.hosts})
         return merged
 
-    def _why_not_all(self, chosen: _Set, fitting: int, search: Search) -> str:
+    def _why_not_all(self, chosen: BatchSet, fitting: int, search: Search) -> str:
         count, missing = chosen.request.count, len(chosen.missing())
         there = f"; {len(chosen.placed)} of the set of {count} are there already" if chosen.placed else ""
         if not fitting:
@@ -288,7 +288,7 @@ class BatchScheduler(Planner):
         each = describe(chosen.request.resources)
         return f"no room for {missing} instances of {each}{how}: {fitting} of them would fit{there}; see: eschedule hosts"
 
-    def _claim(self, chosen: _Set, plan: list[tuple[UUID, Option, Live]], search: Search) -> bool:
+    def _claim(self, chosen: BatchSet, plan: list[tuple[UUID, Option, Live]], search: Search) -> bool:
         """Claim all that is planned; whether it was refused. Claims of an earlier run are taken where they are instead."""
         self._on_step(f"claiming {describe(chosen.request.resources)} for each of {len(plan)}")
         with search.measured("claim", self._clock):
@@ -310,14 +310,14 @@ class BatchScheduler(Planner):
 
     # -- recording --------------------------------------------------------------------------------------------------
 
-    def _record(self, chosen: _Set, search: Search) -> None:
+    def _record(self, chosen: BatchSet, search: Search) -> None:
         """Record all that is claimed, until something is lost and has to be planned anew."""
         while chosen.seats and not chosen.missing():
             self._on_step(f"recording {len(chosen.placed)} of {len(chosen.members)} instances")
             search.wiring.begin()
             self._record_some(chosen, self._batch(chosen, search.wiring), search)
 
-    def _batch(self, chosen: _Set, wiring: Wiring) -> list[tuple[_Seat, dict[str, str]]]:
+    def _batch(self, chosen: BatchSet, wiring: Wiring) -> list[tuple[_Seat, dict[str, str]]]:
         """Of what is claimed and not recorded as many as one transaction takes, with their keys."""
         batch: list[tuple[_Seat, dict[str, str]]] = []
         size, operations = 0, 1 + len(wiring.compares)  # the anchor of a group, and the networks
@@ -332,7 +332,7 @@ class BatchScheduler(Planner):
             batch.append((seat, puts))
         return batch
 
-    def _record_some(self, chosen: _Set, batch: list[tuple[_Seat, dict[str, str]]], search: Search) -> None:
+    def _record_some(self, chosen: BatchSet, batch: list[tuple[_Seat, dict[str, str]]], search: Search) -> None:
         """Record *batch* by one transaction; seats that are lost leave ``chosen.seats``.
 
         Raises:
@@ -368,7 +368,7 @@ class BatchScheduler(Planner):
             self._sleep(backoff.next())
         raise Transient(f"{len(seats)} instances could not be recorded: their keys kept changing; try again")
 
-    def _note_written(self, chosen: _Set, seat: _Seat) -> None:
+    def _note_written(self, chosen: BatchSet, seat: _Seat) -> None:
         chosen.placed[seat.uuid] = Placed(seat.uuid, seat.request.instance_name(seat.uuid), seat.provider, seat.host)
         chosen.written.append(seat.uuid)
         del chosen.seats[seat.uuid]
@@ -385,7 +385,7 @@ class BatchScheduler(Planner):
         hosts = {seat.provider for seat in seats}
         return own + [keys.host(provider) for provider in hosts] + grouping.keys_to_read(keys, search.group, hosts)
 
-    def _drop_gone(self, chosen: _Set, seats: list[_Seat]) -> bool:
+    def _drop_gone(self, chosen: BatchSet, seats: list[_Seat]) -> bool:
         """Ask after claims that this program slept over; whether there were any, so that the seats are not what they were."""
         stale = {claim.consumer for claim in self._claims.stale(seat.claim for seat in seats)}
         for seat in seats:
@@ -397,7 +397,7 @@ class BatchScheduler(Planner):
                     chosen.seats[seat.uuid] = dataclasses.replace(seat, claim=fresh)
         return bool(stale)
 
-    def _drop_barred(self, chosen: _Set, seats: list[_Seat], search: Search, found: Mapping[str, Versioned]) -> None:
+    def _drop_barred(self, chosen: BatchSet, seats: list[_Seat], search: Search, found: Mapping[str, Versioned]) -> None:
         """Give back the claims of those whom the group does not let be where they are."""
         allowed: list[_Seat] = []
         for seat in seats:
@@ -410,7 +410,7 @@ class BatchScheduler(Planner):
                 self._give_back(seat.claim)
                 del chosen.seats[seat.uuid]
 
-    def _drop_refused(self, chosen: _Set, seats: list[_Seat], found: Mapping[str, Versioned]) -> bool:
+    def _drop_refused(self, chosen: BatchSet, seats: list[_Seat], found: Mapping[str, Versioned]) -> bool:
         """Make of a refused transaction what the keys as *found* say; False where nothing speaks against it any more.
 
         Raises:
@@ -426,7 +426,7 @@ class BatchScheduler(Planner):
 
     # -- taking back ------------------------------------------------------------------------------------------------
 
-    def _undo(self, chosen: _Set) -> None:
+    def _undo(self, chosen: BatchSet) -> None:
         """Take back what this run has made: what it recorded is to be destroyed, what it only claimed is given back."""
         if chosen.written:
             self._on_step(f"taking back {len(chosen.written)} instances")

@@ -84,7 +84,7 @@ def read(store: Store, keys: Keys, instance: UUID, who: UUID | str | None = None
 
 
 def change(
-    store: Store, keys: Keys, instance: UUID, edit: Edit, *, who: UUID | str | None = None,
+    store: Store, keys: Keys, instance: UUID, edit: Edit, *, who: UUID | str | None = None, seen: int | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[Instance, bool]:  # fmt: skip
     """Apply *edit* to the spec of *instance*; the instance as it was read, and whether anything had to be written.
@@ -93,6 +93,7 @@ def change(
 
     Args:
         edit: from the spec and the status of the moment the fields to set, None where all is as wanted.
+        seen: the revision that the spec is to have still; None for any.
 
     Raises:
         Permanent: it is not there.
@@ -108,6 +109,7 @@ def change(
             if found is None or edit is not destroyed or error.reason != NOT_FOUND:
                 raise
             return found, True
+        check_unchanged(found, seen)
         fields = edit(found.spec, found.status)
         if fields is None:
             return found, False
@@ -121,6 +123,14 @@ def change(
         else:
             return found, True
     raise Conflict(f"the instance {who or instance} kept being changed by others; try again")
+
+
+def check_unchanged(found: Instance, seen: int | None) -> None:
+    """Raises: Conflict: the spec has another revision than was *seen*."""
+    if seen is not None and found.spec_item.mod_revision != seen:
+        raise Conflict(
+            f"{found.name} was changed by somebody else meanwhile; nothing was changed; look: eschedule show {found.name}"
+        )
 
 
 def is_adoption_over(found: Instance) -> bool:

@@ -80,7 +80,7 @@ def _change_all(session: Session, options: argparse.Namespace, edit: Edit, goal:
     codes: list[int] = []
     asked: dict[UUID, Instance] = {}
     try:
-        codes.extend(_reporting(session, partial(_ask, session, who, edit, asked)) for who in names)
+        codes.extend(reporting(session, partial(_ask, session, who, edit, asked)) for who in names)
         if options.no_wait:
             for found in asked.values():
                 session.screen.message(f"{found.name}: to be {done}; look: eschedule show {found.name}")
@@ -88,7 +88,7 @@ def _change_all(session: Session, options: argparse.Namespace, edit: Edit, goal:
             until = session.clock() + wait_seconds
             for found in asked.values():
                 left = max(0.0, until - session.clock())
-                codes.append(_reporting(session, partial(_await, session, found, goal, wait_seconds=left, done=done)))
+                codes.append(reporting(session, partial(_await, session, found, goal, wait_seconds=left, done=done)))
     except Interrupted as interrupted:
         is_sure = not (interrupted.was_forced or any(codes))
         session.screen.message(_going_on((found.name for found in asked.values()), done, is_sure=is_sure))
@@ -96,7 +96,7 @@ def _change_all(session: Session, options: argparse.Namespace, edit: Edit, goal:
     return next((code for code in codes if code), 0)
 
 
-def _reporting(session: Session, action: Callable[[], None]) -> int:
+def reporting(session: Session, action: Callable[[], None]) -> int:
     """Do *action* for one of several instances: its failure is told and must not keep the others from being served."""
     try:
         action()

@@ -23,7 +23,8 @@ Names = Callable[[str], Iterable[str]]
 # What a word stands for, by where the parser puts it; for "name" it is the verb that says it.
 _KINDS = {
     "instance": "instances", "instances": "instances", "image": "images", "image_argument": "images", "key": "keys",
-    "hosts": "hosts", "volume": "volumes", "source": "instances",
+    "hosts": "hosts", "volume": "volumes", "source": "instances", "whom_and_labels": "instances", "selector": "labels",
+    "like": "instances", "host": "hosts", "zone": "zones",
 }  # fmt: skip
 _NAMED_BY_VERB = {"host": "hosts", "image": "images", "key": "keys", "network": "networks", "volume": "volumes"}
 _MAKES_A_NAME = ("add", "create")  # where a name is a new one
@@ -126,11 +127,16 @@ def names_in(config: EtcdConfig) -> Names:
 
     def names(kind: str) -> list[str]:
         from common.keys import Keys  # noqa: PLC0415 - only where names are wanted
-        from eschedule.etcd_names import fields_below, keys_below  # noqa: PLC0415
+        from eschedule.etcd_names import fields_below, keys_below, objects_below  # noqa: PLC0415
 
         keys = Keys(config.prefix)
         if kind == "hosts":
             return fields_below(config, keys.hosts(), "name")
+        if kind == "labels":
+            labels = [label for found in objects_below(config, keys.specs(), "labels") for label in found.items()]
+            return [word for name, value in labels for word in (name, f"{name}={value}")]
+        if kind == "zones":
+            return [found["zone"] for found in objects_below(config, keys.host_admins(), "labels") if "zone" in found]
         prefixes = {"instances": keys.names(), "images": keys.images(), "keys": keys.ssh_keys(), "networks": keys.networks()}
         prefixes["volumes"] = keys.volume_names()
         return keys_below(config, prefixes[kind]) if kind in prefixes else []

@@ -27,6 +27,8 @@ from eschedule.follow import Ending, Goal, Outcome
 from eschedule.image_registry import registered
 from eschedule.intake import request_from
 from eschedule.interruption import Interrupted
+from eschedule.likeness import like
+from eschedule.needs import places_of, query_of
 from eschedule.output import is_for_programs, rendered
 from eschedule.planning import Planner
 from eschedule.request import Request
@@ -45,9 +47,24 @@ T = TypeVar("T")
 
 def create(session: Session, options: argparse.Namespace) -> int:
     """Run ``create``; its exit code."""
+    if options.file is not None:
+        from eschedule.applying import create_from_file  # noqa: PLC0415 - imports this module
+
+        return create_from_file(session, options)
+    return create_asked(session, options)
+
+
+def create_asked(session: Session, options: argparse.Namespace) -> int:
+    """Create what *options* say; the exit code."""
+    base = None if options.like is None else like(session, options.like)
+    options.query = query_of(options, partial(places_of, session), base.query if base else "")
     request = request_from(
-        options, session.config, partial(look_up, session), lambda name: registered(session.store, session.keys, name)
+        options, session.config, partial(look_up, session), lambda name: registered(session.store, session.keys, name), base
     )
+    if options.dry_run:
+        from eschedule.dry_run import dry_run  # noqa: PLC0415 - imports this module
+
+        return dry_run(session, options, request)
     _warn(session, options, request)
     check_can_report(options, request)
     if request.count > 1:
@@ -61,7 +78,7 @@ def _warn(session: Session, options: argparse.Namespace, request: Request) -> No
     """Tell what will most likely not come to pass as it was meant."""
     access, drive, has_user_data = request.metadata, request.config_drive, request.user_data is not None
     if request.user_data is not None and (doubt := doubt_about(request.user_data)):
-        session.screen.warning(f"--user-data {options.user_data}: {doubt}")
+        session.screen.warning(f"{f'--user-data {options.user_data}' if options.user_data else 'its user data'}: {doubt}")
     if lost := untold(access, drive, has_keys=bool(request.keys), has_user_data=has_user_data):
         session.screen.warning(lost)
     has_to_report, is_told = goal_of(options) is Goal.READY, bool(request.keys) or has_user_data
@@ -80,8 +97,9 @@ def create_one(session: Session, options: argparse.Namespace, request: Request) 
     instance = request.instance_uuid(session.keys.prefix, uuids.uuid4)
     request = dataclasses.replace(request, uuid=instance)
     begun = session.clock()
+    names_it = () if options.is_quiet else ("--uuid", str(instance))  # in a file it is known by its name
     try:
-        placed = _place(session, request, again_line(options, "--uuid", str(instance)))
+        placed = _place(session, request, "uuid" if names_it else "file", again_line(options, *names_it))
         waiting_since = session.clock()
         outcome = None
         if not options.no_wait:
@@ -124,9 +142,9 @@ def again_line(options: argparse.Namespace, *names_it: str) -> str:
     return shlex.join(["eschedule", *words])
 
 
-def _place(session: Session, request: Request, again: str) -> Placed:
+def _place(session: Session, request: Request, what: str, again: str) -> Placed:
     screen = session.screen
-    placed = repeatable(partial(planner_of(session, Scheduler).create, request), "uuid", again)
+    placed = repeatable(partial(planner_of(session, Scheduler).create, request), what, again)
     session.close_placement()
     if placed.is_repeat:
         screen.message(f"{placed.name} is there already, from this same request")
@@ -138,13 +156,13 @@ def _report(
     session: Session, options: argparse.Namespace, placed: Placed, outcome: Outcome | None, timings_ms: dict[str, float]
 ) -> int:
     """Print the end of it; the exit code."""
-    if is_for_programs(options):
+    if is_for_programs(options) and not options.is_quiet:
         with contextlib.suppress(Permanent):  # destroyed by somebody else a moment ago
             row = row_of(session, placed.uuid)
             session.screen.data(rendered(render.instance_json(row, timings_ms), options.output))
     if outcome is None or outcome.ending is Ending.REACHED:
         tell_notes(session, placed.name, outcome.view.status if outcome and outcome.view else None)
-        if not is_for_programs(options):
+        if not is_for_programs(options) and not options.is_quiet:
             session.screen.data(render.block(_summary(placed, outcome, timings_ms["total"])))
         return 0
     raise unreached(placed.name, outcome, goal_of(options), timings_ms["wait"] / 1000)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.disk_content import DiskContent, GuestFile
+from common.disk_content import AS_IMAGE, DiskContent, GuestFile
 from common.errors import ConfigError
 from common.text import quoted
 from eschedule.guest_options import file_content
@@ -23,13 +23,14 @@ _FORM = "SRC:DST[:MODE[:UID[:GID]]], as in motd:/etc/motd or app.key:/etc/app/ke
 _MOST_ID = (1 << 32) - 2  # the highest number means nobody in particular
 
 
-def disk_content_of(options: argparse.Namespace) -> DiskContent:
-    """What *options* want on the disk.
+def disk_content_of(options: argparse.Namespace, base: DiskContent = AS_IMAGE) -> DiskContent:
+    """What *options* want on the disk, where they say nothing what *base* does.
 
     Raises:
         ConfigError: a file cannot be read, or there are too many or too large ones, or one of them has no place in a guest.
     """
-    return DiskContent(resize=options.resize, identity=options.inject_identity, files=_files(options.inject or ()))
+    files = base.files if options.inject is None else _files(options.inject)
+    return DiskContent(resize=options.resize or base.resize, identity=options.inject_identity or base.identity, files=files)
 
 
 def _files(texts: Sequence[str]) -> tuple[GuestFile, ...]:

@@ -27,14 +27,22 @@ def keys_below(config: EtcdConfig, prefix: str) -> list[str]:
 
 def fields_below(config: EtcdConfig, prefix: str, field: str) -> list[str]:
     """The text *field* of each JSON value below *prefix*."""
+    return [value for value in _values(config, prefix, field) if isinstance(value, str)]
+
+
+def objects_below(config: EtcdConfig, prefix: str, field: str) -> list[dict[str, str]]:
+    """The texts in the object *field* of each JSON value below *prefix*."""
+    found = [value for value in _values(config, prefix, field) if isinstance(value, dict)]
+    return [{name: text for name, text in value.items() if isinstance(text, str)} for value in found]
+
+
+def _values(config: EtcdConfig, prefix: str, field: str) -> list[Any]:
     found = []
     for item in _range(config, prefix, keys_only=False):
         try:
-            value = json.loads(_text(item.get("value", ""))).get(field)
+            found.append(json.loads(_text(item.get("value", ""))).get(field))
         except (ValueError, AttributeError):
             continue
-        if isinstance(value, str):
-            found.append(value)
     return found
 
 

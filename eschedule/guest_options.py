@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -27,6 +28,14 @@ KEY_FILE_MOST_BYTES = 65536
 StoredKeys = Callable[[Collection[str]], Mapping[str, tuple[str, ...]]]
 
 
+_LITERAL = re.compile(r"(ssh|ecdsa|sk)-[A-Za-z0-9@.-]+ +[A-Za-z0-9+/]+=*( .*)?")
+
+
+def is_literal_key(text: str) -> bool:
+    """Whether *text* is to be a public key itself, not a name or a file."""
+    return _LITERAL.fullmatch(text) is not None
+
+
 def none_stored(_names: Collection[str]) -> Mapping[str, tuple[str, ...]]:
     """The keys of who has no store to ask."""
     return {}
@@ -34,6 +43,8 @@ def none_stored(_names: Collection[str]) -> Mapping[str, tuple[str, ...]]:
 
 def keys_of(values: Iterable[str], stored: StoredKeys) -> tuple[str, ...]:
     """The keys that *values* name, each once: a value with a ``/`` or ``.pub`` is a file, another one a kept key, else a file.
+
+    One that is a public key itself is taken as it is.
 
     Args:
         stored: asked once, for all names together, and not at all where none is given.
@@ -46,7 +57,10 @@ def keys_of(values: Iterable[str], stored: StoredKeys) -> tuple[str, ...]:
     known = stored(names) if names else {}
     keys: dict[str, None] = {}
     for value in values:
-        keys.update(dict.fromkeys(known[value] if value in known else _keys_in_file(value)))
+        if is_literal_key(value):
+            keys.update(dict.fromkeys(parse_public_keys(value)))
+        else:
+            keys.update(dict.fromkeys(known[value] if value in known else _keys_in_file(value)))
     return _few_enough(keys)
 
 

@@ -19,13 +19,13 @@ from common.placement_types import DISABLED_TRAIT, OWNER_TRAIT
 from common.retry import Backoff, Deadline, retry
 from common.store import Store
 from common.text import quoted
+from eschedule import zones
+from eschedule.labels import few_enough
 
 Edit = Callable[[HostAdmin], HostAdmin]
 TRIES = 20
-MOST_REASON_CHARACTERS, MOST_LABELS = 500, 64
+MOST_REASON_CHARACTERS = 500
 _TRAIT = re.compile(r"[A-Z0-9_]{1,255}")
-# As Kubernetes has them, without prefixes.
-_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_./-]{0,61}[A-Za-z0-9])?")
 _OURS = {DISABLED_TRAIT: "use: eschedule host disable", OWNER_TRAIT: "it says that a host is of etcd-compute"}
 
 
@@ -98,13 +98,13 @@ def with_traits(add: Collection[str], remove: Collection[str]) -> Edit:
 
 
 def with_labels(add: Mapping[str, str], remove: Collection[str]) -> Edit:
-    """Raises: ConfigError: they would be too many."""
+    """The edit of labels, and of the trait that goes with the label ``zone``. Raises (the edit): ConfigError: too many."""
 
     def edit(admin: HostAdmin) -> HostAdmin:
         labels = {name: value for name, value in sorted({**admin.labels, **add}.items()) if name not in remove}
-        if len(labels) > MOST_LABELS:
-            raise ConfigError(f"a host has at most {MOST_LABELS} labels; take some away: NAME-")
-        return dataclasses.replace(admin, labels=labels)
+        others = (trait for trait in admin.traits if not trait.startswith(zones.TRAITS))
+        traits = tuple(sorted({*others, *zones.traits_of(labels)}))
+        return dataclasses.replace(admin, labels=dict(few_enough(labels, "a host")), traits=traits)
 
     return edit
 
@@ -123,35 +123,11 @@ def parse_trait(text: str) -> str:
     """Raises: ConfigError: it is no trait, or not for operators."""
     if text in _OURS:
         raise ConfigError(f"the trait {text} is not for operators: {_OURS[text]}")
+    if text.startswith(zones.TRAITS):
+        raise ConfigError(f"the trait {text} goes with a label; use: eschedule host label HOST {zones.LABEL}=NAME")
     if not _TRAIT.fullmatch(text):
         raise ConfigError(f"{quoted(text)} is no trait: A-Z, 0-9 and _, at most 255; own ones begin with CUSTOM_")
     return text
-
-
-def parse_labels(texts: Collection[str]) -> tuple[dict[str, str], set[str]]:
-    """``NAME=VALUE`` to set and ``NAME-`` to take away, as kubectl has them.
-
-    Raises:
-        ConfigError: one is neither, or a name is there twice.
-    """
-    add, remove = dict[str, str](), set[str]()
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals and text.endswith("-"):
-            name = text[:-1]
-        elif not equals:
-            raise ConfigError(f"{quoted(text)} is neither NAME=VALUE, which sets a label, nor NAME-, which takes it away")
-        if not _LABEL.fullmatch(name) or (value and not _LABEL.fullmatch(value)):
-            raise ConfigError(
-                f"{quoted(text)}: names and values of labels have 1 to 63 of A-Z a-z 0-9 _ . / -, letters or digits at the ends"
-            )
-        if name in add or name in remove:
-            raise ConfigError(f"the label {name} is named twice")
-        if equals:
-            add[name] = value
-        else:
-            remove.add(name)
-    return add, remove
 
 
 def _fields(admin: HostAdmin) -> dict[str, object]:

@@ -10,7 +10,8 @@ from common.model import HostAdmin
 from common.retry import Deadline
 from common.text import utc_text
 from common.validate import parse_seconds
-from eschedule import host_admin
+from eschedule import host_admin, zones
+from eschedule.labels import parse_labels
 from eschedule.listing import HostName, find_host
 from eschedule.session import Session, user_at_host
 
@@ -44,9 +45,12 @@ def trait(session: Session, options: argparse.Namespace) -> int:
 
 
 def label(session: Session, options: argparse.Namespace) -> int:
-    found, admin, _ = _change(session, options, host_admin.with_labels(*host_admin.parse_labels(options.labels)))
+    add, remove = parse_labels(options.labels)
+    if traits := zones.traits_of(add):
+        session.placement.ensure_traits(traits)
+    found, admin, _ = _change(session, options, host_admin.with_labels(add, remove))
     _tell(session, f"{found.name}: {', '.join(f'{k}={v}' for k, v in admin.labels.items()) or 'no labels'}")
-    return 0
+    return _in_force(session, options, found, admin) if zones.LABEL in {*add, *remove} else 0
 
 
 def _change(session: Session, options: argparse.Namespace, edit: host_admin.Edit) -> tuple[HostName, HostAdmin, bool]:

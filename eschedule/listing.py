@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Record)
 _NOTHING_SET = HostAdmin()
-NOT_LISTED = ("alternates", "keys", "user_data_base64", "disk_content", "moves", "events", "ready")  # of specs and statuses
+NOT_LISTED = (
+    "alternates",
+    "keys",
+    "user_data_base64",
+    "disk_content",
+    "moves",
+    "events",
+    "ready",
+    "query",
+)  # of specs and statuses
 
 
 @dataclass(frozen=True)

@@ -64,18 +64,25 @@ def apply(session: Session, options: argparse.Namespace, who: UUID | str, edit: 
         return Applied(found.spec, dataclasses.replace(found.spec, **fields), frozenset(fields))
     try:
         session.interruption.check()
-        return _await(session, found, frozenset(fields), wait_seconds)
+        return awaited(session, found, frozenset(fields), wait_seconds)
     except Interrupted:
         session.screen.message(f"the change of {found.name} is recorded, and goes on; look: eschedule show {found.name}")
         raise
 
 
-def _await(session: Session, found: Instance, changed: frozenset[str], wait_seconds: float) -> Applied:
+def awaited(
+    session: Session, found: Instance, changed: frozenset[str], wait_seconds: float, goal: Goal = Goal.APPLIED
+) -> Applied:  # fmt: skip
+    """Wait until the host of *found* has seen that the fields *changed*, and *goal* is reached.
+
+    Raises:
+        EcomputeError: as ``apply``.
+    """
     begun = session.clock()
-    outcome = wait(session, found.uuid, Goal.APPLIED, wait_seconds, provider=found.provider)
+    outcome = wait(session, found.uuid, goal, wait_seconds, provider=found.provider)
     view = outcome.view
     if outcome.ending is not Ending.REACHED or view is None or view.status is None:
-        raise unreached(found.name, outcome, Goal.APPLIED, session.clock() - begun)
+        raise unreached(found.name, outcome, goal, session.clock() - begun)
     tell_notes(session, found.name, view.status)
     applied = Applied(found.spec, view.spec, changed, view.status)
     if applied.trouble:

@@ -5,19 +5,33 @@ from __future__ import annotations
 import argparse
 import datetime
 
-from common.errors import PlacementUnavailable
+from common.errors import Permanent, PlacementUnavailable
+from common.text import quoted
 from eschedule import render
+from eschedule.labels import parse_selector
 from eschedule.listing import list_hosts, list_instances
-from eschedule.output import emit
+from eschedule.output import emit, is_for_programs
 from eschedule.session import Session
 
 
 def list_(session: Session, options: argparse.Namespace) -> int:
+    selector = None if options.selector is None else parse_selector(options.selector)
     rows = list_instances(session.store, session.keys)
+    if selector is not None:
+        rows = [row for row in rows if row.spec is not None and selector.takes(row.spec.labels)]
+        if not rows and not is_for_programs(options):
+            raise no_match(options.selector)
     emit(
         session.screen, options, lambda: render.instance_list_json(rows), lambda look: render.instance_table(rows, _now(), look)
     )
+    if selector is not None and not rows:
+        raise no_match(options.selector)
     return 0
+
+
+def no_match(selector: str) -> Permanent:
+    """What is said where *selector* chooses nothing."""
+    return Permanent(f"no instance has labels like {quoted(selector)}; see: eschedule list -o wide", "NotFound")
 
 
 def show(session: Session, options: argparse.Namespace) -> int:
@@ -25,9 +39,15 @@ def show(session: Session, options: argparse.Namespace) -> int:
     from eschedule.changes import find  # noqa: PLC0415
     from eschedule.waiting import row_of  # noqa: PLC0415
 
-    who = parse_instance(options.instance)
-    row = row_of(session, find(session.store, session.keys, who), who)
-    emit(session.screen, options, lambda: render.instance_json(row), lambda _: render.instance_block(row, _now()))
+    whom = [parse_instance(text) for text in ([options.instance] if options.selector is None else options.instances)]
+    rows = [row_of(session, find(session.store, session.keys, who), who) for who in whom]
+    found = [render.instance_json(row) for row in rows]
+    emit(
+        session.screen,
+        options,
+        lambda: found[0] if options.selector is None else found,
+        lambda _: "\n".join(render.instance_block(row, _now()) for row in rows),
+    )
     return 0
 
 

@@ -138,6 +138,10 @@ def _command(options: argparse.Namespace, config: ScheduleConfig, screen: Screen
 
     session = Session(config, screen, interruption)
     try:
+        if getattr(options, "selector", None) is not None and options.command != "list":
+            from eschedule.selecting import resolve  # noqa: PLC0415
+
+            resolve(session, options)
         return command_of(options.command)(session, options)
     finally:
         session.close()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.model import Address, HostState, InstanceSpec, InstanceStatus, Move, Phase, Ready, Reason
 from common.text import counted, escaped, shortened
-from eschedule import cards
+from eschedule import cards, labels
 from eschedule.listing import HostName, HostRow, InstanceRow
 from eschedule.output import as_json as as_json
 from eschedule.tables import PLAIN, Coloured, Column, Look
@@ -32,7 +32,7 @@ _MIB = 1024 * 1024
 _INSTANCE_COLUMNS = (
     Column("NAME", 16), Column("UUID", 9), Column("HOST", 8), Column("PHASE", 12), Column("ADDRESS", 15), "AGE",
     Column("IMAGE", 6), Column("RESOURCES", is_wide=True), Column("DESIRED", is_wide=True), Column("GROUP", is_wide=True),
-    Column("BY", is_wide=True), Column("PROTECTED", is_wide=True),
+    Column("LABELS", is_wide=True), Column("BY", is_wide=True), Column("PROTECTED", is_wide=True),
 )  # fmt: skip
 
 
@@ -55,6 +55,7 @@ def _instance_cells(row: InstanceRow, now: datetime.datetime, look: Look) -> tup
         _resources(spec) if spec else "",
         str(spec.desired) if spec else "",
         spec.group or "" if spec else "",
+        labels.shown(spec.labels) if spec else "",
         spec.created_by if spec else "",
         "yes" if spec and spec.protected else "",
     )
@@ -129,6 +130,7 @@ def _spec_pairs(spec: InstanceSpec, addresses: tuple[Address, ...], now: datetim
         ("disk", _disk_text(spec)),
         ("metadata", cards.metadata_text(spec, addresses)),
         ("allow", cards.allow_text(spec)),
+        ("labels", labels.shown(spec.labels)),
         ("hostname", spec.hostname if spec.hostname != spec.name else ""),
         ("keys", ", ".join(_key_text(key) for key in spec.keys)),
         ("user data", f"{len(user_data)} bytes" if user_data else ""),
@@ -218,6 +220,7 @@ def instance_list_json(rows: Sequence[InstanceRow]) -> list[dict[str, Any]]:
             "image": row.spec.image.url if row.spec else None,
             "image_name": (row.spec.image.name or None) if row.spec else None,
             "created_at": row.spec.created_at if row.spec else None,
+            "labels": row.spec.labels if row.spec else {},
         }
         for row in rows
     ]

@@ -43,6 +43,7 @@ _SAID_SINCE = (
     "forwards",
     "hardware",
     "disk_content",
+    "labels",
 )  # fields that the first version had not
 
 
@@ -63,6 +64,7 @@ class Request:
         forwards: ports of its host that lead to it.
         hardware: what its image has drivers for. *hardware_is_given*: somebody has said so.
         disk_content: what is on its disk beside the image.
+        labels: names and values, in the order of the names.
         count: how many instances; above 1 the request is one for a set, and ``members`` are those for its instances.
     """
 
@@ -89,6 +91,7 @@ class Request:
     hardware: Hardware = USUAL
     hardware_is_given: bool = False
     disk_content: DiskContent = AS_IMAGE
+    labels: tuple[tuple[str, str], ...] = ()
 
     def digest(self) -> str:
         """A fingerprint of what is asked for; who asks, when, and under which uuid are no part of it."""
@@ -172,6 +175,8 @@ class Request:
             hardware=self.hardware,
             hardware_is_given=self.hardware_is_given,
             disk_content=self.disk_content,
+            labels=dict(self.labels),
+            query=self.query,
             request_digest=self.digest(),
             created_at=created_at,
             created_by=created_by,

@@ -16,6 +16,7 @@ from eschedule.changes import find, read, rebooted
 from eschedule.follow import Ending, Goal
 from eschedule.image_registry import registered
 from eschedule.interruption import Interrupted
+from eschedule.needs import OPTION_OF, amounts_of
 from eschedule.resizing import RESIZABLE, Moreover, Resized, Resizer
 from eschedule.session import Session
 from eschedule.waiting import tell_notes, unreached, wait, wait_seconds_of
@@ -57,8 +58,11 @@ def wanted_of(options: argparse.Namespace) -> dict[str, int]:
         amount = parse_count(text, option, 1, MOST_OF_CLASS[name])
         if wanted.setdefault(name, amount) != amount:
             raise ConfigError(f"{option} is {amount}, and the request says {name}:{wanted[name]}; give one of them")
+    for name, amount in amounts_of(options).items():
+        if wanted.setdefault(name, amount) != amount:
+            raise ConfigError(f"{OPTION_OF[name]} comes to {amount}, and {name}:{wanted[name]} is asked for; give one of them")
     if not wanted:
-        raise ConfigError("nothing is to be changed; say what, as in --vcpus 4 or --disk-gb 20; see: eschedule resize --help")
+        raise ConfigError("nothing is to be changed; say what, as in --cpus 4 or --disk 20G; see: eschedule resize --help")
     return wanted
 
 
@@ -75,7 +79,7 @@ def _rebooting(wanted: Mapping[str, int], options: argparse.Namespace) -> Moreov
 
 def _ask(session: Session, who: UUID | str, wanted: Mapping[str, int], moreover: Moreover) -> Resized:
     instance = find(session.store, session.keys, who)
-    _check_image(session, instance, who, wanted)
+    check_image(session, instance, who, wanted)
     session.screen.progress(f"asking for {who}")
     session.interruption.check()
     with session.interruption.shield():
@@ -87,7 +91,7 @@ def _ask(session: Session, who: UUID | str, wanted: Mapping[str, int], moreover:
     return resized
 
 
-def _check_image(session: Session, instance: UUID, who: UUID | str, wanted: Mapping[str, int]) -> None:
+def check_image(session: Session, instance: UUID, who: UUID | str, wanted: Mapping[str, int]) -> None:
     """Refuse less memory than its image needs, as far as that is still registered as it was.
 
     Raises:

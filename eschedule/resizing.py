@@ -23,7 +23,7 @@ from common.model import Alternate, Desired, InstanceSpec, InstanceStatus, Phase
 from common.placement_types import Claim, Consumer
 from common.retry import Backoff, seconds_since_boot
 from common.store import Store
-from eschedule.changes import TRIES, Instance, read
+from eschedule.changes import TRIES, Instance, check_unchanged, read
 from eschedule.claims import FRESH_SECONDS
 from eschedule.still_edits import refuse_suspended
 
@@ -69,12 +69,14 @@ class Resizer:
         self._sleep, self._boot_clock = sleep, boot_clock
 
     def resize(
-        self, instance: UUID, wanted: Mapping[str, int], *, who: UUID | str, moreover: Moreover = lambda _spec, _status: {}
-    ) -> Resized:
+        self, instance: UUID, wanted: Mapping[str, int], *, who: UUID | str, moreover: Moreover = lambda _spec, _status: {},
+        seen: int | None = None,
+    ) -> Resized:  # fmt: skip
         """Have *instance* ask for the amounts *wanted*, by resource class; those that it has already change nothing.
 
         Args:
             moreover: further fields to set in the same write, as a reboot.
+            seen: the revision that the spec is to have still; None for any.
 
         Raises:
             ConfigError: its disk would be smaller, or it has none of such a class.
@@ -87,6 +89,7 @@ class Resizer:
         backoff = Backoff(0.02, 0.5)
         for _ in range(TRIES):
             found = read(self._store, self._keys, instance, who)
+            check_unchanged(found, seen)
             spec = found.spec
             check(spec, found.status, wanted)
             changed = {name: amount for name, amount in wanted.items() if spec.resources[name] != amount}

@@ -6,6 +6,7 @@ import argparse
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from common.validate_query import parse_resources_query
 from eschedule import packing, whynot
 from eschedule.claims import describe
 from eschedule.listing import host_names
+from eschedule.needs import places_of, query_of
 from eschedule.ordering import in_order
 from eschedule.output import emit
 from eschedule.packing import Option, Room
@@ -49,7 +51,7 @@ class _Asked:
 
 def capacity(session: Session, options: argparse.Namespace) -> int:
     """Run ``capacity``: 0 where at least one fits, else 3."""
-    asked = _ask(session, options.query)
+    asked = _ask(session, query_of(options, partial(places_of, session)))
     rows = sorted(asked.rooms.items(), key=lambda pair: (-pair[1].count, asked.names[pair[0]]))
     total = sum(room.count for _, room in rows)
     emit(
@@ -67,7 +69,7 @@ def capacity(session: Session, options: argparse.Namespace) -> int:
 
 def explain(session: Session, options: argparse.Namespace) -> int:
     """Run ``explain``: 0 where a host could take it, else 3."""
-    asked = _ask(session, options.query)
+    asked = _ask(session, query_of(options, partial(places_of, session)))
     found = verdicts(session, asked)
     emit(session.screen, options, lambda: [_verdict_json(one) for one in found], lambda look: verdict_table(found, look))
     if not found:

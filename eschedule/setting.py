@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import base64
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from common.errors import ConfigError
 from common.model import Address, ConfigDrive, InstanceSpec, MetadataAccess
@@ -14,12 +16,13 @@ from common.user_data import doubt_about
 from common.validate import parse_config_drive, parse_hop_limit, parse_instance, parse_metadata_access
 from eschedule.cards import drive_of, untold
 from eschedule.changes import set_to
+from eschedule.commands import reporting
 from eschedule.guest_options import allow_of, keys_of, user_data_of
 from eschedule.live import apply
 from eschedule.session import Session
 from eschedule.stored_keys import look_up
 
-_SHOWN = {
+SHOWN = {
     "keys": "keys", "user_data_base64": "user data", "metadata": "metadata", "metadata_hop_limit": "hop limit",
     "allow": "rules", "config_drive": "config drive",
 }  # fmt: skip
@@ -27,15 +30,20 @@ _TOLD = ("keys", "user_data_base64")  # what a guest is told, over HTTP and on a
 
 
 def set_(session: Session, options: argparse.Namespace) -> int:
-    """Run ``set``; its exit code.
+    """Run ``set``; the exit code of the first instance that failed.
 
     Raises:
-        EcomputeError: as ``live.apply``.
+        ConfigError: an option makes no sense.
     """
-    who = parse_instance(options.instance)
+    whom = [parse_instance(text) for text in ([options.instance] if options.selector is None else options.instances)]
     wanted = _wanted(session, options)
     if not wanted:
         raise ConfigError("nothing is to be set; say what, as in --key alice or --allow tcp:22; see: eschedule set --help")
+    codes = [reporting(session, partial(_set_one, session, options, who, wanted)) for who in whom]
+    return next((code for code in codes if code), 0)
+
+
+def _set_one(session: Session, options: argparse.Namespace, who: UUID | str, wanted: Mapping[str, Any]) -> None:
     applied = apply(session, options, who, set_to(wanted))
     spec, name = applied.spec, applied.spec.name
     if lost := untold(spec.metadata, spec.config_drive, has_keys=bool(spec.keys), has_user_data=spec.user_data is not None):
@@ -48,7 +56,6 @@ def set_(session: Session, options: argparse.Namespace) -> int:
         addresses = applied.status.addresses if applied.status else ()
         for line in effects(applied.former, spec, applied.changed, addresses, is_up=applied.is_up):
             session.screen.message(f"{name}: {line}")
-    return 0
 
 
 def _wanted(session: Session, options: argparse.Namespace) -> dict[str, Any]:
@@ -106,4 +113,4 @@ def _drive_lines(had: ConfigDrive | None, gets: ConfigDrive | None, changed: fro
 
 
 def _named(fields: frozenset[str]) -> str:
-    return ", ".join(text for name, text in _SHOWN.items() if name in fields)
+    return ", ".join(text for name, text in SHOWN.items() if name in fields)

@@ -75,6 +75,16 @@ def _with_uuid(request: VolumeRequest, volume: UUID) -> VolumeRequest:
 def _attach(session: Session, options: argparse.Namespace) -> None:
     place, seconds = _find(session, options), wait_seconds_of(session, options)
     instance = changes.find(session.store, session.keys, parse_instance(options.instance))
+    plug_in(session, place, instance, None if options.no_wait else seconds)
+    _say(session, options, volume_changes.read(session.store, session.keys, place))
+
+
+def plug_in(session: Session, place: VolumePlace, instance: UUID, seconds: float | None) -> None:
+    """Have *instance* get the volume, and wait for it, at most *seconds*; None does not wait.
+
+    Raises:
+        EcomputeError: as ``volume_changes.attach``; or it was not waited for to the end, and the text says that it goes on.
+    """
     session.interruption.check()
     with session.interruption.shield():
         volume, found, is_new = volume_changes.attach(session.store, session.keys, place, instance)
@@ -82,13 +92,22 @@ def _attach(session: Session, options: argparse.Namespace) -> None:
     if not is_new:
         session.screen.message(f"{volume.name} is attached to {found.name} already")
     _warn_of_silence(session, volume)
-    if not options.no_wait:
+    if seconds is not None:
         _wait(session, place, seconds, partial(_is_plugged_in, session, instance, found.name), f"in {found.name}")
-    _say(session, options, volume_changes.read(session.store, session.keys, place))
 
 
 def _detach(session: Session, options: argparse.Namespace) -> None:
     place, seconds = _find(session, options), wait_seconds_of(session, options)
+    take_out(session, place, None if options.no_wait else seconds)
+    _say(session, options, volume_changes.read(session.store, session.keys, place))
+
+
+def take_out(session: Session, place: VolumePlace, seconds: float | None) -> None:
+    """Have its instance lose the volume, and wait for it, at most *seconds*; None does not wait.
+
+    Raises:
+        EcomputeError: as ``volume_changes.detach``; or as ``plug_in``.
+    """
     session.interruption.check()
     with session.interruption.shield():
         volume, _, _ = volume_changes.detach(session.store, session.keys, place)
@@ -97,9 +116,8 @@ def _detach(session: Session, options: argparse.Namespace) -> None:
         session.screen.message(f"{volume.name} is attached to no instance")
     else:
         _warn_of_silence(session, volume)
-        if not options.no_wait:
+        if seconds is not None:
             _wait(session, place, seconds, partial(_is_free, session), "free")
-    _say(session, options, volume_changes.read(session.store, session.keys, place))
 
 
 def _list(session: Session, options: argparse.Namespace) -> None:

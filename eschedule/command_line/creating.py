@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from eschedule.command_line.instances import reaching
+from eschedule.command_line.needs import needs
 from eschedule.command_line.parser import EXAMPLE, Verbs, json_option, verb, waiting
 
 
 def add_create(verbs: Verbs) -> None:
     parser = verb(
         verbs, "create", "create an instance and wait until it runs",
-        f"eschedule create '{EXAMPLE}' https://images.example.org/debian.qcow2 --name web-1 --key ~/.ssh/id_ed25519.pub",
+        f"eschedule create '{EXAMPLE}' https://images.example.org/debian.qcow2 --name web-1 --key ~/.ssh/id_ed25519.pub\n"
+        "  eschedule create --cpus 2 --memory 4G --disk 20G debian-12 --name 'web-{n}' --count 3 --zone a --label app=web\n"
+        "  eschedule create --like web-1 --memory 8G --name web-2\n"
+        "  eschedule create --file vm.yaml --dry-run",
     )  # fmt: skip
     parser.mixes = True
-    parser.add_argument("query", metavar="'resources=…'", help="what it needs, as a query string of Placement's")
+    parser.add_argument("query", metavar="'resources=…'", nargs="?", help="what it needs, as a query string of Placement's")
+    needs(parser)
+    parser.add_argument(
+        "--like", metavar="INSTANCE", help="what it needs, its image and options as with that one, but for what is said here"
+    )
+    parser.add_argument(
+        "-f", "--file", metavar="FILE", help="what is asked for, in YAML (docs/vm-file.md); options here come first"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say where it would go and what would be written; take nothing")
     parser.add_argument("image_argument", metavar="IMAGE", nargs="?", help="like --image")
+    parser.set_defaults(user_data_given=None, is_quiet=False)
     parser.add_argument(
         "--image", help="a registered name (eschedule image), an http(s):// or file:// URL, or an absolute path"
     )
@@ -26,6 +39,9 @@ def add_create(verbs: Verbs) -> None:
         help="of the group: anti-affinity (each on a host of its own; the default), affinity (all on one host), or soft-… of"
         " these, which yield where there is no other room",
     )  # fmt: skip
+    parser.add_argument(
+        "--label", metavar="KEY=VALUE", action="append", help="to find it by (list -l KEY=VALUE); may be repeated"
+    )
     parser.add_argument("--hostname", metavar="NAME", help="what the guest calls itself (default: its name)")
     parser.add_argument(
         "--key", metavar="FILE|NAME", action="append", help="public ssh key to let in, or one that is kept; may be repeated"

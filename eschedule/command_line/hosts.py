@@ -46,8 +46,8 @@ def _add_settings(actions: Verbs) -> None:
     labels = verb(
         actions,
         "label",
-        "set labels of a host, or take them; they are for people and programs",
-        "eschedule host label node2 rack=7 row-",
+        "set labels of a host, or take them; for people and programs, and requests ask for zone=NAME (--zone)",
+        "eschedule host label node2 zone=a rack=7 row-",
     )
     off.add_argument("name", metavar="NAME|PROVIDER")
     off.add_argument("--reason", metavar="TEXT", help="shown to whoever asks why, by eschedule hosts")
@@ -55,7 +55,7 @@ def _add_settings(actions: Verbs) -> None:
     traits.add_argument("trait_action", metavar="add|rm", choices=("add", "rm"))
     traits.add_argument("name", metavar="NAME|PROVIDER")
     traits.add_argument("traits", metavar="TRAIT", nargs="+", help="requests ask for it by required=TRAIT, or required=!TRAIT")
-    for parser in (off, on, traits):
+    for parser in (off, on, traits, labels):
         waiting(parser, "it")
     labels.add_argument("name", metavar="NAME|PROVIDER")
     labels.add_argument("labels", metavar="NAME=VALUE|NAME-", nargs="+", help="to set, or to take away")

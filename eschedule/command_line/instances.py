@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from eschedule.command_line.parser import DRIVE, Parser, Verbs, instances, json_option, sure, verb, waiting
+from eschedule.command_line.needs import amounts
+from eschedule.command_line.parser import DRIVE, Parser, Verbs, instances, json_option, selector, sure, verb, waiting
 
 
 def reaching(parser: Parser) -> None:
@@ -28,17 +29,25 @@ def reaching(parser: Parser) -> None:
 
 
 def add_list(verbs: Verbs) -> None:
-    json_option(verb(verbs, "list", "list all instances", "eschedule list --json", aliases=("ls",)))
+    parser = verb(verbs, "list", "list all instances", "eschedule list -l app=web -o wide", aliases=("ls",))
+    selector(parser)
+    json_option(parser)
 
 
 def add_show(verbs: Verbs) -> None:
     parser = verb(verbs, "show", "show all about one instance", "eschedule show web-1")
-    parser.add_argument("instance", metavar="NAME|UUID")
+    parser.add_argument("instance", metavar="NAME|UUID", nargs="?")
+    selector(parser)
     json_option(parser)
 
 
 def add_destroy(verbs: Verbs) -> None:
-    parser = verb(verbs, "destroy", "destroy instances with their disks, for good", "eschedule destroy web-1 web-2")
+    parser = verb(
+        verbs,
+        "destroy",
+        "destroy instances with their disks, for good",
+        "eschedule destroy web-1 web-2\n  eschedule destroy -l app=web,tier!=db",
+    )
     instances(parser)
     sure(parser)
     waiting(parser, "the end")
@@ -113,7 +122,9 @@ def add_set(verbs: Verbs) -> None:
         verbs, "set", "change what a guest is told and who may reach it, without a restart",
         "eschedule set web-1 --key alice --key ~/.ssh/id_ed25519.pub --allow tcp:22,icmp",
     )  # fmt: skip
-    parser.add_argument("instance", metavar="NAME|UUID")
+    parser.mixes = True
+    parser.add_argument("instance", metavar="NAME|UUID", nargs="?")
+    selector(parser)
     keys, user_data = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
     keys.add_argument("--key", metavar="FILE|NAME", action="append", help="these public ssh keys in place of all it has")
     keys.add_argument("--no-keys", action="store_true", help="no ssh key any more")
@@ -123,17 +134,42 @@ def add_set(verbs: Verbs) -> None:
     waiting(parser, "the change")
 
 
+def add_label(verbs: Verbs) -> None:
+    parser = verb(
+        verbs, "label", "set labels of instances, or take them away; people and selectors (-l) find instances by them",
+        "eschedule label web-1 web-2 app=web tier=front old-\n  eschedule label -l app=web tier=front",
+    )  # fmt: skip
+    parser.mixes = True
+    parser.add_argument(
+        "whom_and_labels", metavar="NAME|UUID|KEY=VALUE|KEY-", nargs="+", help="instances, and labels to set or take away"
+    )
+    selector(parser)
+
+
+def add_unlabel(verbs: Verbs) -> None:
+    parser = verb(
+        verbs, "unlabel", "take labels of an instance away",
+        "eschedule unlabel web-1 tier old\n  eschedule unlabel -l app=web tier",
+    )  # fmt: skip
+    parser.mixes = True
+    parser.add_argument(
+        "whom_and_labels", metavar="[NAME|UUID] KEY", nargs="+", help="the instance, unless -l chooses some, and labels"
+    )
+    selector(parser)
+
+
 def add_resize(verbs: Verbs) -> None:
     parser = verb(
         verbs, "resize", "give an instance more or less CPU and memory, or a larger disk, on the host where it is",
-        "eschedule resize web-1 --vcpus 4 --memory-mb 4096 --disk-gb 40 --reboot",
+        "eschedule resize web-1 --cpus 4 --memory 4G --disk 40G --reboot",
     )  # fmt: skip
     parser.mixes = True
     parser.add_argument("instance", metavar="NAME|UUID")
     parser.add_argument("query", metavar="resources=…", nargs="?", help="as in create: 'resources=VCPU:4,DISK_GB:40'")
-    parser.add_argument("--vcpus", metavar="N", help="CPUs, from its next start on")
-    parser.add_argument("--memory-mb", metavar="MB", help="memory, from its next start on")
-    parser.add_argument("--disk-gb", metavar="GB", help="its disk, at once, while it runs; never smaller")
+    amounts(parser, ", from its next start on", ", at once, while it runs; never smaller")
+    parser.add_argument("--vcpus", metavar="N", help="like --cpus")
+    parser.add_argument("--memory-mb", metavar="MB", help="like --memory, in MiB")
+    parser.add_argument("--disk-gb", metavar="GB", help="like --disk, in GiB")
     parser.add_argument("--reboot", action="store_true", help="reboot it, so that all of it holds at once")
     parser.add_argument("--hard", action="store_true", help="with --reboot: pull the plug instead of asking the guest first")
     waiting(parser, "the change")

@@ -88,4 +88,15 @@ def sure(parser: Parser) -> None:
 
 
 def instances(parser: Parser) -> None:
-    parser.add_argument("instances", metavar="NAME|UUID", nargs="+")
+    """Names or uuids, or a selector in their place."""
+    parser.mixes = True
+    parser.add_argument("instances", metavar="NAME|UUID", nargs="*")
+    selector(parser)
+
+
+def selector(parser: Parser) -> None:
+    """``-l``; ``arguments.parse`` sees to it that there are either names or this, ``selecting`` makes names of it."""
+    parser.add_argument(
+        "-l", "--selector", metavar="SELECTOR",
+        help="those whose labels are so, in place of names: app=web, app!=web, app, !app; a comma is an and",
+    )  # fmt: skip

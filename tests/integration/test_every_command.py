@@ -29,6 +29,8 @@ WHO = (NOBODY,)
 WORDS: dict[str, tuple[str, ...]] = {
     "create": (QUERY, IMAGE, "--no-wait"), "list": (), "ls": (), "show": WHO, "destroy": WHO, "stop": WHO, "start": WHO, "reboot": WHO,
     "pause": WHO, "unpause": WHO, "suspend": WHO, "resume": WHO, "rename": (*WHO, NEW), "protect": WHO, "unprotect": WHO,
+    "label": (*WHO, "app=web"), "unlabel": (*WHO, "app"), "export": WHO, "edit": WHO, "apply": ("-f", "vm.yaml"),
+    "diff": ("-f", "vm.yaml"),
     "snapshot create": WHO, "snapshot list": WHO, "snapshot rm": (*WHO, "one"), "snapshot revert": (*WHO, "one"),
     "rebuild": WHO, "set": (*WHO, "--allow-all"), "resize": (*WHO, "resources=VCPU:2"), "port-forward": (*WHO, "8080:80"),
     "log": WHO, "console": WHO, "screenshot": (*WHO, "none.png"), "vnc": WHO, "ssh": WHO, "exec": (*WHO, "--", "true"),
@@ -44,7 +46,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "volume show": WHO, "volume rm": WHO,
 }  # fmt: skip
 # What each answers where nobody has the name and there is no host: 1, but for what only looks (0), and for these.
-ALONE = {"create": 3, "capacity": 3, "explain": 3, "volume create": 3, "doctor": 1, "console": 2, "exec": 125}
+ALONE = {"create": 3, "apply": 3, "capacity": 3, "explain": 3, "volume create": 3, "doctor": 1, "console": 2, "exec": 125}
 ALONE |= dict.fromkeys(("key add", "network add", "image add", "completion"), 0)
 # These find no terminal, or nothing in schedule.yaml that another machine could use, and ask nobody.
 ASK_NOBODY = {"completion": 0, "console": 2, "host token": 2, "host add": 2}
@@ -66,6 +68,7 @@ def commands(parser: argparse.ArgumentParser, *path: str) -> Iterator[str]:
 def site(etcd: EtcdServer, module_placement: PlacementServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site = Site(tmp_path_factory.mktemp("site"), etcd, module_placement)
     (site.directory / "key.pub").write_text(f"{KEY}\n")
+    (site.directory / "vm.yaml").write_text(f"name: {NEW}\nimage: {IMAGE}\ncpus: 1\nmemory: 256M\ndisk: 1G\n")
     yield site
     site.close()
 

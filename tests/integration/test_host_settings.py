@@ -40,12 +40,21 @@ def test_what_operators_set_is_in_force_when_the_command_ends(local_deployment: 
     assert "rack=7" in text and "row=2" not in text and "CUSTOM_FAST" in text
     assert "rack=7" in deployment.eschedule("hosts", "-o", "wide").stdout
 
+    deployment.eschedule("host", "label", "testhost", "zone=a")
+    deployment.eschedule("create", REQUEST, image, "--zone", "a", "--name", "in-a")
+    told = deployment.eschedule("create", REQUEST, image, "--zone", "b", check=False)
+    assert told.returncode == 1 and "there are a; a host is put into one by" in told.stderr
+    deployment.eschedule("host", "label", "testhost", "zone=b")
+    assert deployment.eschedule("capacity", REQUEST, "--zone", "b").returncode == 0
+    assert deployment.eschedule("create", f"{REQUEST}&required=CUSTOM_ZONE_A", image, check=False).returncode == 3
+
     for arguments, code, words in (
         (("disable", "nohost"), 1, "no host"),
         (("disable", "testhos"), 1, "did you mean testhost?"),
         (("trait", "add", "testhost", "COMPUTE_STATUS_DISABLED"), 2, "host disable"),
         (("trait", "add", "testhost", "HW_CPU_X86_NONSENSE"), 2, "CUSTOM_"),
         (("label", "testhost", "rack"), 2, "NAME=VALUE"),
+        (("trait", "add", "testhost", "CUSTOM_ZONE_C"), 2, "host label HOST zone=NAME"),
         (("show", "nohost"), 1, "no host"),
     ):
         answer = deployment.eschedule("host", *arguments, check=False)

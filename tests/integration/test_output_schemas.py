@@ -26,6 +26,7 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
     deployment.eschedule(REQUEST, "small", "--name", "web", "--key", "me", "--publish", "8080:80")
     deployment.eschedule("stop", "web")  # the simulation has no QEMU to take a snapshot while it runs
     deployment.eschedule("volume", "create", "data", "--size", "1")
+    (tmp_path / "web.yaml").write_text(deployment.eschedule("export", "web").stdout)
     commands = {
         "instances": ["list"],
         "instance": ["show", "web"],
@@ -44,6 +45,9 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
         "snapshots": ["snapshot", "list", "web"],
         "volumes": ["volume", "list"],
         "volume": ["volume", "show", "data"],
+        "vm-file": ["export", "web"],
+        "diff": ["diff", "-f", str(tmp_path / "web.yaml")],
+        "dry-run": ["create", REQUEST, "small", "--name", "new", "--dry-run"],
         "audit": ["audit"],
         "doctor": ["doctor"],
     }

@@ -13,7 +13,7 @@ from tests.support.processes import ROOT
 
 NAMES = {
     "instances": ["web-1", "web-2", "db"], "images": ["debian-12", "tiny"], "keys": ["alice"], "networks": ["lan"],
-    "hosts": ["node1", "node2"],
+    "hosts": ["node1", "node2"], "labels": ["app", "app=web"], "zones": ["a", "b"],
 }  # fmt: skip
 
 
@@ -53,6 +53,13 @@ def completed(*words: str) -> list[str]:
         (["create", "--user-data", ""], [FILES]),
         (["create", "--restart", "o"], ["on-failure"]),
         (["completion", ""], ["bash", "fish", "zsh"]),
+        (["stop", "-l", "app"], ["app", "app=web"]),
+        (["label", "w"], ["web-1", "web-2"]),
+        (["create", "--like", "d"], ["db"]),
+        (["capacity", "--zone", ""], ["a", "b"]),
+        (["create", "--host=node"], ["--host=node1", "--host=node2"]),
+        (["apply", "-f", ""], [FILES]),
+        (["edit", "d"], ["db"]),
         (["nonsense", ""], []),
     ],
 )

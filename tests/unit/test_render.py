@@ -222,6 +222,7 @@ class TestJson:
                 "uuid": str(INSTANCE), "name": "web-1", "phase": "Running", "reason": "", "desired": "running", "protected": False,
                 "host": {"provider": str(PROVIDER), "name": "node1", "is_alive": True}, "addresses": ["192.168.122.50"],
                 "image": "https://images.example.org/debian-12.qcow2", "image_name": None, "created_at": "2026-05-01T11:57:00.000+00:00",
+                "labels": {},
             }
         ]  # fmt: skip
 

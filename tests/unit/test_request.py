@@ -117,7 +117,7 @@ class TestSpec:
         assert spec == InstanceSpec(
             uuid=INSTANCE, name="web-1", image=ImageRef(IMAGE), resources={"VCPU": 1}, nics=(Nic("default"), Nic("lan")),
             keys=(KEY,), user_data_base64="IyH/", hostname="web-1", alternates=alternates[:3], restart=Restart.ALWAYS,
-            request_digest=asked.digest(), created_at="now", created_by="me@here",
+            request_digest=asked.digest(), created_at="now", created_by="me@here", query=QUERY,
         )  # fmt: skip
         assert spec.user_data == b"#!\xff"
         reached = dataclasses.replace(
@@ -476,7 +476,7 @@ class TestArguments:
             (("-v",), "nothing was asked for"),
             (("lst",), "did you mean list?"),
             (("VCPU:1",), "requests, which look like resources="),
-            (("destroy",), "the following arguments are required: NAME|UUID; see: eschedule destroy --help"),
+            (("destroy",), "the following arguments are required: NAME|UUID, or -l SELECTOR; see: eschedule destroy --help"),
             (("create",), "required: 'resources=…'"),
             (("list", "--frob"), "unrecognized arguments: --frob"),
             (("create", QUERY, IMAGE, "more"), "unrecognized arguments: more"),

@@ -68,6 +68,8 @@ READ_BY_ALL = (
     {"nics": (Nic("a"), Nic("b"))},
     {"config_drive": ConfigDrive.NONE},
     {"metadata_hop_limit": 2},
+    {"labels": {"app": "web"}},  # no guest is told
+    {"query": "resources=VCPU:1"},  # only clients look at it
     {"hardware_is_given": True},  # virtio, which they make anyway
     {"keys": ("ssh-ed25519 A",), "user_data_base64": "AA==", "desired": Desired.STOPPED, "boot_request": 3, "group": "g"},
 )
