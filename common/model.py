@@ -187,6 +187,7 @@ class InstanceSpec(Record):
     rebuild_request: int = 0  # its disk is to be made anew, of the image
     adopts: Adoption | None = None  # an operator decided that this spec speaks for the guest with that stamp
     moves: tuple[Move, ...] = ()  # hosts that could not build it, oldest first
+    acts: int = 0  # of users that changed it, for their places in the journal
     request_digest: str = ""
     created_at: str = ""  # ISO 8601, UTC; for people
     created_by: str = ""
@@ -300,6 +301,7 @@ class InstanceStatus(Record):
         default_factory=dict
     )  # VCPU and MEMORY_MB, where it runs with others than asked
     events: tuple[Event, ...] = ()  # the last 20
+    happened: int = 0  # how often this host has written something into the journal of the instance
     updated_at: str = ""
     schema: int = SCHEMA
 
@@ -343,6 +345,7 @@ class HostAdmin(Record):
     since: str = ""
     traits: tuple[str, ...] = ()
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    acts: int = 0  # of users that changed it, for their places in the journal
     schema: int = SCHEMA
 
 

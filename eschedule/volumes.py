@@ -76,7 +76,7 @@ def _attach(session: Session, options: argparse.Namespace) -> None:
     instance = changes.find(session.store, session.keys, parse_instance(options.instance))
     session.interruption.check()
     with session.interruption.shield():
-        volume, found, is_new = volume_changes.attach(session.store, session.keys, place, instance)
+        volume, found, is_new = volume_changes.attach(session.store, session.keys, place, instance, act=session.act)
     session.interruption.check()
     if not is_new:
         session.screen.message(f"{volume.name} is attached to {found.name} already")
@@ -90,7 +90,7 @@ def _detach(session: Session, options: argparse.Namespace) -> None:
     place, seconds = _find(session, options), wait_seconds_of(session, options)
     session.interruption.check()
     with session.interruption.shield():
-        volume, _, _ = volume_changes.detach(session.store, session.keys, place)
+        volume, _, _ = volume_changes.detach(session.store, session.keys, place, act=session.act)
     session.interruption.check()
     if volume.readable.attached_to is None:
         session.screen.message(f"{volume.name} is attached to no instance")

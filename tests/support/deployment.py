@@ -194,7 +194,7 @@ class Deployment:
 
     def instance_keys(self) -> list[str]:
         """Keys that belong to instances: what is of hosts, and what operators keep, is left out."""
-        others = ("hosts", "owners", "host-admin", "ssh-keys", "networks", "images")
+        others = ("_journal", "hosts", "owners", "host-admin", "ssh-keys", "networks", "images")
         return [key for key in self.etcd_keys() if key.removeprefix(self.prefix).split("/")[0] not in others]
 
     def placement(self, path: str) -> dict[str, Any]:
