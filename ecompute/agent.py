@@ -72,6 +72,7 @@ from ecompute.reconciler import Reconciler
 from ecompute.resync import Resync
 from ecompute.snapshotter import Snapshotter
 from ecompute.statuses import Statuses
+from ecompute.usage_desk import UsageDesk
 from ecompute.vendor_data import read_vendor_data
 from ecompute.vital_signs import VitalSigns
 from ecompute.volume_book import VolumeBook, VolumeWatcher
@@ -354,9 +355,10 @@ class Agent:
             world, store, self._keys, provider=host.provider, host=host.name, queue=self._queue,
             is_live=lambda: heartbeat.is_live, cluster_id=lambda: specs.cluster_id,
         )  # fmt: skip
+        usage = UsageDesk(world.hypervisor, lambda uuid: specs.get(uuid) is not None)
         return post_office(
             world, store, self._keys, config=self._config, provider=host.provider, host=host.name, fence=heartbeat.fence,
-            stop=self._stop, leaver=leaver, snapshotter=snapshotter, others=(images.answer, auditor.answer),
+            stop=self._stop, leaver=leaver, snapshotter=snapshotter, others=(images.answer, auditor.answer, usage.answer),
         )  # fmt: skip
 
     def _placement(self, *, keeps_connections: bool, consumer_type: str = CONSUMER_TYPE) -> Placement:

@@ -61,9 +61,10 @@ def common_options(parser: argparse.ArgumentParser, default: object = argparse.S
     )
 
 
-def verb(verbs: Verbs, name: str, help: str, example: str) -> Parser:
+def verb(verbs: Verbs, name: str, help: str, *examples: str) -> Parser:
+    title = "examples" if len(examples) > 1 else "example"
     parser = verbs.add_parser(
-        name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=f"example:\n  {example}",
+        name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog="\n  ".join((f"{title}:", *examples)),
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     common_options(parser)

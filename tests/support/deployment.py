@@ -189,12 +189,13 @@ class Deployment:
         return self.show(name)
 
     def etcd_keys(self) -> dict[str, str]:
-        """All keys below the deployment's prefix."""
-        return self._peek("etcd", self.etcd_endpoints[0], self.prefix)  # type: ignore[no-any-return]
+        """All keys below the deployment's prefix but for the journal, which grows with all that is done."""
+        found = self._peek("etcd", self.etcd_endpoints[0], self.prefix)
+        return {key: value for key, value in found.items() if not key.startswith(f"{self.prefix}_journal/")}
 
     def instance_keys(self) -> list[str]:
         """Keys that belong to instances: what is of hosts, and what operators keep, is left out."""
-        others = ("_journal", "hosts", "owners", "host-admin", "ssh-keys", "networks", "images")
+        others = ("hosts", "owners", "host-admin", "ssh-keys", "networks", "images")
         return [key for key in self.etcd_keys() if key.removeprefix(self.prefix).split("/")[0] not in others]
 
     def placement(self, path: str) -> dict[str, Any]:
