@@ -67,6 +67,8 @@ def _of_phase(before: InstanceStatus | None, after: InstanceStatus) -> Iterator[
     elif after.phase is Phase.STOPPED:
         if after.reason not in WENT_DOWN:
             yield Entry("stopped", _why(after))
+        elif not after.events or after.events[-1].step != after.reason:  # else ``_of_events`` has said it
+            yield Entry(WENT_DOWN[Reason(after.reason)])
     elif after.phase in _AT_REST:
         yield Entry(_AT_REST[after.phase], _why(after))
 
