@@ -24,6 +24,8 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
     deployment.eschedule("image", "add", "small", image, "--sha256", sha256(image))
     deployment.eschedule("network", "add", "lan", "--bridge", "br0", "--subnet", "10.0.0.0/24")
     deployment.eschedule(REQUEST, "small", "--name", "web", "--key", "me", "--publish", "8080:80")
+    assert deployment.eschedule("wait", "web", "--for", "running").stdout == ""
+    deployment.eschedule(REQUEST, "small", "--name", "up")
     deployment.eschedule("stop", "web")  # the simulation has no QEMU to take a snapshot while it runs
     deployment.eschedule("volume", "create", "data", "--size", "1")
     commands = {
@@ -44,6 +46,8 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
         "snapshots": ["snapshot", "list", "web"],
         "volumes": ["volume", "list"],
         "volume": ["volume", "show", "data"],
+        "events": ["events", "web"],
+        "top": ["top"],
         "audit": ["audit"],
         "doctor": ["doctor"],
     }
