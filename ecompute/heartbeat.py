@@ -291,9 +291,10 @@ class Heartbeat:
         with self._lock:
             change = Transaction(
                 compares=(Compare.absent(self._key), owner), puts={self._key: self._record.to_json()}, lease_id=lease.id,
-                notes=notes,
+                notes={**self._unsaid, **notes},
             )  # fmt: skip
             self._store.commit(change)
+            self._unsaid.clear()
             found = self._store.get(self._key)
             if found is None or found.lease_id != lease.id:
                 raise Conflict("the host key went away as soon as it was made")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -18,6 +20,7 @@ from common.store import Transaction
 from common.validate import parse_duration
 from eschedule.events import as_json, event_line, events_table
 from eschedule.happenings import Follower, newest, of_all, of_instance
+from eschedule.main import main
 from eschedule.tables import Look
 from tests.fakes.store import FakeStore
 from tests.support.processes import wait_until
@@ -148,3 +151,35 @@ def test_places_of_acts_without_a_number_differ() -> None:
     from eschedule.acts import _places
 
     assert len(set(itertools.islice(_places, 5))) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("events", "web", "--host", "node1"), "exclude each other"),
+        (("events", "--since", "soon"), "--since is"),
+        (("events", "--limit", "0"), "--limit"),
+        (("events", "-f", "-o", "yaml"), "-f prints lines"),
+        (("stop", "web", "--reason", "two\nlines"), "--reason has at most 500"),
+        (("stop", "web", "--reason", "x" * 501), "--reason has at most 500"),
+        (("host", "label", "node1", "a=b", "--reason", "\x1b[2J"), "--reason has at most 500"),
+        (("wait", "web", "--for", "lunch"), "--for"),
+        (("wait", "web", "--timeout", "-1"), "--timeout"),
+        (("wait",), "NAME|UUID"),
+        (("top", "--sort", "luck"), "--sort"),
+        (("top", "-n", "2", "-o", "json"), "-n is for tables"),
+        (("top", "-n", "0"), "-n"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_asked(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "schedule.yaml").write_text("etcd: {endpoints: ['http://127.0.0.1:1'], deadline_seconds: 1}\n")
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        assert main(["--config", str(tmp_path / "schedule.yaml"), *arguments]) == 2
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+            signal.signal(number, handler)
+    answer = capsys.readouterr()
+    assert answer.out == "" and said in answer.err and answer.err.count("\n") == 1, answer.err
