@@ -7,11 +7,13 @@ import datetime
 import json
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from common.errors import ConfigError
 from common.journal import Happening, Subject
 from common.text import escaped
 from common.validate import parse_count, parse_duration, parse_instance
+from eschedule.changes import no_such
 from eschedule.happenings import Follower, Names, Scope, newest, of_all, of_instance
 from eschedule.listing import find_host
 from eschedule.output import emit
@@ -48,12 +50,20 @@ def events(session: Session, options: argparse.Namespace) -> int:
     if options.follow:
         return _follow(session, options, scope, names, most=most, since=since)
     found = newest(session.store.newest(scope.prefix), scope, most, since)
+    if not found and options.instance is not None:
+        _refuse_unknown(session, parse_instance(options.instance))
     names.learn(found)
     emit(
         session.screen, options, lambda: [as_json(one, names.of(one)) for one in found],
         lambda look: events_table([(one, names.of(one)) for one in found], look),
     )  # fmt: skip
     return 0
+
+
+def _refuse_unknown(session: Session, who: UUID | str) -> None:
+    """Raises: Permanent: nothing happened to *who*, and it is not there either; a name was found already."""
+    if isinstance(who, UUID) and session.store.get(session.keys.instance(who)) is None:
+        raise no_such(who)
 
 
 def _since(text: str | None) -> datetime.datetime | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.deployment import Deployment, local_deployment, make_raw_image  # noqa: F401 - a fixture
-from tests.support.processes import VENV_BIN, wait_until
+from tests.support.processes import VENV_BIN, as_a_child, wait_until
 
 REQUEST = "resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
 
@@ -162,7 +162,7 @@ class Terminal:
         self.before = termios.tcgetattr(slave)
         self.process = subprocess.Popen(
             [VENV_BIN / "eschedule", "--config", str(deployment.schedule_file), *arguments], stdin=slave, stdout=slave, stderr=slave,
-            env={**os.environ, "TERM": "xterm"},
+            env={**os.environ, "TERM": "xterm"}, **{"preexec_fn": as_a_child},
         )  # fmt: skip
         self.slave, self.text = slave, ""
         threading.Thread(target=self._read, daemon=True).start()
