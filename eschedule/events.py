@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from common.errors import ConfigError
+from common.errors import ConfigError, Permanent
 from common.journal import Happening, Subject
 from common.text import escaped
 from common.validate import parse_count, parse_duration, parse_instance
@@ -76,8 +77,18 @@ def _scope(session: Session, options: argparse.Namespace) -> Scope:
     if options.instance is not None:
         return of_instance(session.store, session.keys, parse_instance(options.instance))
     if options.host is not None:
-        return of_all(session.keys, find_host(session.store, session.keys, options.host).provider)
+        return of_all(session.keys, _provider(session, options.host))
     return of_all(session.keys)
+
+
+def _provider(session: Session, who: str) -> UUID:
+    """The host that is meant; one that was removed is still known by its provider."""
+    try:
+        return find_host(session.store, session.keys, who).provider
+    except Permanent:
+        with contextlib.suppress(ValueError):
+            return UUID(who)
+        raise
 
 
 def _follow(
