@@ -15,10 +15,13 @@ import pytest
 from common.errors import ConfigError, Permanent
 from common.journal import Act, Happening, HostPen, Subject, Target, former_name
 from common.keys import Keys
-from common.model import HostRecord
+from common.model import Desired, HostRecord, ImageRef, InstanceKey, InstanceSpec, InstanceStatus, Phase, Ready
 from common.store import Transaction
 from common.validate import parse_duration
+from eschedule import changes, host_admin
+from eschedule.awaiting import judge_state
 from eschedule.events import as_json, event_line, events_table
+from eschedule.follow import Ending, Goal, View
 from eschedule.happenings import Follower, newest, of_all, of_instance
 from eschedule.main import main
 from eschedule.tables import Look
@@ -183,3 +186,63 @@ def test_what_makes_no_sense_is_refused_before_anything_is_asked(
             signal.signal(number, handler)
     answer = capsys.readouterr()
     assert answer.out == "" and said in answer.err and answer.err.count("\n") == 1, answer.err
+
+
+# -- what users do -------------------------------------------------------------------------------------------------------
+
+
+def test_a_change_of_a_spec_is_written_down_with_it_and_once() -> None:
+    store, act = FakeStore(), Act("set", "me@here", at(9), "because")
+    spec = InstanceSpec(WEB, "web", ImageRef("/a"), {"VCPU": 1})
+    keys = {KEYS.instance(WEB): InstanceKey(NODE1, "web", "d").to_json(), KEYS.spec(NODE1, WEB): spec.to_json()}
+    store.commit(Transaction(puts=keys))
+    for hops in (2, 2, 3):
+        changes.change(store, KEYS, WEB, changes.set_to({"metadata_hop_limit": hops, "grace_seconds": 5}), act=act)
+    changes.change(store, KEYS, WEB, changes.stopped)  # as by a program of an earlier version
+    found = newest(store.newest(KEYS.events()), of_all(KEYS), 9, None)
+    assert [(one.what, one.by, one.reason, one.message) for one in found] == [
+        ("set", "me@here", "because", "grace seconds, metadata hop limit"), ("set", "me@here", "because", "metadata hop limit"),
+    ]  # fmt: skip
+    item = store.get(KEYS.spec(NODE1, WEB))
+    assert item is not None and InstanceSpec.from_json(item.value).acts == 2
+
+
+def test_what_is_set_for_a_host_is_written_down_with_it() -> None:
+    store, act = FakeStore(), Act("host label", "me@here", at(9))
+    for labels in ({"rack": "7"}, {"rack": "7"}, {"row": "1"}):
+        edit = host_admin.with_labels(labels, ())
+        admin, _ = host_admin.change(store, KEYS, NODE1, edit, act=act, name="node1", message=str(*labels))
+    assert admin.acts == 2
+    assert [(one.name, one.message) for one in newest(store.newest(KEYS.events()), of_all(KEYS, NODE1), 9, None)] == [
+        ("node1", "rack"), ("node1", "row"),
+    ]  # fmt: skip
+
+
+# -- waiting for a state -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("goal", "desired", "status", "ending"),
+    [
+        (Goal.STOPPED, Desired.RUNNING, InstanceStatus(Phase.RUNNING), None),
+        (Goal.STOPPED, Desired.RUNNING, InstanceStatus(Phase.STOPPED), Ending.REACHED),
+        (Goal.RUNNING, Desired.STOPPED, InstanceStatus(Phase.STOPPED), None),
+        (Goal.RUNNING, Desired.RUNNING, InstanceStatus(Phase.RUNNING), Ending.REACHED),
+        (Goal.RUNNING, Desired.RUNNING, InstanceStatus(Phase.RUNNING, spec_revision=-1), None),
+        (Goal.RUNNING, Desired.RUNNING, InstanceStatus(Phase.FAILED), Ending.FAILED),
+        (Goal.STOPPED, Desired.STOPPED, InstanceStatus(Phase.HELD), Ending.FAILED),
+        (Goal.RUNNING, Desired.DELETED, InstanceStatus(Phase.RUNNING), Ending.FAILED),
+        (Goal.GONE, Desired.RUNNING, InstanceStatus(Phase.FAILED), None),
+        (Goal.HEALTHY, Desired.RUNNING, InstanceStatus(Phase.RUNNING, booted=1), Ending.REACHED),
+        (Goal.HEALTHY, Desired.RUNNING, InstanceStatus(Phase.RUNNING), None),
+        (Goal.HEALTHY, Desired.RUNNING, InstanceStatus(Phase.RUNNING, booted=1, notes=("a port is taken",)), None),
+        (Goal.READY, Desired.RUNNING, InstanceStatus(Phase.RUNNING, ready=Ready("now", boot_request=0)), None),
+        (Goal.READY, Desired.RUNNING, InstanceStatus(Phase.RUNNING, ready=Ready("now", boot_request=1)), Ending.REACHED),
+    ],
+)
+def test_wait_gives_up_only_on_what_cannot_come(
+    goal: Goal, desired: Desired, status: InstanceStatus, ending: Ending | None
+) -> None:
+    spec = InstanceSpec(WEB, "web", ImageRef("/a"), {"VCPU": 1}, desired=desired)
+    outcome = judge_state(goal, View(WEB, "web", NODE1, "node1", spec, 0, status))
+    assert (outcome.ending if outcome else None) is ending
