@@ -18,7 +18,6 @@ from eschedule.changes import no_such
 from eschedule.happenings import Follower, Names, Scope, newest, of_all, of_instance
 from eschedule.listing import find_host
 from eschedule.output import emit
-from eschedule.screen import fitted
 from eschedule.session import Session
 from eschedule.tables import PLAIN, Coloured, Column, Look, table
 
@@ -126,11 +125,10 @@ def events_table(rows: Sequence[tuple[Happening, str]], look: Look = PLAIN) -> s
 
 
 def event_line(one: Happening, host: str, look: Look) -> str:
-    """One line of what is followed, cut to what the terminal has."""
+    """One line of what is followed, whole: what matters most is at its end."""
     cells = [escaped(cell.text if isinstance(cell, Coloured) else cell) for cell in _cells(one, host, look)]
     parts = [cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=False)] + cells[len(_WIDTHS) : 6 + look.is_wide]
-    line = "  ".join(parts).rstrip()
-    return f"{line if look.width is None else fitted(line, look.width)}\n"
+    return "  ".join(parts).rstrip() + "\n"
 
 
 def _cells(one: Happening, host: str, look: Look) -> tuple[str | Coloured, ...]:
