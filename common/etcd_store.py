@@ -237,14 +237,14 @@ class EtcdStore:
                     return listing
         raise StoreUnavailable(f"etcd: {what}: compacted or replaced during each of {LIST_TRIES} tries; try again")
 
-    def newest(self, prefix: str) -> Iterator[Versioned]:
+    def newest(self, prefix: str, *, serializable: bool = False) -> Iterator[Versioned]:
         start, end = key_range(prefix)
         seen: set[str] = set()  # of the last page, since all keys of one transaction have the same revision
         at_most, limit = 0, PAGE_KEYS
         while True:
             request = etcdrpc.RangeRequest(
                 key=start, range_end=end, limit=limit, sort_order=etcdrpc.RangeRequest.DESCEND,
-                sort_target=etcdrpc.RangeRequest.MOD, max_mod_revision=at_most, serializable=True,
+                sort_target=etcdrpc.RangeRequest.MOD, max_mod_revision=at_most, serializable=serializable,
             )  # fmt: skip
             with self._explained(f"list the newest of {prefix}") as what:
                 page = self._range(request, what)

@@ -150,8 +150,8 @@ class Store(Protocol):
         """All keys under *prefix*, those that sort behind *behind*, at one revision, fetched in pages."""
         ...
 
-    def newest(self, prefix: str) -> Iterator[Versioned]:
-        """All keys under *prefix*, what was written last first, read page by page as they are asked for; serializable."""
+    def newest(self, prefix: str, *, serializable: bool = False) -> Iterator[Versioned]:
+        """All keys under *prefix*, what was written last first, read page by page as they are asked for."""
         ...
 
     def create(self, key: str, value: str, *, lease_id: int = 0, notes: Mapping[str, str] = NO_NOTES) -> int:

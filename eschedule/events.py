@@ -49,7 +49,7 @@ def events(session: Session, options: argparse.Namespace) -> int:
     names = Names(session.store, session.keys)
     if options.follow:
         return _follow(session, options, scope, names, most=most, since=since)
-    found = newest(session.store.newest(scope.prefix), scope, most, since)
+    found = newest(session.store.newest(scope.prefix, serializable=True), scope, most, since)
     if not found and options.instance is not None:
         _refuse_unknown(session, parse_instance(options.instance))
     names.learn(found)

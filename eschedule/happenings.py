@@ -130,7 +130,7 @@ class Follower:
         self._revision, self._cluster_id = start.revision, start.cluster_id
 
     def history(self, most: int, since: datetime.datetime | None) -> list[Happening]:
-        """What happened before, as ``newest``; call it first."""
+        """What happened before, as ``newest``; call it first. It is no older than where the watch begins."""
         return newest(self._noting(self._store.newest(self._scope.prefix)), self._scope, most, since)
 
     def run(self) -> Iterator[Happening]:

@@ -104,7 +104,7 @@ class FakeStore:
         with self._begin():
             return self._cluster_id
 
-    def newest(self, prefix: str) -> Iterator[Versioned]:
+    def newest(self, prefix: str, *, serializable: bool = False) -> Iterator[Versioned]:
         yield from sorted(self.list(prefix).items, key=lambda item: (-item.mod_revision, item.key))
 
     def create(self, key: str, value: str, *, lease_id: int = 0, notes: Mapping[str, str] = NO_NOTES) -> int:
