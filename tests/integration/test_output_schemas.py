@@ -65,7 +65,7 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
     for form, said in (("name", "before"), ("custom-columns=HOW:.consistency", "HOW off")):
         assert deployment.eschedule("snapshot", "list", "web", "-o", form).stdout.split() == said.split()
     columns = deployment.eschedule("list", "-o", "custom-columns=WHO:.name,WHERE:.host.name").stdout
-    assert columns.split() == ["WHO", "WHERE", "web", "testhost"]
+    assert columns.split() == ["WHO", "WHERE", "up", "testhost", "web", "testhost"]
     assert "VCPU:1" in deployment.eschedule("list", "-o", "wide").stdout
     refused = deployment.eschedule("list", "-o", "xml", check=False)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
