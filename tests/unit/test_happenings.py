@@ -175,8 +175,10 @@ def test_places_of_acts_without_a_number_differ() -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_asked(
-    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("setup", "shutdown"):  # of the whole process, whose other tests want their logs
+        monkeypatch.setattr(f"common.logs.{name}", lambda *_: None)
     (tmp_path / "schedule.yaml").write_text("etcd: {endpoints: ['http://127.0.0.1:1'], deadline_seconds: 1}\n")
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
