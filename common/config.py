@@ -36,7 +36,7 @@ from common.schemas import COMPUTE, SCHEDULE, Schema
 
 @dataclass(frozen=True)
 class EtcdConfig:
-    """Where etcd is and how long to wait for it; the last two fields can be set in compute.yaml only."""
+    """Where etcd is and how long to wait for it; lease and heartbeat can be set in compute.yaml only."""
 
     endpoints: tuple[str, ...] = ("http://127.0.0.1:2379",)
     prefix: str = DEFAULT_PREFIX
@@ -48,6 +48,7 @@ class EtcdConfig:
     deadline_seconds: float = 5.0
     lease_ttl_seconds: int = 30
     heartbeat_every_seconds: float = 10.0
+    journal_days: int = 7  # that what happened is kept; 0: nothing is written down
 
 
 @dataclass(frozen=True)

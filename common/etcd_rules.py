@@ -70,6 +70,7 @@ class Verdict(Enum):
     COMPACTED = "the revision is gone"
     AHEAD = "the revision is not there yet: a member that lags, or an older store"
     LEASE_GONE = "the lease is gone"
+    LEASE_THERE = "there is such a lease already"
     ANSWER_TOO_LARGE = "ask for less at once"
     INVALID = "etcd can never take this request"
 
@@ -117,6 +118,7 @@ _RULES = (
     _Rule(None, "required revision has been compacted", Verdict.COMPACTED),
     _Rule(None, "required revision is a future revision", Verdict.AHEAD),
     _Rule(None, "requested lease not found", Verdict.LEASE_GONE),
+    _Rule(None, "lease already exists", Verdict.LEASE_THERE),
     # Go's gRPC at the server says "grpc: received message …": our request. gRPC core here: its answer.
     _Rule("RESOURCE_EXHAUSTED", "grpc: ", Verdict.INVALID, "etcd takes at most 1.5 MiB in one request"),
     _Rule("RESOURCE_EXHAUSTED", "message larger than max", Verdict.ANSWER_TOO_LARGE),

@@ -4,7 +4,7 @@ Everything that the client library leaves to its user happens here: which endpoi
 lost answer means. It uses the library's client for the channel and its generated stubs for the calls, which is what etcd3
 0.12.0 and cslab-etcd3 0.12.1 share; neither's failover, watcher or error handling is used. What etcd's errors mean is in
 ``common/etcd_rules.py``, how a watch goes on in ``common/etcd_watch.py``. The programs make one ``EtcdStore`` each and share
-it between their threads.
+it between their threads. It is as long as there are calls, which all need the same few private ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import random as random_module
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -42,8 +42,9 @@ from common.etcd_rules import (
     versioned,
 )
 from common.etcd_watch import LentConnection, Proofs, Shared, Stream, Watch
+from common.journal_lease import JournalLease, journal_lease
 from common.retry import Deadline
-from common.store import Compare, Lease, Listing, Transaction, Versioned, WatchEvent
+from common.store import NO_NOTES, Compare, Lease, Listing, Transaction, Versioned, WatchEvent
 
 # gRPC's fork handlers make a child that only wanted to exec abort now and then ("epoll_wait error: Bad file descriptor").
 # libguestfs and others fork in this process; no child of ours uses gRPC. It is read when grpc is first imported.
@@ -222,11 +223,11 @@ class EtcdStore:
                     found.update(found_by(answer))
         return Listing(tuple(found.values()), int(headers[0].revision), int(headers[0].cluster_id))
 
-    def list(self, prefix: str, *, serializable: bool = False) -> Listing:
+    def list(self, prefix: str, *, serializable: bool = False, behind: str = "") -> Listing:
         with self._explained(f"list {prefix}") as what:
             for _ in range(LIST_TRIES):
                 try:
-                    listing = self._list_pages(prefix, what, serializable=serializable)
+                    listing = self._list_pages(prefix, what, serializable=serializable, behind=behind)
                 except Fault as fault:
                     # Compacted between two pages, or the next page came from a member that lags.
                     if fault.verdict not in (Verdict.COMPACTED, Verdict.AHEAD):
@@ -235,6 +236,25 @@ class EtcdStore:
                 if listing is not None:
                     return listing
         raise StoreUnavailable(f"etcd: {what}: compacted or replaced during each of {LIST_TRIES} tries; try again")
+
+    def newest(self, prefix: str, *, serializable: bool = False) -> Iterator[Versioned]:
+        start, end = key_range(prefix)
+        seen: set[str] = set()  # of the last page, since all keys of one transaction have the same revision
+        at_most, limit = 0, PAGE_KEYS
+        while True:
+            request = etcdrpc.RangeRequest(
+                key=start, range_end=end, limit=limit, sort_order=etcdrpc.RangeRequest.DESCEND,
+                sort_target=etcdrpc.RangeRequest.MOD, max_mod_revision=at_most, serializable=serializable,
+            )  # fmt: skip
+            with self._explained(f"list the newest of {prefix}") as what:
+                page = self._range(request, what)
+            items = [versioned(pair) for pair in page.kvs]
+            yield from (item for item in items if item.key not in seen)
+            # A page that holds nothing but one revision would come again for ever: no transaction is as long as a page.
+            if len(items) < limit or items[0].mod_revision == items[-1].mod_revision:
+                return
+            at_most = items[-1].mod_revision
+            seen = {item.key for item in items if item.mod_revision == at_most}
 
     def cluster_id(self) -> int:
         with self._explained("ask for the cluster id") as what:
@@ -257,9 +277,10 @@ class EtcdStore:
         half = len(keys) // 2
         return self._get_batch(keys[:half], what) + self._get_batch(keys[half:], what)
 
-    def _list_pages(self, prefix: str, what: str, *, serializable: bool) -> Listing | None:
+    def _list_pages(self, prefix: str, what: str, *, serializable: bool, behind: str) -> Listing | None:
         """The whole listing, or None where another cluster answered between two pages."""
         start, end = key_range(prefix)
+        start = max(start, behind.encode())
         items: list[Versioned] = []
         limit, revision, cluster_id = PAGE_KEYS, 0, 0
         while True:
@@ -281,8 +302,8 @@ class EtcdStore:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def create(self, key: str, value: str, *, lease_id: int = 0) -> int:
-        transaction = Transaction((Compare.absent(key),), {key: value}, lease_id=lease_id)
+    def create(self, key: str, value: str, *, lease_id: int = 0, notes: Mapping[str, str] = NO_NOTES) -> int:
+        transaction = Transaction((Compare.absent(key),), {key: value}, lease_id=lease_id, notes=notes)
         answer, _ = self._write(transaction, f"create {key}")
         if answer.succeeded:
             return int(answer.header.revision)
@@ -291,8 +312,8 @@ class EtcdStore:
             return item.mod_revision
         raise Conflict(f"etcd: {key} exists already; read it and decide again")
 
-    def replace(self, key: str, value: str, *, seen: int, lease_id: int = 0) -> int:
-        transaction = Transaction((Compare.unchanged(key, seen),), {key: value}, lease_id=lease_id)
+    def replace(self, key: str, value: str, *, seen: int, lease_id: int = 0, notes: Mapping[str, str] = NO_NOTES) -> int:
+        transaction = Transaction((Compare.unchanged(key, seen),), {key: value}, lease_id=lease_id, notes=notes)
         answer, is_repeat = self._write(transaction, f"replace {key}")
         if answer.succeeded:
             return int(answer.header.revision)
@@ -322,8 +343,26 @@ class EtcdStore:
         Where a compare does not hold it reads what is there instead, in the same step: so each try after a lost answer is
         also the look whether that one was executed.
         """
+        days = self._config.journal_days
+        lease = journal_lease(self._config.prefix, days, time.time()) if transaction.notes and days else None
+        request = _transaction_request(transaction, lease)
         with self._explained(what):
-            return self._transact(_transaction_request(transaction), what)
+            try:
+                return self._transact(request, what)
+            except Fault as fault:
+                if fault.verdict is not Verdict.LEASE_GONE or lease is None:
+                    raise
+            self._begin_journal(lease)  # nothing was written: etcd looks at leases before it writes
+            return self._transact(request, what)
+
+    def _begin_journal(self, lease: JournalLease) -> None:
+        """Have etcd grant *lease*, unless another program was faster."""
+        request = etcdrpc.LeaseGrantRequest(ID=lease.id, TTL=lease.ttl_seconds)
+        try:
+            self._tries(lambda c, timeout: c.call(c.lease.LeaseGrant, request, timeout), "grant the journal's lease")
+        except Fault as fault:
+            if fault.verdict is not Verdict.LEASE_THERE:
+                raise
 
     # -- leases -------------------------------------------------------------------------------------------------------
 
@@ -475,10 +514,12 @@ class EtcdStore:
             self._bells.ring()  # watches of that endpoint are to see whether it lives
 
 
-def _transaction_request(transaction: Transaction) -> Any:
+def _transaction_request(transaction: Transaction, journal: JournalLease | None) -> Any:
+    leased = [(key, value, transaction.lease_id) for key, value in transaction.puts.items()]
+    leased += [(key, value, journal.id) for key, value in transaction.notes.items()] if journal else []
     puts = [
-        etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=key.encode(), value=value.encode(), lease=transaction.lease_id))
-        for key, value in transaction.puts.items()
+        etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=key.encode(), value=value.encode(), lease=lease))
+        for key, value, lease in leased
     ]
     deletes = [
         etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key.encode())) for key in transaction.deletes

@@ -146,6 +146,27 @@ class Keys:
             raise ValueError(f"{key} is no key of a volume under {self.prefix}")
         return UUID(provider), UUID(volume)
 
+    def event(self, subject: str, uuid: UUID, writer: UUID | str, place: int | str) -> str:
+        """One of the places of *writer* in the journal of *uuid*, an instance or a host; on the journal's lease."""
+        return f"{self.events_of(subject, uuid)}{writer}-{place}"
+
+    def events_of(self, subject: str, uuid: UUID) -> str:
+        return f"{self.events()}{subject}/{uuid}/"
+
+    def events(self) -> str:
+        return f"{self.prefix}_journal/events/"
+
+    def after_journal(self) -> str:
+        """All other keys sort behind it: the journal has a name that sorts first, for whoever reads everything else."""
+        return f"{self.prefix}_journal0"
+
+    def former_name(self, name: str, instance: UUID) -> str:
+        """Which instance had a name; on the journal's lease."""
+        return f"{self.former_names(name)}{instance}"
+
+    def former_names(self, name: str) -> str:
+        return f"{self.prefix}_journal/former-names/{name}/"
+
     def mail(self, provider: UUID, letter: UUID) -> str:
         """A small request to a host that is no state; leased."""
         return f"{self.prefix}mail/{provider}/{letter}"

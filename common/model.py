@@ -204,6 +204,7 @@ class InstanceSpec(Record):
     moves: tuple[Move, ...] = ()  # hosts that could not build it, oldest first
     labels: dict[str, str] = dataclasses.field(default_factory=dict)  # for people and selectors; no guest is told
     query: str = ""  # Placement's query that chose its host, for more of its like; "" where an earlier version wrote it
+    acts: int = 0  # of users that changed it, for their places in the journal
     request_digest: str = ""
     created_at: str = ""  # ISO 8601, UTC; for people
     created_by: str = ""
@@ -317,6 +318,7 @@ class InstanceStatus(Record):
         default_factory=dict
     )  # VCPU and MEMORY_MB, where it runs with others than asked
     events: tuple[Event, ...] = ()  # the last 20
+    happened: int = 0  # how often this host has written something into the journal of the instance
     updated_at: str = ""
     schema: int = SCHEMA
 
@@ -360,6 +362,7 @@ class HostAdmin(Record):
     since: str = ""
     traits: tuple[str, ...] = ()
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    acts: int = 0  # of users that changed it, for their places in the journal
     schema: int = SCHEMA
 
 

@@ -67,6 +67,7 @@ _ETCD: dict[str, Schema] = {
     "username": _or_null(_PLAIN),
     "password_file": _or_null(_FILE),
     "deadline_seconds": _seconds(maximum=3600),
+    "journal_days": _integer(0, 365),
 }
 _BRIDGE = _text("^[^\\s/]{1,15}$", "the name of a network interface, at most 15 characters")
 _LEASE: dict[str, Schema] = {
@@ -352,6 +353,7 @@ INSTANCE_SPEC = _record(
                 {"provider": _UUID_TEXT, "host": _STRING, "at": _TIME, "reason": _STRING, "message": _STRING},
             )
         ),
+        "acts": {**_COUNT, "description": "how many times users changed it, for the journal"},
         "request_digest": _STRING,
         "created_at": _TIME,
         "created_by": _STRING,
@@ -412,6 +414,7 @@ INSTANCE_STATUS = _record(
         "events": _list(
             _part(("at", "step", "took_ms"), {"at": _TIME, "step": _STRING, "took_ms": _COUNT, "message": _STRING}), maxItems=20
         ),
+        "happened": {**_COUNT, "description": "how many times its host wrote into the journal of it"},
         "updated_at": _TIME,
         "schema": _SCHEMA_NUMBER,
     },

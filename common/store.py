@@ -17,6 +17,7 @@ from common.errors import EcomputeError
 from common.retry import Backoff
 
 logger = logging.getLogger(__name__)
+NO_NOTES: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,18 @@ class Transaction:
 
     etcd refuses more than 128 compares, more than 128 puts and deletes, and a key touched twice. A put without ``unchanged`` or
     ``absent`` on its own key may overtake or be overtaken by another one whose answer was lost.
+
+    Args:
+        lease_id: attached to every put.
+        notes: for the journal (``common/journal.py``): written along, and gone by themselves after some days. Whether the
+            transaction was made is not told by them; a store that keeps no journal leaves them out.
     """
 
     compares: tuple[Compare, ...] = ()
     puts: Mapping[str, str] = field(default_factory=dict)
     deletes: tuple[str, ...] = ()
-    lease_id: int = 0  # attached to every put
+    lease_id: int = 0
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 class Lease(Protocol):
@@ -139,20 +146,30 @@ class Store(Protocol):
         """As ``get_many``, of one key or more; the revision is that of the first trip, items of later ones may be newer."""
         ...
 
-    def list(self, prefix: str, *, serializable: bool = False) -> Listing:
-        """All keys under *prefix* at one revision, fetched in pages."""
+    def list(self, prefix: str, *, serializable: bool = False, behind: str = "") -> Listing:
+        """All keys under *prefix*, those that sort behind *behind*, at one revision, fetched in pages."""
         ...
 
-    def create(self, key: str, value: str, *, lease_id: int = 0) -> int:
+    def newest(self, prefix: str, *, serializable: bool = False) -> Iterator[Versioned]:
+        """All keys under *prefix*, what was written last first, read page by page as they are asked for."""
+        ...
+
+    def create(self, key: str, value: str, *, lease_id: int = 0, notes: Mapping[str, str] = NO_NOTES) -> int:
         """Write *key* where it is absent; the revision it was written at. It is done, too, where it was created just so.
+
+        Args:
+            notes: as a transaction's.
 
         Raises:
             Conflict: it exists with another value or lease, or was changed since it was created.
         """
         ...
 
-    def replace(self, key: str, value: str, *, seen: int, lease_id: int = 0) -> int:
+    def replace(self, key: str, value: str, *, seen: int, lease_id: int = 0, notes: Mapping[str, str] = NO_NOTES) -> int:
         """Write *key* where its ``mod_revision`` is still *seen*; the new revision.
+
+        Args:
+            notes: as a transaction's.
 
         Raises:
             Conflict: it changed or went away since.

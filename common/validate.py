@@ -233,6 +233,22 @@ def parse_seconds(text: str, what: str, least: float = 0, most: float = 86400) -
     return value
 
 
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(text: str, what: str, most: float = 366 * 86400) -> float:
+    """A span of time in seconds, from ``60``, ``60s``, ``5m``, ``1h`` or ``7d``.
+
+    Raises:
+        ConfigError: it is none, or longer than *most*.
+    """
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd]?)", text)
+    seconds = float(found[1]) * _UNITS[found[2]] if found else math.nan
+    if not 0 <= seconds <= most:
+        raise ConfigError(f"{what} is {quoted(text)}, needs a span of time such as 60s, 5m, 1h or 7d")
+    return seconds
+
+
 def parse_count(text: str, what: str, least: int = 1, most: int = 1000) -> int:
     """A whole number.
 

@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 from common.config import ComputeConfig
 from common.errors import EcomputeError, OwnershipError, Transient
 from common.etcd_store import EtcdStore
+from common.journal import HostPen
 from common.keys import Keys
 from common.logs import fields
 from common.metadata import MetadataStore
@@ -72,6 +73,7 @@ from ecompute.resync import Resync
 from ecompute.saved_memory import SavedMemory
 from ecompute.snapshotter import Snapshotter
 from ecompute.statuses import Statuses
+from ecompute.usage_desk import UsageDesk
 from ecompute.vendor_data import read_vendor_data
 from ecompute.vital_signs import VitalSigns
 from ecompute.volume_book import VolumeBook, VolumeWatcher
@@ -214,7 +216,7 @@ class Agent:
         heartbeat = Heartbeat(
             store, self._keys, host.provider, owner, self._host_record(host), ttl_seconds=etcd.lease_ttl_seconds,
             every_seconds=etcd.heartbeat_every_seconds, on_usurped=self._on_usurped, on_regained=self._on_regained,
-            report=lambda problem: self._health.report(ETCD, problem), alive=self._signs.alive,
+            report=lambda problem: self._health.report(ETCD, problem), alive=self._signs.alive, pen=self._pen(host),
         )  # fmt: skip
         try:
             if self._take_provider:
@@ -247,7 +249,8 @@ class Agent:
         # A look keeps its connection to its end: among a thousand new hosts it is not to queue up for each request anew.
         for_looks = self._placement(keeps_connections=True)
         statuses = Statuses(
-            store, self._keys, host.provider, fence=heartbeat.fence, now=wall_time, on_conflict=heartbeat.ask
+            store, self._keys, host.provider, fence=heartbeat.fence, now=wall_time, on_conflict=heartbeat.ask,
+            pen=self._pen(host), name_of=self._name_of,
         )  # fmt: skip
         self._until_it_answers(ETCD, statuses.load)
         specs = self._specs = SpecWatcher(store, self._keys, host.provider, self._queue.add)
@@ -273,10 +276,12 @@ class Agent:
         finder = FactFinder(
             world, cluster_id=lambda: specs.cluster_id, orphan_after_seconds=builder_config.orphan_claim_after_seconds
         )
-        mover = Mover(world, store=store, keys=self._keys, fence=heartbeat.fence, host_name=host.name, now=wall_time)
+        mover = Mover(
+            world, store=store, keys=self._keys, fence=heartbeat.fence, host_name=host.name, now=wall_time, pen=self._pen(host)
+        )
         builder = MeasuredBuilder(
             world, store=store, keys=self._keys, fence=heartbeat.fence, mover=mover,
-            starts_at_once=builder_config.starts_at_once, metrics=self._metrics,
+            starts_at_once=builder_config.starts_at_once, metrics=self._metrics, pen=self._pen(host),
         )  # fmt: skip
         reconciler = Reconciler(
             specs=specs, statuses=statuses, finder=finder, builder=builder, patience=world.patience, store=store,
@@ -357,9 +362,10 @@ class Agent:
             world, store, self._keys, provider=host.provider, host=host.name, queue=self._queue,
             is_live=lambda: heartbeat.is_live, cluster_id=lambda: specs.cluster_id,
         )  # fmt: skip
+        usage = UsageDesk(world.hypervisor, lambda uuid: specs.get(uuid) is not None)
         return post_office(
             world, store, self._keys, config=self._config, provider=host.provider, host=host.name, fence=heartbeat.fence,
-            stop=self._stop, leaver=leaver, snapshotter=snapshotter, others=(images.answer, auditor.answer),
+            stop=self._stop, leaver=leaver, snapshotter=snapshotter, others=(images.answer, auditor.answer, usage.answer),
         )  # fmt: skip
 
     def _placement(self, *, keeps_connections: bool, consumer_type: str = CONSUMER_TYPE) -> Placement:
@@ -411,6 +417,13 @@ class Agent:
         )  # fmt: skip
         found.keep()
         return found
+
+    def _pen(self, host: Host) -> HostPen:
+        return HostPen(self._keys, host.provider, host.name, wall_time)
+
+    def _name_of(self, instance: UUID) -> str:
+        entry = self._specs.get(instance) if self._specs else None
+        return entry.spec.name if entry and entry.spec else ""
 
     def _host_record(self, host: Host) -> HostRecord:
         versions = {"etcd-compute": importlib.metadata.version("etcd-compute"), **host.info.versions}

@@ -16,6 +16,7 @@ from uuid import UUID
 
 from common import groups
 from common.errors import Conflict, HypervisorRejected, Permanent
+from common.journal import HostPen, former_name
 from common.keys import Keys
 from common.model import InstanceSpec
 from common.network_records import address_keys
@@ -54,11 +55,14 @@ class Builder:
         fence: the compare of the living host key; may raise ``StoreUnavailable``.
         mover: the two steps that take an instance to another host.
         starts_at_once: how many guests may be in their start at one time; more only slow each other down.
+        pen: writes the end of an instance into the journal.
     """
 
     def __init__(
-        self, world: World, *, store: Store, keys: Keys, fence: Callable[[], Compare], mover: Mover, starts_at_once: int
+        self, world: World, *, store: Store, keys: Keys, fence: Callable[[], Compare], mover: Mover, starts_at_once: int,
+        pen: HostPen | None = None,
     ) -> None:  # fmt: skip
+        self._pen = pen
         self._world, self._store, self._keys, self._fence = world, store, keys, fence
         self._starts = threading.Semaphore(starts_at_once)
         self._disk_changes = changes = DiskChanges(world)
@@ -311,7 +315,14 @@ class Builder:
         compares = [Compare.unchanged(keys.spec(provider, spec.uuid), facts.spec_revision), self._fence()]
         compares += [Compare.holds(key, str(spec.uuid)) for key in own]
         deletes = [keys.spec(provider, spec.uuid), keys.status(provider, spec.uuid), keys.instance(spec.uuid), *own]
-        return Transaction((*compares, *change.compares), change.puts, (*deletes, *change.deletes))
+        return Transaction((*compares, *change.compares), change.puts, (*deletes, *change.deletes), notes=self._obituary(spec))
+
+    def _obituary(self, spec: InstanceSpec) -> dict[str, str]:
+        """What goes into the journal with the end of an instance: that it was, and how it was called."""
+        if self._pen is None:
+            return {}
+        name = spec.name
+        return {**self._pen.last_of_instance(spec.uuid, name, "destroyed"), **former_name(self._keys, name, spec.uuid)}
 
     def _group_keys(self, spec: InstanceSpec) -> Iterable[str]:
         return groups.keys_to_read(self._keys, spec.group, self._world.blueprint.provider) if spec.group else ()

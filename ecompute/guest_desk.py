@@ -27,6 +27,7 @@ from common.guest_letters import (
     GuestAnswer,
     encoded,
 )
+from common.host_letters import USAGE
 from common.retry import Deadline
 from ecompute import guest_agent, serial_log
 from ecompute.file_watch import FileWatch
@@ -59,12 +60,12 @@ class GuestDesk:
         os.eventfd_write(self._bell, 1)
 
     def hand_on(self, letter: Letter, finish: Callable[[], None]) -> bool:
-        """Have *finish* answer *letter* in a thread of its own; False where it is none of ours.
+        """Have *finish* answer *letter*, which is about guests, in a thread of its own; False where it is about none.
 
         Raises:
             Transient: too many are being answered.
         """
-        if letter.kind not in KINDS:
+        if letter.kind not in KINDS and letter.kind != USAGE:  # which asks libvirt, too, for all of them at once
             return False
         if not self._busy.acquire(blocking=False):
             raise Transient(f"{MOST_AT_ONCE} letters about guests are being answered already")

@@ -16,10 +16,11 @@ import enum
 import logging
 import random as random_module
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from uuid import UUID
 
 from common.errors import Conflict, EcomputeError, NotLive, OwnershipError, Transient
+from common.journal import PLACES, HostPen
 from common.keys import Keys
 from common.logs import fields
 from common.model import HostRecord, HostState, OwnerRecord
@@ -102,6 +103,7 @@ class Heartbeat:
         alive: called at every turn of the loop, and while another ecompute is waited for.
         wait: sleeps so many seconds, or less.
         random: a number from 0 up to 1.
+        pen: writes into the journal how this host comes, goes and fares, with the host key's own writes.
     """
 
     def __init__(
@@ -109,8 +111,10 @@ class Heartbeat:
         every_seconds: float, on_usurped: Callable[[OwnershipError], None], on_regained: Callable[[], None],
         report: Callable[[str], None] = lambda _: None, alive: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = seconds_since_boot, wait: Callable[[float], object] | None = None,
-        random: Callable[[], float] = random_module.random,
+        random: Callable[[], float] = random_module.random, pen: HostPen | None = None,
     ) -> None:  # fmt: skip
+        # Nothing remembers where the last process left off: one that is started again and again is not to lose all the rest.
+        self._pen, self._page = pen, int(random() * PLACES)
         self._store, self._keys, self._key, self._provider = store, keys, keys.host(provider), provider
         self._owner, self._record, self._ttl, self._every = owner, record, ttl_seconds, every_seconds
         self._on_usurped, self._on_regained, self._report, self._clock = on_usurped, on_regained, report, clock
@@ -122,6 +126,7 @@ class Heartbeat:
         self._created = 0
         self._lives_until = 0.0
         self._is_written = True
+        self._unsaid: dict[str, str] = {}  # for the journal, with the next write of the record
         self._has_served = False  # from the first key on, whoever else holds it came after us
         self._is_caught_up = True
 
@@ -167,7 +172,7 @@ class Heartbeat:
                     # A put over it would keep create_revision and defeat the fence of every write still under way.
                     self._store.delete(self._key, seen=holder.mod_revision)
                 try:
-                    self._create(owner_revision)
+                    self._create(owner_revision, self._noted_return(holder))
                 except Conflict:
                     continue
                 return
@@ -240,6 +245,8 @@ class Heartbeat:
             )
             if wanted == self._record:
                 return
+            if wanted.state is not self._record.state:
+                self._unsaid |= self._noted(wanted.state.lower(), wanted.message)
             self._record, self._is_written = wanted, False
         try:
             self._write()
@@ -250,6 +257,9 @@ class Heartbeat:
         """Give the lease back, and the key with it; best effort, the lease ends by itself."""
         self._lives_until = 0.0
         try:
+            if self._pen and self._created:
+                with contextlib.suppress(Conflict):  # another one holds the key by now
+                    self._store.commit(Transaction((self.fence(),), deletes=(self._key,), notes=self._noted("stopped")))
             self._store.revoke_lease(self._lease_id)
         except EcomputeError as error:
             logger.warning("could not give the host lease back, it ends by itself: %s", error)
@@ -262,15 +272,29 @@ class Heartbeat:
             not self._has_served and theirs.boot_id == mine.boot_id and theirs.libvirt_host_uuid == mine.libvirt_host_uuid
         )
 
-    def _create(self, owner_revision: int) -> None:
+    def _noted_return(self, holder: Versioned | None) -> dict[str, str]:
+        if self._has_served:
+            return self._noted("back", "its heartbeat was lost")
+        return self._noted("began", "after an end without a word" if holder is not None else "")
+
+    def _noted(self, what: str, message: str = "") -> dict[str, str]:
+        """What goes into the journal with the next write, if anything does."""
+        if self._pen is None:
+            return {}
+        self._page += 1
+        return self._pen.of_host(self._page, what, message)
+
+    def _create(self, owner_revision: int, notes: Mapping[str, str]) -> None:
         asked_at = self._clock()
         lease = self._store.grant_lease(self._ttl)
         owner = Compare.unchanged(self._keys.owner(self._provider), owner_revision)
         with self._lock:
             change = Transaction(
-                compares=(Compare.absent(self._key), owner), puts={self._key: self._record.to_json()}, lease_id=lease.id
-            )
+                compares=(Compare.absent(self._key), owner), puts={self._key: self._record.to_json()}, lease_id=lease.id,
+                notes={**self._unsaid, **notes},
+            )  # fmt: skip
             self._store.commit(change)
+            self._unsaid.clear()
             found = self._store.get(self._key)
             if found is None or found.lease_id != lease.id:
                 raise Conflict("the host key went away as soon as it was made")
@@ -308,6 +332,7 @@ class Heartbeat:
         with self._lock:
             if not self._created or self._is_written:
                 return
-            change = Transaction(compares=(self.fence(),), puts={self._key: self._record.to_json()}, lease_id=self._lease_id)
-            self._store.commit(change)
+            puts, notes = {self._key: self._record.to_json()}, dict(self._unsaid)
+            self._store.commit(Transaction((self.fence(),), puts, lease_id=self._lease_id, notes=notes))
             self._is_written = True
+            self._unsaid.clear()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
+from common.host_letters import GuestUsage
 from common.nics import IpAddress
 
 
@@ -364,6 +365,10 @@ class Hypervisor(Protocol):
 
         Nobody vouches for what it says. ``HypervisorRejected`` where none answers, or where it refuses.
         """
+        ...
+
+    def usage(self) -> tuple[GuestUsage, ...]:
+        """What every guest that runs, whoever made it, uses of this host; by one question, however many they are."""
         ...
 
     def subscribe(self, on_domain: Callable[[UUID], None], on_reconnect: Callable[[], None]) -> None:

@@ -19,6 +19,7 @@ from uuid import UUID
 import libvirt
 
 from common.errors import Conflict, EcomputeError, HypervisorRejected, HypervisorUnavailable
+from common.host_letters import GuestUsage
 from common.nics import IpAddress
 from common.retry import Backoff
 from ecompute import (
@@ -49,6 +50,7 @@ from ecompute.hypervisor import (
 )
 from ecompute.identity import cpu_flags
 from ecompute.libvirt_errors import is_code, is_unavailable, one_line, optional, unless, unless_absent
+from ecompute.libvirt_usage import read_usage
 from ecompute.libvirt_xml import STAMP_NAMESPACE, STAMP_PREFIX, capabilities_of, size_of, stamp_of, stamp_text
 
 logger = logging.getLogger(__name__)
@@ -415,6 +417,10 @@ class LibvirtDriver:
     def ask_agent(self, uuid: UUID, command: str, seconds: int) -> str:
         with self._calling(what := f"ask the agent of domain {uuid}") as connection:
             return libvirt_guests.ask_agent(_needed(connection, what, uuid), command, seconds)
+
+    def usage(self) -> tuple[GuestUsage, ...]:
+        with self._calling("ask what the guests use") as connection:
+            return read_usage(connection)
 
     # -- connection and events ---------------------------------------------------------------------------------------------
 

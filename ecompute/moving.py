@@ -16,9 +16,10 @@ from uuid import UUID
 
 from common import groups
 from common.errors import Conflict, GroupTaken, InvalidSpec, NoCapacity, UnsupportedSchema
+from common.journal import HostPen
 from common.keys import Keys
 from common.logs import fields
-from common.model import Alternate, HostAdmin, InstanceSpec, Move, spec_with_fields, with_fields
+from common.model import Alternate, HostAdmin, HostRecord, InstanceSpec, Move, spec_with_fields, with_fields
 from common.placement import Claim
 from common.store import Compare, Store, Transaction, Versioned
 from ecompute.machine import Allocation, Facts, move_target
@@ -41,11 +42,14 @@ class Mover:
     Args:
         fence: the compare of the living host key; may raise ``StoreUnavailable``.
         host_name: this host's, for the record of the move. *now* is wall time for it.
+        pen: writes the move into the journal.
     """
 
     def __init__(
-        self, world: World, *, store: Store, keys: Keys, fence: Callable[[], Compare], host_name: str, now: Callable[[], str]
+        self, world: World, *, store: Store, keys: Keys, fence: Callable[[], Compare], host_name: str, now: Callable[[], str],
+        pen: HostPen | None = None,
     ) -> None:  # fmt: skip
+        self._pen = pen
         self._world, self._store, self._keys, self._fence = world, store, keys, fence
         self._host_name, self._now = host_name, now
 
@@ -123,7 +127,14 @@ class Mover:
             compares += [*leaving.compares, *joining.compares]
             puts |= {**leaving.puts, **joining.puts}
             deletes += leaving.deletes
-        return Transaction(tuple(compares), puts, tuple(deletes))
+        notes = self._noted(spec, found[keys.host(target.provider)], cause)
+        return Transaction(tuple(compares), puts, tuple(deletes), notes=notes)
+
+    def _noted(self, spec: InstanceSpec, target: Versioned, cause: Cause) -> dict[str, str]:
+        if self._pen is None:
+            return {}
+        why = f"to {_name_in(target)}, since it could not be built here: {cause.reason}"
+        return self._pen.last_of_instance(spec.uuid, spec.name, "moved", f"{why}: {cause.message}" if cause.message else why)
 
     def _moved(self, spec: InstanceSpec, facts: Facts, target: Alternate, cause: Cause) -> dict[str, Any]:
         """The fields of the spec that are new at the target."""
@@ -142,6 +153,14 @@ def _target(spec: InstanceSpec, facts: Facts) -> Alternate:
     if target is None:
         raise Conflict(f"{spec.name} has no host left to be moved to")
     return target
+
+
+def _name_in(item: Versioned) -> str:
+    """The host's name; a record that cannot be read keeps nobody from a move."""
+    try:
+        return HostRecord.from_json(item.value).name
+    except (InvalidSpec, UnsupportedSchema):
+        return "another host"
 
 
 def _is_disabled(item: Versioned | None) -> bool:

@@ -16,10 +16,12 @@ from collections.abc import Callable
 from uuid import UUID
 
 from common.errors import Conflict, InvalidSpec, StoreUnavailable, UnsupportedSchema
+from common.journal import HostPen
 from common.keys import Keys
 from common.logs import fields
 from common.model import Event, InstanceStatus
 from common.store import Compare, Store, Transaction
+from ecompute.chronicle import entries
 
 logger = logging.getLogger(__name__)
 EVENTS_KEPT = 20
@@ -32,12 +34,15 @@ class Statuses:
         fence: the compare of the living host key; may raise ``StoreUnavailable``.
         now: wall time as ISO 8601 text, for people.
         on_conflict: a fenced write was refused; the heartbeat should look at its key.
+        pen: writes what happened into the journal, with the status that tells of it; None: nothing is written there.
+        name_of: an instance's name, "" where it is not known.
     """
 
     def __init__(
         self, store: Store, keys: Keys, provider: UUID, *, fence: Callable[[], Compare], now: Callable[[], str],
-        on_conflict: Callable[[], None],
+        on_conflict: Callable[[], None], pen: HostPen | None = None, name_of: Callable[[UUID], str] = lambda _: "",
     ) -> None:  # fmt: skip
+        self._pen, self._name_of = pen, name_of
         self._store, self._keys, self._provider = store, keys, provider
         self._fence, self._now, self._on_conflict = fence, now, on_conflict
         self._lock = threading.Lock()
@@ -45,6 +50,7 @@ class Statuses:
         self._unwritten: set[UUID] = set()
         self._revisions: dict[UUID, int] = {}  # of the key as we left it; none where there is no key
         self._doubtful: set[UUID] = set()  # to be read before they are written again
+        self._written: dict[UUID, InstanceStatus] = {}  # as etcd has them, with the count of what was written of them
 
     def load(self) -> None:
         """Read what this host said before it was restarted.
@@ -64,6 +70,7 @@ class Statuses:
         with self._lock:
             self._known = found | self._known
             self._revisions = revisions | self._revisions
+            self._written = found | self._written
 
     def get(self, uuid: UUID) -> InstanceStatus | None:
         with self._lock:
@@ -101,13 +108,15 @@ class Statuses:
             if status is None or uuid not in self._unwritten:
                 return
         key, spec = self._keys.status(self._provider, uuid), self._keys.spec(self._provider, uuid)
+        counted, notes = self._happened(uuid, status)
         change = Transaction(
             compares=(
                 self._fence(),
                 Compare.unchanged(spec, only_for_spec) if only_for_spec else Compare.present(spec),
                 Compare.unchanged(key, self._revision(uuid, key)),
             ),
-            puts={key: status.to_json()},
+            puts={key: counted.to_json()},
+            notes=notes,
         )
         try:
             revision = self._store.commit(change)
@@ -118,8 +127,24 @@ class Statuses:
             raise
         with self._lock:
             self._revisions[uuid] = revision
+            self._written[uuid] = counted
             if self._known.get(uuid) is status:
                 self._unwritten.discard(uuid)
+
+    def _happened(self, uuid: UUID, status: InstanceStatus) -> tuple[InstanceStatus, dict[str, str]]:
+        """*status* with the count of all that was written into the journal, and what is to be written there with it.
+
+        A write that is repeated fills the same places again, since only one that is known to be made counts.
+        """
+        before = self._written.get(uuid)
+        number = before.happened if before else 0
+        found = entries(before, status) if self._pen else []
+        notes: dict[str, str] = {}
+        if self._pen and found:
+            name = self._name_of(uuid)
+            for place, entry in enumerate(found, number):
+                notes |= self._pen.of_instance(uuid, name, place, entry.what, entry.message)
+        return dataclasses.replace(status, happened=number + len(found)), notes
 
     def _revision(self, uuid: UUID, key: str) -> int:
         """The key's ``mod_revision``; asked for only after a write of which it is not known what came of it."""
@@ -140,6 +165,7 @@ class Statuses:
             self._unwritten.discard(uuid)
             self._revisions.pop(uuid, None)
             self._doubtful.discard(uuid)
+            self._written.pop(uuid, None)
 
 
 def with_event(status: InstanceStatus, event: Event) -> InstanceStatus:

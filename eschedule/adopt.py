@@ -16,6 +16,7 @@ from uuid import UUID
 
 from common.errors import ConfigError, Conflict, EcomputeError, Permanent, StoreUnavailable, Transient
 from common.findings import Finding, Kind, Letter, Report
+from common.journal import Target
 from common.keys import Keys
 from common.model import Desired, GroupMembers, InstanceKey, InstanceSpec, InstanceStatus, Phase, spec_with_fields
 from common.network_records import address_keys
@@ -188,7 +189,8 @@ class Adopter:
             spec_key: spec.to_json(), **dict.fromkeys(addresses, str(spec.uuid)),
         }  # fmt: skip
         deletes = self._former_name(found.get(instance_key), spec)
-        return spec, provider, self._store.commit(Transaction(tuple(compares), puts, deletes))
+        notes = self._session.act.on_instance(keys, Target(spec.uuid, spec.name, provider), 0) if self._session.act else {}
+        return spec, provider, self._store.commit(Transaction(tuple(compares), puts, deletes, notes=notes))
 
     def _former_name(self, item: Versioned | None, spec: InstanceSpec) -> tuple[str, ...]:
         """The name key of an instance that gets another name, where it leads to it."""
@@ -229,7 +231,10 @@ class Adopter:
         text = spec_with_fields(item.value, fields)
         if spec.adopts == proposal.adopts and text == item.value:
             return spec, provider, item.mod_revision  # decided just so before, and not acted on yet
-        revision = self._store.commit(self._decision(item, spec, InstanceSpec.from_json(text), text))
+        act = self._session.act
+        notes = act.on_instance(self._keys, Target(spec.uuid, spec.name, provider), spec.acts) if act else {}
+        decision = self._decision(item, spec, InstanceSpec.from_json(text), text)
+        revision = self._store.commit(dataclasses.replace(decision, notes=notes))
         if revision == stamp.spec_revision:
             # The guest would seem to have seen this very spec: revisions of a restored store are given out a second time.
             revision = self._store.replace(item.key, text, seen=revision)

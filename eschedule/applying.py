@@ -144,7 +144,7 @@ def _make(session: Session, vm: VmFile, options: argparse.Namespace) -> int:
     instance = changes.find(session.store, session.keys, options.name)
     seconds = None if options.no_wait else wait_seconds_of(session, options)
     if is_off:  # first: a disk goes into any guest that is off
-        found, _ = changes.change(session.store, session.keys, instance, changes.stopped)
+        found, _ = changes.change(session.store, session.keys, instance, changes.stopped, act=session.act)
         if seconds is not None:
             awaited(session, found, frozenset(("desired",)), seconds, Goal.STOPPED)
     for place in places:
@@ -197,7 +197,7 @@ def _written(session: Session, plan: Plan, found: Instance, seen: int | None) ->
     with session.interruption.shield():
         if comparison.amounts:
             check_image(session, found.uuid, found.name, comparison.amounts)
-            resizer = Resizer(store, keys, session.placement)
+            resizer = Resizer(store, keys, session.placement, act=session.act)
             resized = resizer.resize(
                 found.uuid,
                 comparison.amounts,
@@ -207,7 +207,7 @@ def _written(session: Session, plan: Plan, found: Instance, seen: int | None) ->
             )
             session.close_placement()
             return resized.found, resized.fields
-        former, _ = changes.change(store, keys, found.uuid, edit, who=found.name, seen=seen)
+        former, _ = changes.change(store, keys, found.uuid, edit, who=found.name, seen=seen, act=session.act)
         return former, edit(former.spec, former.status) or {}
 
 

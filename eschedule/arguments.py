@@ -45,6 +45,7 @@ from eschedule.command_line.parser import DRIVE, DRIVE_FORMS, EXAMPLE, Parser, V
 from eschedule.command_line.reaching import add_console, add_exec, add_log, add_screenshot, add_ssh, add_vnc
 from eschedule.command_line.room import add_capacity, add_explain
 from eschedule.command_line.volumes import add_volume
+from eschedule.command_line.watching import add_events, add_top, add_wait
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _ALIASES = {"ls": "list"}
@@ -227,6 +228,9 @@ _VERBS: dict[str, Callable[[Verbs], None]] = {
     "unlabel": add_unlabel,
     "resize": add_resize,
     "port-forward": add_port_forward,
+    "wait": add_wait,
+    "top": add_top,
+    "events": add_events,
     "log": add_log,
     "console": add_console,
     "screenshot": add_screenshot,

@@ -22,7 +22,7 @@ def ask(session: Session, who: UUID | str, edit: Edit) -> Instance:
     session.screen.progress(f"asking for {who}")
     session.interruption.check()
     with session.interruption.shield():
-        found, _ = change(session.store, session.keys, instance, edit, who=who)
+        found, _ = change(session.store, session.keys, instance, edit, who=who, act=session.act)
     if found.host is None:
         session.screen.warning(f"the host of {found.name} has no heartbeat; what was asked for happens when it is back")
     return found

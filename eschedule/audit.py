@@ -123,7 +123,7 @@ class Auditor:
     def _read(self) -> Cluster:
         """All keys, at one revision, by a linearizable read."""
         keys = self._session.keys
-        return audit_checks.read_cluster(keys, self._session.store.list(keys.prefix).items)
+        return audit_checks.read_cluster(keys, self._session.store.list(keys.prefix, behind=keys.after_journal()).items)
 
     def _check(self, answered: frozenset[UUID], problems: list[str]) -> list[Finding]:
         """One look; *problems* tells what did not answer, and is not asked again, since it would keep us waiting each time."""

@@ -39,7 +39,7 @@ from eschedule.request import ALTERNATES_AT_MOST, Request
 from eschedule.wiring import Wiring, keys_to_read
 
 OPERATIONS_PER_TRANSACTION = 128  # compares, and puts likewise: etcd's --max-txn-ops
-OPERATIONS_EACH = 5  # instance, name and spec; its host; its group
+OPERATIONS_EACH = 5  # instance, name and spec; its group; its host, of the compares, and its note, of the puts
 BYTES_PER_TRANSACTION = 1024 * 1024
 ROUNDS = 8  # of planning and claiming, while others take the room in between
 
@@ -341,6 +341,8 @@ class BatchScheduler(Planner):
         """
         seats = [seat for seat, _ in batch]
         puts = {key: value for _, own in batch for key, value in own.items()}
+        named = ((seat.uuid, seat.request.instance_name(seat.uuid), seat.provider) for seat in seats)
+        notes = {key: value for one in named for key, value in self._notes(*one).items()}
         found: Mapping[str, Versioned] = search.group.items if search.group else {}
         backoff = Backoff(0.01, 0.3, random=self._dice.random)
         for _ in range(GROUP_TRIES if search.group else STORE_TRIES):
@@ -349,7 +351,7 @@ class BatchScheduler(Planner):
             try:
                 joining = self._joining(seats, search, found)
                 live = [seat.provider for seat in seats if seat.claim.made_here]
-                self._store.commit(self._transaction(puts, joining, live, search.wiring))
+                self._store.commit(self._transaction(puts, joining, live, search.wiring, notes))
             except GroupTaken:
                 self._drop_barred(chosen, seats, search, found)
                 return
@@ -432,7 +434,7 @@ class BatchScheduler(Planner):
             self._on_step(f"taking back {len(chosen.written)} instances")
         for uuid in chosen.written:
             try:
-                changes.change(self._store, self._keys, uuid, changes.destroyed, sleep=self._sleep)
+                changes.change(self._store, self._keys, uuid, changes.destroyed, act=self._act, sleep=self._sleep)
             except EcomputeError as error:
                 name = chosen.placed[uuid].name
                 self._on_warning(

@@ -14,11 +14,13 @@ from typing import Any
 from uuid import UUID
 
 from common.errors import ConfigError, Conflict, EcomputeError, Permanent
+from common.journal import Act
 from common.keys import Keys
 from common.model import Desired, Forward, InstanceKey, InstanceSpec, InstanceStatus, Phase, spec_with_fields
 from common.retry import Backoff
 from common.store import Store, Versioned
 from common.validate_access import check_forwards
+from eschedule.acts import noted
 from eschedule.request import SPEC_BYTES_AT_MOST
 from eschedule.sought import NOT_FOUND, meant, no_such
 
@@ -85,6 +87,7 @@ def read(store: Store, keys: Keys, instance: UUID, who: UUID | str | None = None
 
 def change(
     store: Store, keys: Keys, instance: UUID, edit: Edit, *, who: UUID | str | None = None, seen: int | None = None,
+    act: Act | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[Instance, bool]:  # fmt: skip
     """Apply *edit* to the spec of *instance*; the instance as it was read, and whether anything had to be written.
@@ -94,6 +97,7 @@ def change(
     Args:
         edit: from the spec and the status of the moment the fields to set, None where all is as wanted.
         seen: the revision that the spec is to have still; None for any.
+        act: the command that wants it, for the journal.
 
     Raises:
         Permanent: it is not there.
@@ -116,8 +120,9 @@ def change(
         if is_adoption_over(found):
             fields = {**fields, "adopts": None}
         try:
-            text = spec_with_fields(found.spec_item.value, fields)
-            store.replace(found.spec_item.key, text, seen=found.spec_item.mod_revision)
+            wanted, notes = noted(keys, act, found, fields)
+            text = spec_with_fields(found.spec_item.value, wanted)
+            store.replace(found.spec_item.key, text, seen=found.spec_item.mod_revision, notes=notes)
         except Conflict:
             sleep(backoff.next())
         else:

@@ -29,6 +29,7 @@ from eschedule.arguments import parse
 from eschedule.asking import ask
 from eschedule.batch import BatchScheduler
 from eschedule.changes import Edit, destroyed, find, rebooted, started, stopped
+from eschedule.command_line.parser import parse_reason
 from eschedule.creating import planner_of
 from eschedule.follow import Ending, Follower, Goal, Outcome
 from eschedule.image_registry import registered
@@ -38,7 +39,8 @@ from eschedule.listing import HostRow, InstanceRow, list_hosts, list_instances
 from eschedule.request import Request
 from eschedule.scheduler import Scheduler
 from eschedule.screen import Screen
-from eschedule.session import Session
+from eschedule.session import Session, act_now
+from eschedule.still_edits import paused, resumed, suspended, unpaused
 from eschedule.stored_keys import look_up
 from eschedule.waiting import row_of, rows_of, unreached, wait
 
@@ -54,12 +56,14 @@ class Cluster:
 
     Args:
         config: schedule.yaml as read, or its path; None finds it as the command line does.
+        reason: why things are changed, for whoever asks: ``eschedule events``.
 
     Raises:
-        ConfigError: schedule.yaml is wrong.
+        ConfigError: schedule.yaml is wrong, or *reason* has more than 500 characters or several lines.
     """
 
-    def __init__(self, config: ScheduleConfig | Path | str | None = None) -> None:
+    def __init__(self, config: ScheduleConfig | Path | str | None = None, *, reason: str = "") -> None:
+        self._reason = parse_reason(reason)
         if not isinstance(config, ScheduleConfig):
             config = load_schedule(None if config is None else Path(config))
         self._session = Session(config, _Silent(), Interruption())
@@ -148,6 +152,7 @@ class Cluster:
         request = self._as_request(query, image, name, options, keys=keys, user_data=user_data)
         if request.count != 1:
             raise ValueError("several instances are asked for: see create_set")
+        self._session.act = act_now("create", self._reason)
         given = uuid or request.instance_uuid(self._session.keys.prefix, uuid4)
         placed = planner_of(self._session, Scheduler).create(dataclasses.replace(request, uuid=given, request_id=None))
         if wait_for is not None:
@@ -170,6 +175,7 @@ class Cluster:
         given = request_id or request.request_id or str(uuid4())
         request = dataclasses.replace(request, request_id=given, count=count)
         is_new = request_id is None
+        self._session.act = act_now("create", self._reason)
         placed = planner_of(self._session, BatchScheduler).create_all(request, is_new=is_new)
         if wait_for is not None:
             self._wait_for_all({one.uuid: one.provider for one in placed.instances}, Goal(wait_for), wait_seconds)
@@ -188,7 +194,7 @@ class Cluster:
 
     def start(self, *who: Who, wait_seconds: float | None = None) -> list[InstanceRow]:
         """Have *who* run; as they are then. Errors as ``stop``."""
-        return self._change(who, started, Goal.RUNNING, wait_seconds)
+        return self._change("start", who, started, Goal.RUNNING, wait_seconds)
 
     def stop(self, *who: Who, wait_seconds: float | None = None) -> list[InstanceRow]:
         """Have *who* shut down. All are asked before the first is waited for.
@@ -198,15 +204,31 @@ class Cluster:
             Conflict: it is being destroyed, or others kept changing it.
             Transient: etcd did not answer, or the wait was over; what was asked for goes on, and asking again is safe.
         """
-        return self._change(who, stopped, Goal.STOPPED, wait_seconds)
+        return self._change("stop", who, stopped, Goal.STOPPED, wait_seconds)
 
     def reboot(self, *who: Who, hard: bool = False, wait_seconds: float | None = None) -> list[InstanceRow]:
         """Have *who* boot again, with *hard* without asking the guest. Errors as ``stop``."""
-        return self._change(who, rebooted(hard=hard), Goal.REBOOTED, wait_seconds)
+        return self._change("reboot", who, rebooted(hard=hard), Goal.REBOOTED, wait_seconds)
+
+    def pause(self, *who: Who, wait_seconds: float | None = None) -> list[InstanceRow]:
+        """Have the CPUs of *who* stopped where they are. Errors as ``stop``."""
+        return self._change("pause", who, paused, Goal.PAUSED, wait_seconds)
+
+    def unpause(self, *who: Who, wait_seconds: float | None = None) -> list[InstanceRow]:
+        """Have *who*, which are paused, go on. Errors as ``stop``."""
+        return self._change("unpause", who, unpaused, Goal.RUNNING, wait_seconds)
+
+    def suspend(self, *who: Who, wait_seconds: float | None = None) -> list[InstanceRow]:
+        """Have the memory of *who* saved to files of their hosts, and freed. Errors as ``stop``."""
+        return self._change("suspend", who, suspended, Goal.SUSPENDED, wait_seconds)
+
+    def resume(self, *who: Who, wait_seconds: float | None = None) -> list[InstanceRow]:
+        """Have *who*, which are suspended, go on from their saved memory. Errors as ``stop``."""
+        return self._change("resume", who, resumed, Goal.RUNNING, wait_seconds)
 
     def destroy(self, *who: Who, wait_seconds: float | None = None) -> None:
-        """Remove *who* with their disks. Errors as ``stop``."""
-        self._change(who, destroyed, Goal.GONE, wait_seconds)
+        """Remove *who* with their disks, unasked. Errors as ``stop``; a protected one is a Conflict."""
+        self._change("destroy", who, destroyed, Goal.GONE, wait_seconds)
 
     def wait(self, who: Who, goal: Goal | str = Goal.RUNNING, wait_seconds: float | None = None) -> InstanceRow | None:
         """Wait until *who* is as *goal* says; as it is then, None where it is gone.
@@ -219,7 +241,10 @@ class Cluster:
         self._check(str(who), outcome, Goal(goal), begun)
         return None if Goal(goal) is Goal.GONE else self.instance(who)
 
-    def _change(self, who: Iterable[Who], edit: Edit, goal: Goal, wait_seconds: float | None) -> list[InstanceRow]:
+    def _change(
+        self, verb: str, who: Iterable[Who], edit: Edit, goal: Goal, wait_seconds: float | None
+    ) -> list[InstanceRow]:  # fmt: skip
+        self._session.act = act_now(verb, self._reason)
         found = [ask(self._session, self._named(one), edit) for one in dict.fromkeys(who)]
         self._wait_for_all({one.uuid: one.provider for one in found}, goal, wait_seconds)
         return [] if goal is Goal.GONE else rows_of(self._session, [one.uuid for one in found])

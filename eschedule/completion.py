@@ -32,6 +32,8 @@ _WITH_FILES = ("images", "keys")  # may be a path, too
 _WORDS = {
     "output": (*FORMS, CUSTOM), "restart": ("never", "on-failure", "always"), "metadata": ("optional", "required", "off"),
     "policy": ("anti-affinity", "soft-anti-affinity", "affinity", "soft-affinity"), "wait": ("running", "ready"),
+    "goal": ("running", "stopped", "ready", "healthy", "gone"),
+    "sort": ("cpu", "memory", "disk", "net"),
     "query": ("resources=",),
 }  # fmt: skip
 

@@ -120,8 +120,8 @@ def planner_of(session: Session, kind: type[P], placement: Placement | None = No
     return kind(
         session.store, placement or session.placement, session.keys, policy=config.policy,
         candidates_limit=config.candidates_limit, claim_deadline_seconds=config.placement.deadline_seconds,
-        created_by=user_at_host(), interruption=session.interruption, on_step=screen.progress, on_warning=screen.warning,
-        clock=session.clock,
+        created_by=user_at_host(), act=session.act, interruption=session.interruption, on_step=screen.progress,
+        on_warning=screen.warning, clock=session.clock,
     )  # fmt: skip
 
 

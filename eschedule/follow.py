@@ -39,6 +39,7 @@ class Goal(enum.StrEnum):
     GONE = "gone"
     RESTORED = "restored"  # its disk went back to a snapshot, and it is up again where it is to be
     REBUILT = "rebuilt"  # likewise with a new disk
+    HEALTHY = "healthy"  # running, and nothing is noted against it: only ``awaiting`` knows
     APPLIED = "applied"  # the host has seen the newest spec, whatever state that asks for
 
 
@@ -104,7 +105,7 @@ def judge(goal: Goal, view: View) -> Outcome | None:
         return None
     if goal in _DISK_GOALS and (problem := _trouble(goal, view.spec, status)):
         return Outcome(Ending.FAILED, problem, view)
-    if _is_reached(goal, view.spec, status):
+    if is_reached(goal, view.spec, status):
         return Outcome(Ending.REACHED, view=view)
     problem = _why_not(goal, status)
     return Outcome(Ending.FAILED, problem, view) if problem else None
@@ -124,7 +125,8 @@ def _is_wanted(goal: Goal, desired: Desired) -> bool:
     return desired is not Desired.DELETED if goal in (Goal.APPLIED, *_DISK_GOALS) else desired is _WANTED[goal]
 
 
-def _is_reached(goal: Goal, spec: InstanceSpec, status: InstanceStatus) -> bool:
+def is_reached(goal: Goal, spec: InstanceSpec, status: InstanceStatus) -> bool:
+    """Whether *status*, which speaks of this very *spec*, is what *goal* means."""
     if goal is Goal.APPLIED:
         return status.phase not in _STUCK
     if goal in _DISK_GOALS:
@@ -185,12 +187,14 @@ class Follower:
     Args:
         on_view: called with each new view; where one instance alone is followed also every second with an unchanged one. It
             must not raise.
+        judge: what a view means for a goal.
     """
 
     def __init__(
         self, store: Store, keys: Keys, *, on_view: Callable[[View], None] = lambda _view: None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, judge: Callable[[Goal, View], Outcome | None] = judge,
     ) -> None:  # fmt: skip
+        self._judge_view = judge
         self._store = store
         self._keys = keys
         self._on_view = on_view
@@ -304,7 +308,7 @@ class Follower:
             board.read_again()  # it speaks of a change that we have not seen, as that it be stopped
             return True
         wait.seen[instance] = tuple(found)
-        if outcome := judge(wait.goal, view):
+        if outcome := self._judge_view(wait.goal, view):
             wait.endings[instance] = outcome
         return True
 

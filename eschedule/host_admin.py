@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from uuid import UUID
 
 from common.errors import ConfigError, Conflict, Transient
+from common.journal import Act
 from common.keys import Keys
 from common.model import HostAdmin, with_fields
 from common.placement import Placement
@@ -24,13 +25,17 @@ from eschedule.labels import few_enough
 
 Edit = Callable[[HostAdmin], HostAdmin]
 TRIES = 20
-MOST_REASON_CHARACTERS = 500
 _TRAIT = re.compile(r"[A-Z0-9_]{1,255}")
 _OURS = {DISABLED_TRAIT: "use: eschedule host disable", OWNER_TRAIT: "it says that a host is of etcd-compute"}
 
 
-def change(store: Store, keys: Keys, provider: UUID, edit: Edit) -> tuple[HostAdmin, bool]:
+def change(
+    store: Store, keys: Keys, provider: UUID, edit: Edit, *, act: Act | None = None, name: str = "", message: str = ""
+) -> tuple[HostAdmin, bool]:
     """Apply *edit* to what is set for the host of *provider*; what is set then, and whether anything had to be written.
+
+    Args:
+        act: the command that wants it, for the journal, with the host's *name* and a *message* for people.
 
     Raises:
         Conflict: others kept changing it.
@@ -44,11 +49,13 @@ def change(store: Store, keys: Keys, provider: UUID, edit: Edit) -> tuple[HostAd
         wanted = edit(current)
         if wanted == current:
             return current, False
+        notes = act.on_host(keys, provider, name, current.acts, message) if act else {}
+        wanted = dataclasses.replace(wanted, acts=current.acts + 1) if act else wanted
         try:
             if item is None:
-                store.create(key, wanted.to_json())
+                store.create(key, wanted.to_json(), notes=notes)
             else:
-                store.replace(key, with_fields(item.value, _fields(wanted)), seen=item.mod_revision)
+                store.replace(key, with_fields(item.value, _fields(wanted)), seen=item.mod_revision, notes=notes)
         except Conflict:
             continue
         return wanted, True
@@ -110,13 +117,6 @@ def with_labels(add: Mapping[str, str], remove: Collection[str]) -> Edit:
 
 
 # -- what was typed, pure ------------------------------------------------------------------------------------------------
-
-
-def parse_reason(text: str) -> str:
-    """Raises: ConfigError: it is long, or not one line."""
-    if len(text) > MOST_REASON_CHARACTERS or not text.isprintable():
-        raise ConfigError(f"--reason has at most {MOST_REASON_CHARACTERS} printable characters, on one line")
-    return text
 
 
 def parse_trait(text: str) -> str:

@@ -19,7 +19,7 @@ WAIT_SECONDS = 30.0  # a host does it at once; one that is starting has its hear
 
 
 def disable(session: Session, options: argparse.Namespace) -> int:
-    edit = host_admin.disabled(reason=host_admin.parse_reason(options.reason or ""), by=user_at_host(), at=_now())
+    edit = host_admin.disabled(reason=options.reason or "", by=user_at_host(), at=_now())
     found, admin, is_new = _change(session, options, edit)
     reason = f": {admin.reason}" if admin.reason else ""
     _tell(session, f"{found.name} {'takes' if is_new else 'already took'} no new guests{reason}; those that it has run on")
@@ -55,7 +55,10 @@ def label(session: Session, options: argparse.Namespace) -> int:
 
 def _change(session: Session, options: argparse.Namespace, edit: host_admin.Edit) -> tuple[HostName, HostAdmin, bool]:
     found = find_host(session.store, session.keys, options.name)
-    admin, is_new = host_admin.change(session.store, session.keys, found.provider, edit)
+    message = ", ".join(getattr(options, "traits", getattr(options, "labels", ())))
+    admin, is_new = host_admin.change(
+        session.store, session.keys, found.provider, edit, act=session.act, name=found.name, message=message
+    )
     return found, admin, is_new
 
 

@@ -16,6 +16,7 @@ from common.retry import Backoff, Deadline, retry
 from common.text import quoted
 from common.validate import parse_seconds
 from eschedule import host_settings, host_view
+from eschedule.acts import record_host
 from eschedule.host_removal import Removal
 from eschedule.remote import Remote, file_with
 from eschedule.session import Session, user_at_host
@@ -71,6 +72,7 @@ def _remove(session: Session, options: argparse.Namespace) -> int:
         f"asking {found.name} to leave" if found.is_alive else f"{found.name} has no heartbeat; removing it from here"
     )
     has_left = removal.remove(found, wait_seconds)
+    record_host(session, found.provider, found.name)
     session.screen.message(f"{found.name} ({found.provider}) is removed")
     if not has_left:
         session.screen.warning(
@@ -105,6 +107,7 @@ def _add(session: Session, options: argparse.Namespace) -> int:
     record = retry(
         partial(_ready, session, provider), on=Transient, deadline=Deadline(SEEN_SECONDS), backoff=Backoff(0.2, 1.0)
     )  # fmt: skip
+    record_host(session, provider, record.name)
     session.screen.message(f"{record.name} ({provider}) is Ready after {session.screen.elapsed()}")
     return 0
 

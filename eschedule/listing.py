@@ -70,13 +70,18 @@ class InstanceRow:
 
 @dataclass(frozen=True)
 class HostRow:
-    """One host; *record* is None while it has no heartbeat, *used* None where Placement did not say."""
+    """One host; *record* is None while it has no heartbeat, *used* None where Placement did not say.
+
+    Args:
+        latency_seconds: what its answer to a letter took; None where it did not answer, or was not asked.
+    """
 
     host: HostName
     record: HostRecord | None
     used: Mapping[str, int] | None
     guests: int
     admin: HostAdmin = _NOTHING_SET
+    latency_seconds: float | None = None
 
     @property
     def state(self) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 
 from common.errors import Permanent, PlacementUnavailable
-from common.text import quoted
+from common.retry import Deadline
+from common.text import counted, quoted
 from eschedule import render
 from eschedule.labels import parse_selector
-from eschedule.listing import list_hosts, list_instances
+from eschedule.listing import HostRow, list_hosts, list_instances
 from eschedule.output import emit, is_for_programs
 from eschedule.session import Session
+
+LATENCY_SECONDS = 3.0  # that a host has to answer; one that takes longer is as good as silent
 
 
 def list_(session: Session, options: argparse.Namespace) -> int:
@@ -59,10 +63,22 @@ def hosts(session: Session, options: argparse.Namespace) -> int:
     except PlacementUnavailable as error:
         unavailable = error
         rows = list_hosts(session.store, session.keys, None)
+    if options.output == "wide":
+        rows = _with_latency(session, rows)
     emit(session.screen, options, lambda: render.host_list_json(rows), lambda look: render.host_table(rows, _now(), look))
     if unavailable:
         raise unavailable
     return 0
+
+
+def _with_latency(session: Session, rows: list[HostRow]) -> list[HostRow]:
+    """*rows* with how long each host took to answer a letter; all are asked at once, and waited for a moment only."""
+    from eschedule.post import latencies  # noqa: PLC0415 - only for the wide table
+
+    alive = [row.host.provider for row in rows if row.host.is_alive]
+    session.screen.progress(f"asking {counted(len(alive), 'host')}")
+    found = latencies(session.store, session.keys, alive, Deadline(LATENCY_SECONDS, session.clock), session.clock)
+    return [dataclasses.replace(row, latency_seconds=found.get(row.host.provider)) for row in rows]
 
 
 def _now() -> datetime.datetime:

@@ -133,10 +133,10 @@ def _run(arguments: list[str], screen: Screen, interruption: Interruption) -> in
 
 
 def _command(options: argparse.Namespace, config: ScheduleConfig, screen: Screen, interruption: Interruption) -> int:
-    from eschedule.session import Session  # noqa: PLC0415
+    from eschedule.session import Session, act_of  # noqa: PLC0415
     from eschedule.verbs import command_of  # noqa: PLC0415
 
-    session = Session(config, screen, interruption)
+    session = Session(config, screen, interruption, act=act_of(options))
     try:
         if getattr(options, "selector", None) is not None and options.command != "list":
             from eschedule.selecting import resolve  # noqa: PLC0415

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import logging
 import random
@@ -18,6 +19,7 @@ from uuid import UUID
 
 from common.errors import ConfigError, EcomputeError
 from common.groups import GroupChange
+from common.journal import Act, Target
 from common.keys import Keys
 from common.model import Alternate, HostRecord, InstanceKey, InstanceSpec, Nic
 from common.retry import seconds_since_boot
@@ -107,6 +109,7 @@ class Planner:
 
     Args:
         policy: "spread", "pack" or "random".
+        act: the command that wants it, for the journal.
         interruption: where a signal between claim and record is asked after.
         on_step: told what is being done, for people; it must not raise. *on_warning* likewise of what was left undone.
         boot_clock: tells how old a claim is, also over a sleep of the machine.
@@ -114,7 +117,7 @@ class Planner:
 
     def __init__(
         self, store: Store, placement: Placement, keys: Keys, *, policy: str = "spread",
-        candidates_limit: int = 10, claim_deadline_seconds: float = 30, created_by: str = "",
+        candidates_limit: int = 10, claim_deadline_seconds: float = 30, created_by: str = "", act: Act | None = None,
         interruption: Interruption | None = None, on_step: Callable[[str], None] = lambda _step: None,
         on_warning: Callable[[str], None] = log.warning,
         clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
@@ -127,7 +130,7 @@ class Planner:
         self._keys = keys
         self._policy = policy
         self._limit = candidates_limit
-        self._created_by = created_by
+        self._created_by, self._act = created_by, act
         self._interruption = interruption or Interruption()
         self._on_step = on_step
         self._on_warning = on_warning
@@ -191,9 +194,14 @@ class Planner:
         self, request: Request, instance: UUID, claim: Holding, alternates: tuple[Alternate, ...], nics: tuple[Nic, ...]
     ) -> InstanceSpec:
         created_at = utc_text(self._now())
-        return request.spec(
+        spec = request.spec(
             instance, claim.resources, alternates, created_at=created_at, created_by=self._created_by, nics=nics
         )
+        return dataclasses.replace(spec, acts=1) if self._act else spec
+
+    def _notes(self, instance: UUID, name: str, provider: UUID) -> dict[str, str]:
+        """What to write down with the spec of *instance*."""
+        return self._act.on_instance(self._keys, Target(instance, name, provider), 0) if self._act else {}
 
     def _puts(self, spec: InstanceSpec, provider: UUID) -> dict[str, str]:
         """The keys of one instance, all of which must be absent."""
@@ -204,11 +212,13 @@ class Planner:
             **puts_of(self._keys, spec.nics, spec.uuid),
         }
 
-    def _transaction(self, puts: dict[str, str], joining: GroupChange, live: Iterable[UUID], wiring: Wiring) -> Transaction:
+    def _transaction(
+        self, puts: dict[str, str], joining: GroupChange, live: Iterable[UUID], wiring: Wiring, notes: Mapping[str, str]
+    ) -> Transaction:
         """*puts* where they are absent, as members of their group, on hosts that must be *live*."""
         compares = [Compare.absent(key) for key in puts]
         compares += [Compare.present(self._keys.host(provider)) for provider in dict.fromkeys(live)]
-        return Transaction((*compares, *wiring.compares, *joining.compares), {**puts, **joining.puts})
+        return Transaction((*compares, *wiring.compares, *joining.compares), {**puts, **joining.puts}, notes=notes)
 
     def _give_back(self, claim: Holding) -> None:
         if claim.made_here and not self._claims.release(claim):

@@ -16,6 +16,7 @@ from uuid import UUID
 from common.errors import EcomputeError
 from common.findings import LEASE_SECONDS, Letter, Report
 from common.guest_letters import GuestAnswer
+from common.host_letters import PING, Pong
 from common.keys import Keys
 from common.retry import Deadline
 from common.store import ListWatch, Store, Transaction, Versioned
@@ -62,6 +63,30 @@ def ask_about_guest(store: Store, keys: Keys, host: UUID, letter: Letter, deadli
     tray = _Tray(keys, letters, GuestAnswer.from_json)
     with _posted(store, keys, letters, letter, ListWatch(store, keys.mail_reply(uuid), tray.arrived)):
         return tray.wait(deadline, lambda: None).get(host)
+
+
+def latencies(
+    store: Store, keys: Keys, hosts: Iterable[UUID], deadline: Deadline, clock: Callable[[], float]
+) -> dict[UUID, float]:
+    """How many seconds each of *hosts* took for its answer to a letter, all of them asked at once; silent ones are not in it.
+
+    It is the time over etcd and back, with the host's own, from when the letters lie there.
+
+    Raises:
+        StoreUnavailable: etcd did not take the letters.
+    """
+    letters = {uuids.uuid4(): host for host in hosts}
+    if not letters:
+        return {}
+
+    def taken(text: str) -> float:
+        Pong.from_json(text)
+        return clock()
+
+    tray = _Tray(keys, letters, taken)
+    with _posted(store, keys, letters, Letter(PING), ListWatch(store, keys.mail_replies(), tray.arrived)):
+        begun = clock()
+        return {host: max(0.0, at - begun) for host, at in tray.wait(deadline, lambda: None).items()}
 
 
 @contextlib.contextmanager

@@ -40,6 +40,6 @@ def _set(session: Session, who: UUID | str, edit: Edit, done: str) -> None:
     instance = find(session.store, session.keys, who)
     session.interruption.check()
     with session.interruption.shield():
-        found, is_new = change(session.store, session.keys, instance, edit, who=who)
+        found, is_new = change(session.store, session.keys, instance, edit, who=who, act=session.act)
     session.screen.message(f"{found.name} is {done}" if is_new else f"{found.name} is so already: {done}")
     session.interruption.check()

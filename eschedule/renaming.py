@@ -14,11 +14,13 @@ from typing import Any
 from uuid import UUID
 
 from common.errors import Conflict
+from common.journal import Act, former_name
 from common.keys import Keys
 from common.model import Desired, spec_with_fields, with_fields
 from common.retry import Backoff
 from common.store import Compare, Store, Transaction, Versioned
 from common.validate import parse_instance, parse_name
+from eschedule.acts import noted
 from eschedule.changes import TRIES, Instance, find, is_adoption_over, read
 from eschedule.session import Session
 from eschedule.sought import no_such
@@ -39,7 +41,7 @@ def rename(session: Session, options: argparse.Namespace) -> int:
     instance = find(session.store, session.keys, who)
     session.interruption.check()
     with session.interruption.shield():
-        renamed = give_name(session.store, session.keys, instance, name, who=who)
+        renamed = give_name(session.store, session.keys, instance, name, who=who, act=session.act)
     if renamed.before == name:
         session.screen.message(f"{name} is its name already")
     else:
@@ -50,7 +52,7 @@ def rename(session: Session, options: argparse.Namespace) -> int:
 
 
 def give_name(
-    store: Store, keys: Keys, instance: UUID, name: str, *, who: UUID | str | None = None,
+    store: Store, keys: Keys, instance: UUID, name: str, *, who: UUID | str | None = None, act: Act | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Renamed:  # fmt: skip
     """Have *instance* called *name*; a repeat changes nothing.
@@ -77,7 +79,7 @@ def give_name(
             return Renamed(before, name, hostname)
         fields = {"name": name, "hostname": hostname, **({"adopts": None} if is_adoption_over(found) else {})}
         try:
-            store.commit(_transaction(keys, found, current, fields))
+            store.commit(_transaction(keys, found, current, fields, act))
         except Conflict:
             sleep(backoff.next())
         else:
@@ -86,16 +88,19 @@ def give_name(
 
 
 def _transaction(
-    keys: Keys, found: Instance, current: Mapping[str, Versioned], fields: Mapping[str, Any]
+    keys: Keys, found: Instance, current: Mapping[str, Versioned], fields: Mapping[str, Any], act: Act | None
 ) -> Transaction:  # fmt: skip
     """Spec, place and name at once, where all are as they were read; its former name is free then."""
     place, new_key, old_key = keys.instance(found.uuid), keys.name(fields["name"]), keys.name(found.spec.name)
     compares = [Compare.as_read(key, current) for key in dict.fromkeys((place, new_key, old_key))]
     compares.append(Compare.unchanged(found.spec_item.key, found.spec_item.mod_revision))
+    changed, notes = noted(keys, act, found, fields, message=f"it was {found.spec.name}")
     puts = {
-        found.spec_item.key: spec_with_fields(found.spec_item.value, fields),
+        found.spec_item.key: spec_with_fields(found.spec_item.value, changed),
         place: with_fields(current[place].value, {"name": fields["name"]}),
         new_key: str(found.uuid),
     }
     is_own = old_key != new_key and old_key in current and current[old_key].value == str(found.uuid)
-    return Transaction(tuple(compares), puts, (old_key,) if is_own else ())
+    if act is not None:
+        notes |= former_name(keys, found.spec.name, found.uuid)
+    return Transaction(tuple(compares), puts, (old_key,) if is_own else (), notes=notes)

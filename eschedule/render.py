@@ -233,7 +233,7 @@ def host_table(rows: Sequence[HostRow], now: datetime.datetime, look: Look = PLA
     classes = ("VCPU", "MEMORY_MB", "DISK_GB")
     columns: tuple[str | Column, ...] = (
         Column("NAME", 12), Column("STATE", 12), "SINCE", *classes, "GUESTS", Column("PROVIDER", 9),
-        *(Column(name, is_wide=True) for name in ("VIRT_TYPE", "VERSIONS", "LIBVIRT_URI", "LABELS", "TRAITS")),
+        *(Column(name, is_wide=True) for name in ("LATENCY", "VIRT_TYPE", "VERSIONS", "LIBVIRT_URI", "LABELS", "TRAITS")),
     )  # fmt: skip
     return table(columns, [_host_cells(row, classes, now) for row in rows], look)
 
@@ -248,6 +248,7 @@ def _host_cells(row: HostRow, classes: Sequence[str], now: datetime.datetime) ->
         *(_share(row, c) for c in classes),
         str(row.guests),
         str(row.host.provider),
+        f"{row.latency_seconds * 1000:.0f} ms" if row.latency_seconds is not None else "-",
         record.virt_type if record else "",
         ",".join(f"{name} {version}" for name, version in sorted(record.versions.items())) if record else "",
         record.libvirt_uri if record else "",

@@ -83,7 +83,7 @@ def _ask(session: Session, who: UUID | str, wanted: Mapping[str, int], moreover:
     session.screen.progress(f"asking for {who}")
     session.interruption.check()
     with session.interruption.shield():
-        resizer = Resizer(session.store, session.keys, session.placement)
+        resizer = Resizer(session.store, session.keys, session.placement, act=session.act)
         resized = resizer.resize(instance, wanted, who=who, moreover=moreover)
     session.close_placement()
     if resized.found.host is None:

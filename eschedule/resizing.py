@@ -18,11 +18,13 @@ from uuid import UUID
 
 from common.amounts import most, shown
 from common.errors import ConfigError, Conflict, EcomputeError, NoCapacity, Permanent, PlacementUnavailable, StoreUnavailable
+from common.journal import Act
 from common.keys import Keys
 from common.model import Alternate, Desired, InstanceSpec, InstanceStatus, Phase, spec_with_fields
 from common.placement_types import Claim, Consumer
 from common.retry import Backoff, seconds_since_boot
 from common.store import Store
+from eschedule.acts import noted
 from eschedule.changes import TRIES, Instance, check_unchanged, read
 from eschedule.claims import FRESH_SECONDS
 from eschedule.still_edits import refuse_suspended
@@ -59,12 +61,14 @@ class Resizer:
 
     Args:
         boot_clock: tells how old a claim is, also over a sleep of the machine.
+        act: the command that wants it, for the journal.
     """
 
     def __init__(
         self, store: Store, keys: Keys, placement: Placement, *, sleep: Callable[[float], None] = time.sleep,
-        boot_clock: Callable[[], float] = seconds_since_boot,
+        boot_clock: Callable[[], float] = seconds_since_boot, act: Act | None = None,
     ) -> None:  # fmt: skip
+        self._act = act
         self._store, self._keys, self._placement = store, keys, placement
         self._sleep, self._boot_clock = sleep, boot_clock
 
@@ -115,8 +119,9 @@ class Resizer:
         try:
             if held and self._boot_clock() - held.since > FRESH_SECONDS:
                 raise Conflict("the claim is so old that its host may take it for left behind")
-            text = spec_with_fields(found.spec_item.value, fields)
-            self._store.replace(found.spec_item.key, text, seen=found.spec_item.mod_revision)
+            wanted, notes = noted(self._keys, self._act, found, fields, message=shown(fields.get("resources", {})))
+            text = spec_with_fields(found.spec_item.value, wanted)
+            self._store.replace(found.spec_item.key, text, seen=found.spec_item.mod_revision, notes=notes)
         except StoreUnavailable as error:
             if not error.may_have_happened:
                 self._give_back(held)

@@ -185,7 +185,8 @@ class Scheduler(Planner):
             puts = self._puts(spec, option.provider)
             try:
                 joining = self._joining(spec, option, search, found)
-                self._store.commit(self._transaction(puts, joining, live, search.wiring))
+                notes = self._notes(instance, spec.name, option.provider)
+                self._store.commit(self._transaction(puts, joining, live, search.wiring, notes))
             except GroupTaken:
                 self._lose_to_group(spec, claim, option, search)
                 return None

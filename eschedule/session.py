@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
+import datetime
 import getpass
 import os
 import socket
@@ -13,8 +15,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from common.config import ScheduleConfig
+from common.journal import Act
 from common.keys import Keys
 from common.store import Store
+from common.text import escaped, utc_text
 from eschedule.interruption import Interruption
 from eschedule.screen import Screen
 
@@ -22,14 +26,21 @@ if TYPE_CHECKING:
     from common.placement import Placement
 
 LAST_LOOK_SECONDS = 2.0
+MOST_BY_CHARACTERS = 200
 
 
 class Session:
-    """One run of the program. ``close`` it."""
+    """One run of the program. ``close`` it.
+
+    Args:
+        act: the command at hand as the journal is to have it; None: what is changed is not written down.
+    """
 
     def __init__(
-        self, config: ScheduleConfig, screen: Screen, interruption: Interruption, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+        self, config: ScheduleConfig, screen: Screen, interruption: Interruption, *,
+        clock: Callable[[], float] = time.monotonic, act: Act | None = None,
+    ) -> None:  # fmt: skip
+        self.act = act
         self.config = config
         self.screen = screen
         self.interruption = interruption
@@ -84,6 +95,18 @@ class Session:
         for name in ("store", "placement", "volume_placement"):
             if name in self.__dict__:
                 getattr(self, name).close()
+
+
+def act_of(options: argparse.Namespace) -> Act:
+    """The command that *options* are of, begun now."""
+    words = (options.command, getattr(options, "action", None), getattr(options, "trait_action", None))
+    return act_now(" ".join(filter(None, words)), getattr(options, "reason", None) or "")
+
+
+def act_now(verb: str, reason: str) -> Act:
+    """*verb*, begun now by who runs this program."""
+    now = utc_text(datetime.datetime.now(datetime.UTC))
+    return Act(verb, escaped(user_at_host())[:MOST_BY_CHARACTERS], now, reason)
 
 
 def user_at_host() -> str:

@@ -29,6 +29,7 @@ from common.findings import LEASE_SECONDS, Letter
 from common.retry import Deadline
 from common.validate import parse_instance, parse_request_id, parse_seconds
 from eschedule import post, render
+from eschedule.acts import record_alone
 from eschedule.changes import Instance, find, read
 from eschedule.confirming import NOT_DONE, is_meant
 from eschedule.disk_edits import reverted
@@ -76,6 +77,7 @@ def _create(session: Session, options: argparse.Namespace) -> int:
     taken = next((one for one in answer.snapshots if one.name == name), None)
     if taken is None:
         raise Conflict(f"the snapshot {name} of {found.name} was taken, and removed by somebody since")
+    record_alone(session, found, name)
     said = [("instance", found.name), ("snapshot", name), ("consistency", _SAID[taken.consistency]), *_sizes(answer)]
     emit(session.screen, options, lambda: snapshot_json(taken), lambda _: block(said))
     return 0
@@ -101,6 +103,7 @@ def _remove(session: Session, options: argparse.Namespace) -> int:
     found = _instance(session, options)
     _check_there(_ask(session, options, found, LIST), found, options.name)
     answer = _ask(session, options, found, REMOVE, name=options.name)
+    record_alone(session, found, options.name)
     session.screen.message(f"{found.name}: the snapshot {options.name} is removed; file: {dict(_sizes(answer))['file']}")
     return 0
 

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from common.errors import ConfigError, Conflict, EcomputeError, Permanent
 from common.hardware import DiskBus
+from common.journal import Act
 from common.keys import Keys
 from common.model import Desired, InstanceKey, Phase, spec_with_fields
 from common.records import with_fields
@@ -24,6 +25,7 @@ from common.text import nearest
 from common.volume_records import VolumeDesired, VolumePhase, VolumePlace, VolumeSpec, VolumeStatus
 from common.volume_refs import MOST_VOLUMES, VolumeRef
 from eschedule import changes, sought
+from eschedule.acts import noted
 from eschedule.changes import Instance
 from eschedule.listing import HostName, host_names
 from eschedule.still_edits import refuse_suspended
@@ -143,8 +145,9 @@ def list_volumes(store: Store, keys: Keys) -> list[Volume]:
 
 
 def attach(
-    store: Store, keys: Keys, place: VolumePlace, instance: UUID, *, sleep: Callable[[float], None] = time.sleep
-) -> tuple[Volume, Instance, bool]:
+    store: Store, keys: Keys, place: VolumePlace, instance: UUID, *, act: Act | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[Volume, Instance, bool]:  # fmt: skip
     """Have *instance* get the volume; both as they were read, and whether anything had to be written.
 
     Raises:
@@ -162,12 +165,13 @@ def attach(
         _refuse(store, keys, volume, found)
         slot = min(set(range(MOST_VOLUMES)) - {one.slot for one in known.volumes})
         volumes = (*known.volumes, VolumeRef(spec.uuid, spec.name, slot))
+        text, notes = changed_spec(keys, found, volumes, act, spec.name)
         puts = {
             volume.item.key: with_fields(volume.item.value, {"attached_to": instance}),
-            found.spec_item.key: changed_spec(found, volumes),
+            found.spec_item.key: text,
         }
         try:
-            store.commit(Transaction(_as_read(volume, found), puts))
+            store.commit(Transaction(_as_read(volume, found), puts, notes=notes))
         except Conflict:
             sleep(backoff.next())
         else:
@@ -176,7 +180,7 @@ def attach(
 
 
 def detach(
-    store: Store, keys: Keys, place: VolumePlace, *, sleep: Callable[[float], None] = time.sleep
+    store: Store, keys: Keys, place: VolumePlace, *, act: Act | None = None, sleep: Callable[[float], None] = time.sleep
 ) -> tuple[Volume, Instance | None, bool]:
     """Have its instance lose the volume; both as they were read, and whether anything had to be written.
 
@@ -195,8 +199,9 @@ def detach(
         refuse_suspended(found.spec, f"detach {volume.name}")
         _refuse_sata(found, "taken out")
         rest = tuple(one for one in found.spec.volumes if one.uuid != place.uuid)
+        text, notes = changed_spec(keys, found, rest, act, volume.name)
         try:
-            store.commit(Transaction(_as_read(volume, found), {found.spec_item.key: changed_spec(found, rest)}))
+            store.commit(Transaction(_as_read(volume, found), {found.spec_item.key: text}, notes=notes))
         except Conflict:
             sleep(backoff.next())
         else:
@@ -233,10 +238,13 @@ def remove(store: Store, keys: Keys, place: VolumePlace, *, sleep: Callable[[flo
     raise Conflict(f"the volume {place.uuid} kept being changed by others; try again")
 
 
-def changed_spec(found: Instance, volumes: tuple[VolumeRef, ...]) -> str:
-    """The instance's spec with *volumes*."""
+def changed_spec(
+    keys: Keys, found: Instance, volumes: tuple[VolumeRef, ...], act: Act | None, volume: str
+) -> tuple[str, dict[str, str]]:
+    """The instance's spec with *volumes*, and what to write down of it."""
     over = {"adopts": None} if changes.is_adoption_over(found) else {}
-    return spec_with_fields(found.spec_item.value, {"volumes": volumes, **over})
+    fields, notes = noted(keys, act, found, {"volumes": volumes, **over}, message=volume)
+    return spec_with_fields(found.spec_item.value, fields), notes
 
 
 def _as_read(volume: Volume, found: Instance) -> tuple[Compare, ...]:

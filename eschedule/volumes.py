@@ -87,7 +87,7 @@ def plug_in(session: Session, place: VolumePlace, instance: UUID, seconds: float
     """
     session.interruption.check()
     with session.interruption.shield():
-        volume, found, is_new = volume_changes.attach(session.store, session.keys, place, instance)
+        volume, found, is_new = volume_changes.attach(session.store, session.keys, place, instance, act=session.act)
     session.interruption.check()
     if not is_new:
         session.screen.message(f"{volume.name} is attached to {found.name} already")
@@ -110,7 +110,7 @@ def take_out(session: Session, place: VolumePlace, seconds: float | None) -> Non
     """
     session.interruption.check()
     with session.interruption.shield():
-        volume, _, _ = volume_changes.detach(session.store, session.keys, place)
+        volume, _, _ = volume_changes.detach(session.store, session.keys, place, act=session.act)
     session.interruption.check()
     if volume.readable.attached_to is None:
         session.screen.message(f"{volume.name} is attached to no instance")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eschedule.command_line.parser import Parser, Verbs, json_option, sure, verb, waiting
+from eschedule.command_line.parser import Parser, Verbs, json_option, reason, sure, verb, waiting
 
 
 def add_snapshot(verbs: Verbs) -> None:
@@ -19,6 +19,7 @@ def add_snapshot(verbs: Verbs) -> None:
     create.add_argument("name", metavar="SNAPSHOT", nargs="?", help="what it is called (default: the time)")
     create.add_argument("--request-id", metavar="TEXT", help="a repeat with the same text takes no second one")
     _answer(create)
+    reason(create)
     json_option(create)
     listing = verb(actions, "list", "list the snapshots, and what they take", "eschedule snapshot list web-1")
     listing.add_argument("instance", metavar="NAME|UUID")
@@ -27,6 +28,7 @@ def add_snapshot(verbs: Verbs) -> None:
     remove = verb(actions, "rm", "remove a snapshot; the disk stays as it is", "eschedule snapshot rm web-1 before-upgrade")
     _named(remove)
     _answer(remove)
+    reason(remove)
     revert = verb(
         actions, "revert", "throw away what was written since a snapshot; the guest is stopped hard, and started again",
         "eschedule snapshot revert web-1 before-upgrade",

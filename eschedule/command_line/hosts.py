@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eschedule.command_line.parser import Parser, Verbs, json_option, verb, waiting
+from eschedule.command_line.parser import Parser, Verbs, json_option, reason, verb, waiting
 
 
 def add_hosts(verbs: Verbs) -> None:
@@ -27,9 +27,11 @@ def add_host(verbs: Verbs) -> None:
     add.add_argument("--ssh-option", metavar="NAME=VALUE", action="append", help="of ssh_config(5); may be repeated")
     add.add_argument("--force", action="store_true", help="have it leave the services of another compute.yaml for these")
     add.add_argument("--wait-seconds", metavar="N", help="wait at most so long for Ready (default: 180)")
+    reason(add)
     remove = verb(actions, "remove", "take a host out that has no instances, dead or alive", "eschedule host remove node2")
     remove.add_argument("name", metavar="NAME|PROVIDER")
     remove.add_argument("--wait-seconds", metavar="N", help="wait at most so long for it to leave (default: 60)")
+    reason(remove)
     _add_settings(actions)
 
 
@@ -50,7 +52,6 @@ def _add_settings(actions: Verbs) -> None:
         "eschedule host label node2 zone=a rack=7 row-",
     )
     off.add_argument("name", metavar="NAME|PROVIDER")
-    off.add_argument("--reason", metavar="TEXT", help="shown to whoever asks why, by eschedule hosts")
     on.add_argument("name", metavar="NAME|PROVIDER")
     traits.add_argument("trait_action", metavar="add|rm", choices=("add", "rm"))
     traits.add_argument("name", metavar="NAME|PROVIDER")
@@ -59,6 +60,7 @@ def _add_settings(actions: Verbs) -> None:
         waiting(parser, "it")
     labels.add_argument("name", metavar="NAME|PROVIDER")
     labels.add_argument("labels", metavar="NAME=VALUE|NAME-", nargs="+", help="to set, or to take away")
+    reason(labels)
 
 
 def add_audit(verbs: Verbs) -> None:

@@ -31,7 +31,7 @@ def _add_host_actions(actions: Verbs) -> None:
     )  # fmt: skip
     prefetch.add_argument("image", metavar="NAME|URL", help="a registered name, an http(s):// or file:// URL, or a path there")
     prefetch.add_argument("--checksum", metavar="ALGORITHM:HEX", help="sha256: or sha512: of what is at a URL")
-    waiting(prefetch, "the fetch")
+    waiting(prefetch, "the fetch", has_reason=False)
     cache = verb(actions, "cache", "list the images that hosts have, and what uses them", "eschedule image cache")
     for parser in (prefetch, cache):
         parser.add_argument("--hosts", metavar="NAME,NAME", help="these only (default: all that have a heartbeat)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eschedule.command_line.needs import amounts
-from eschedule.command_line.parser import DRIVE, Parser, Verbs, instances, json_option, selector, sure, verb, waiting
+from eschedule.command_line.parser import DRIVE, Parser, Verbs, instances, json_option, reason, selector, sure, verb, waiting
 
 
 def reaching(parser: Parser) -> None:
@@ -107,14 +107,19 @@ def add_rename(verbs: Verbs) -> None:
     )  # fmt: skip
     parser.add_argument("instance", metavar="NAME|UUID")
     parser.add_argument("name", metavar="NEW", help="a name that no instance has")
+    reason(parser)
 
 
 def add_protect(verbs: Verbs) -> None:
-    instances(verb(verbs, "protect", "keep instances from being destroyed or rebuilt", "eschedule protect db-1 db-2"))
+    parser = verb(verbs, "protect", "keep instances from being destroyed or rebuilt", "eschedule protect db-1 db-2")
+    instances(parser)
+    reason(parser)
 
 
 def add_unprotect(verbs: Verbs) -> None:
-    instances(verb(verbs, "unprotect", "let instances be destroyed and rebuilt again", "eschedule unprotect db-1"))
+    parser = verb(verbs, "unprotect", "let instances be destroyed and rebuilt again", "eschedule unprotect db-1")
+    instances(parser)
+    reason(parser)
 
 
 def add_set(verbs: Verbs) -> None:

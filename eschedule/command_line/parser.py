@@ -11,6 +11,7 @@ from common.errors import ConfigError
 from eschedule.output import parse_form
 
 EXAMPLE = "resources=VCPU:1,MEMORY_MB:256,DISK_GB:1"
+MOST_REASON_CHARACTERS = 500
 DRIVE, DRIVE_FORMS = "--config-drive", ("auto", "openstack", "nocloud", "none")
 
 
@@ -60,16 +61,33 @@ def common_options(parser: argparse.ArgumentParser, default: object = argparse.S
     )
 
 
-def verb(verbs: Verbs, name: str, help: str, example: str, aliases: Sequence[str] = ()) -> Parser:
+def verb(verbs: Verbs, name: str, help: str, *examples: str, aliases: Sequence[str] = ()) -> Parser:
+    title = "examples" if len(examples) > 1 else "example"
     parser = verbs.add_parser(
-        name, aliases=aliases, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=f"example:\n  {example}",
+        name, aliases=aliases, help=help, description=f"{help[0].upper()}{help[1:]}.",
+        epilog="\n  ".join((f"{title}:", *examples)),
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     common_options(parser)
     return parser
 
 
-def waiting(parser: Parser, what: str) -> None:
+def parse_reason(text: str) -> str:
+    """Raises: ConfigError: it is long, or not one line."""
+    if len(text) > MOST_REASON_CHARACTERS or not text.isprintable():
+        raise ConfigError(f"--reason has at most {MOST_REASON_CHARACTERS} printable characters, on one line")
+    return text
+
+
+def reason(parser: Parser) -> None:
+    """``--reason``, of every verb that changes an instance or a host; ``Session.act`` carries it into the journal."""
+    parser.add_argument("--reason", metavar="TEXT", type=parse_reason, help="why, for whoever asks: eschedule events")
+
+
+def waiting(parser: Parser, what: str, *, has_reason: bool = True) -> None:
+    """How long to wait for *what*; and ``--reason``, unless nothing that the journal knows of is changed."""
+    if has_reason:
+        reason(parser)
     parser.add_argument("--no-wait", action="store_true", help=f"return once {what} is asked for")
     parser.add_argument("--wait-seconds", metavar="N", help="wait at most so long (default: wait_seconds of schedule.yaml)")
 

@@ -26,7 +26,7 @@ def add_volume(verbs: Verbs) -> None:
     remove = verb(actions, "rm", "remove a volume and all that is in it, for good", "eschedule volume rm data")
     _named(remove)
     sure(remove)
-    waiting(remove, "its end")
+    waiting(remove, "its end", has_reason=False)
 
 
 def _named(parser: Parser) -> None:
@@ -42,7 +42,7 @@ def _add_create(actions: Verbs) -> None:
     parser.add_argument("--host", metavar="HOST", help="the host's name or provider; instances there can have it")
     parser.add_argument("--uuid", help="the volume's uuid; the same request with the same uuid makes one volume")
     parser.add_argument("--request-id", metavar="TEXT", help="like --uuid, with a text of your own")
-    waiting(parser, "the volume")
+    waiting(parser, "the volume", has_reason=False)
     json_option(parser)
 
 

@@ -422,3 +422,10 @@ def test_only_a_running_guest_has_a_picture_a_screen_and_an_agent(hypervisor: Hy
     assert hypervisor.screen_socket(running) == ""
     with pytest.raises(HypervisorRejected):
         hypervisor.screenshot(running)
+
+
+def test_what_guests_use_is_told_of_those_that_run(hypervisor: Hypervisor, running: UUID) -> None:
+    (used,) = [one for one in hypervisor.usage() if one.uuid == running]
+    assert used.vcpus and used.cpu_ns is not None and used.memory_most_kib
+    hypervisor.destroy(running)
+    assert running not in [one.uuid for one in hypervisor.usage()]

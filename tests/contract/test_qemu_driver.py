@@ -607,3 +607,16 @@ def test_our_filter_goes_when_nobody_uses_it(libvirt_host: NamespacedHost, drive
     driver.drop_filter()
     driver.drop_filter()
     assert not file.exists()
+
+
+def test_what_a_guest_uses_is_told_by_the_host(driver: LibvirtDriver, guests: Guests) -> None:
+    spec = guests.start(addresses=(ADDRESS,))
+
+    def used() -> Any:
+        (found,) = [one for one in driver.usage() if one.uuid == spec.uuid]
+        return found
+
+    first = used()
+    assert first.vcpus == spec.vcpus and first.memory_most_kib == spec.memory_mib << 10 and first.memory_kib > 0
+    assert first.disk_read_bytes is not None and first.net_sent_bytes is not None
+    wait_until(lambda: used().cpu_ns > first.cpu_ns, timeout_seconds=60, what="its CPU time grows")

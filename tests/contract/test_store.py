@@ -377,3 +377,38 @@ def test_a_list_watch_reports_what_was_there_and_what_changes(bench):
         stop.set()
         thread.join(10)
     assert not thread.is_alive()
+
+
+# -- the journal --------------------------------------------------------------------------------------------------------
+
+
+def test_notes_are_written_with_the_change_or_not_at_all_and_hang_on_a_lease_of_their_own(bench):
+    key, note = bench.key("a"), bench.key("events/a")
+    bench.store.create(key, "1", notes={note: "made"})
+    made = bench.store.get(note)
+    assert made.value == "made" and made.lease_id and not bench.store.get(key).lease_id
+    with pytest.raises(Conflict):
+        bench.store.replace(key, "3", seen=1, notes={note: "never"})
+    bench.store.replace(key, "2", seen=made.mod_revision, notes={note: "changed"})
+    bench.store.commit(Transaction(notes={bench.key("events/b"): "alone"}))
+    assert bench.store.get(note).value == "changed"
+    assert bench.store.get(note).lease_id == bench.store.get(bench.key("events/b")).lease_id == made.lease_id
+
+
+def test_whether_a_repeated_transaction_is_done_is_not_told_by_its_notes(bench):
+    wanted = Transaction((Compare.absent(bench.key("a")),), {bench.key("a"): "1"}, notes={bench.key("events/a"): "first"})
+    revision = bench.store.commit(wanted)
+    bench.store.commit(Transaction(notes={bench.key("events/a"): "another"}))
+    assert bench.store.commit(wanted) == revision
+    assert bench.store.get(bench.key("events/a")).value == "another"
+
+
+def test_the_newest_keys_come_first_over_all_pages(bench, monkeypatch):
+    monkeypatch.setattr("common.etcd_store.PAGE_KEYS", 3)
+    for number in range(8):
+        bench.store.commit(Transaction(puts={bench.key(f"k/{number}-{half}"): "" for half in "ab"}))
+    bench.store.commit(Transaction(puts={bench.key("k/2-a"): "again", bench.key("other"): ""}))
+    names = [item.key.rpartition("/")[2] for item in bench.store.newest(bench.key("k/"))]
+    assert names[0] == "2-a" and sorted(names) == sorted({f"{number}-{half}" for number in range(8) for half in "ab"})
+    assert [int(name[0]) for name in names[1:]] == sorted((int(name[0]) for name in names[1:]), reverse=True)
+    assert list(bench.store.newest(bench.key("none/"))) == []

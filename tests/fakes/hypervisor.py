@@ -16,6 +16,7 @@ from pathlib import Path
 from uuid import UUID
 
 from common.errors import Conflict, EcomputeError, HypervisorRejected
+from common.host_letters import GuestUsage
 from common.nics import IpAddress
 from ecompute import changes, disk_snapshots
 from ecompute.anti_spoofing import FILTER_NAME
@@ -115,6 +116,7 @@ class FakeHypervisor:
         self.copy_states: list[CopyState] = []  # what is answered next, one after the other
         self.copies_ended: list[Callable[[UUID], None]] = []
         self.pictures: dict[UUID, Picture] = {}  # of the screens, by guest
+        self.usages: dict[UUID, GuestUsage] = {}
         self.screen_sockets: dict[UUID, str] = {}
         self.agents: dict[UUID, Callable[[str], str]] = {}  # what answers in a guest
         self._devices = itertools.count()
@@ -422,6 +424,14 @@ class FakeHypervisor:
             if self._power(uuid) not in changes.ACTIVE or uuid not in self.agents:
                 raise HypervisorRejected("no agent answers in the guest: there is none", "NoAgent")
         return self.agents[uuid](command)
+
+    def usage(self) -> tuple[GuestUsage, ...]:
+        with self._called("usage"):
+            active = (guest.seen() for guest in self._guests.values() if guest.power_state in changes.ACTIVE)
+            return tuple(
+                self.usages.get(one.uuid, GuestUsage(one.uuid, one.vcpus, 0, one.memory_mib << 10, one.memory_mib << 10))
+                for one in active
+            )
 
     # -- events ------------------------------------------------------------------------------------------------------------
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from common.errors import Conflict, Permanent, StoreUnavailable
 from common.etcd_rules import describe, is_as_created, is_done
-from common.store import Compare, Listing, Transaction, Versioned, WatchEvent, WatchLost
+from common.store import NO_NOTES, Compare, Listing, Transaction, Versioned, WatchEvent, WatchLost
 
 MOST_OPERATIONS = 128
 MOST_BYTES = 1536 * 1024
+JOURNAL_LEASE = 1 << 40  # never ends here
 
 
 @dataclass
@@ -94,17 +95,20 @@ class FakeStore:
             items = tuple(self._items[key] for key in keys if key in self._items)
             return Listing(items, self._revision, self._cluster_id)
 
-    def list(self, prefix: str, *, serializable: bool = False) -> Listing:
+    def list(self, prefix: str, *, serializable: bool = False, behind: str = "") -> Listing:
         with self._begin():
-            items = tuple(self._items[key] for key in sorted(self._items) if key.startswith(prefix))
+            items = tuple(self._items[key] for key in sorted(self._items) if key.startswith(prefix) and key >= behind)
             return Listing(items, self._revision, self._cluster_id)
 
     def cluster_id(self) -> int:
         with self._begin():
             return self._cluster_id
 
-    def create(self, key: str, value: str, *, lease_id: int = 0) -> int:
-        transaction = Transaction((Compare.absent(key),), {key: value}, lease_id=lease_id)
+    def newest(self, prefix: str, *, serializable: bool = False) -> Iterator[Versioned]:
+        yield from sorted(self.list(prefix).items, key=lambda item: (-item.mod_revision, item.key))
+
+    def create(self, key: str, value: str, *, lease_id: int = 0, notes: Mapping[str, str] = NO_NOTES) -> int:
+        transaction = Transaction((Compare.absent(key),), {key: value}, lease_id=lease_id, notes=notes)
         with self._begin():
             if self._holds(transaction):
                 return self._execute(transaction)
@@ -113,8 +117,8 @@ class FakeStore:
                 return item.mod_revision
             raise Conflict(f"{key} exists already")
 
-    def replace(self, key: str, value: str, *, seen: int, lease_id: int = 0) -> int:
-        transaction = Transaction((Compare.unchanged(key, seen),), {key: value}, lease_id=lease_id)
+    def replace(self, key: str, value: str, *, seen: int, lease_id: int = 0, notes: Mapping[str, str] = NO_NOTES) -> int:
+        transaction = Transaction((Compare.unchanged(key, seen),), {key: value}, lease_id=lease_id, notes=notes)
         with self._begin():
             if self._holds(transaction):
                 return self._execute(transaction)
@@ -200,7 +204,7 @@ class FakeStore:
         return self._changed
 
     def _holds(self, transaction: Transaction) -> bool:
-        operations = len(transaction.puts) + len(transaction.deletes)
+        operations = len(transaction.puts) + len(transaction.deletes) + len(transaction.notes)
         size = sum(len(key) + len(value) for key, value in transaction.puts.items())
         is_twice = set(transaction.puts) & set(transaction.deletes)
         if max(operations, len(transaction.compares)) > MOST_OPERATIONS or size > MOST_BYTES or is_twice:
@@ -221,21 +225,24 @@ class FakeStore:
         return all(holds(value, compare.value) for value in actual)
 
     def _execute(self, transaction: Transaction) -> int:
-        revision = self._apply(transaction.puts, transaction.deletes, transaction.lease_id)
+        revision = self._apply(transaction.puts, transaction.deletes, transaction.lease_id, transaction.notes)
         if self._lost_answers:
             self._lost_answers -= 1
             raise StoreUnavailable(f"{describe(transaction)}: the answer was lost")
         return revision
 
-    def _apply(self, puts: Mapping[str, str], deletes: Iterable[str], lease_id: int) -> int:
+    def _apply(
+        self, puts: Mapping[str, str], deletes: Iterable[str], lease_id: int, notes: Mapping[str, str] = NO_NOTES
+    ) -> int:  # fmt: skip
         deleted = [key for key in deletes if key in self._items]
-        if not puts and not deleted:
+        if not puts and not deleted and not notes:
             return self._revision
         self._revision += 1
         events = []
-        for key, value in puts.items():
+        leased = [(key, value, lease_id) for key, value in puts.items()]
+        for key, value, lease in [*leased, *((key, value, JOURNAL_LEASE) for key, value in notes.items())]:
             created = self._items[key].create_revision if key in self._items else self._revision
-            self._items[key] = Versioned(key, value, created, self._revision, lease_id)
+            self._items[key] = Versioned(key, value, created, self._revision, lease)
             events.append(WatchEvent(key, self._items[key], self._revision))
         for key in deleted:
             del self._items[key]

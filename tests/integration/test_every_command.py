@@ -29,7 +29,7 @@ WHO = (NOBODY,)
 WORDS: dict[str, tuple[str, ...]] = {
     "create": (QUERY, IMAGE, "--no-wait"), "list": (), "ls": (), "show": WHO, "destroy": WHO, "stop": WHO, "start": WHO, "reboot": WHO,
     "pause": WHO, "unpause": WHO, "suspend": WHO, "resume": WHO, "rename": (*WHO, NEW), "protect": WHO, "unprotect": WHO,
-    "label": (*WHO, "app=web"), "unlabel": (*WHO, "app"), "export": WHO, "edit": WHO, "apply": ("-f", "vm.yaml"),
+    "label": (*WHO, "app=web"), "unlabel": (*WHO, "app"), "events": (), "wait": WHO, "top": (), "export": WHO, "edit": WHO, "apply": ("-f", "vm.yaml"),
     "diff": ("-f", "vm.yaml"),
     "snapshot create": WHO, "snapshot list": WHO, "snapshot rm": (*WHO, "one"), "snapshot revert": (*WHO, "one"),
     "rebuild": WHO, "set": (*WHO, "--allow-all"), "resize": (*WHO, "resources=VCPU:2"), "port-forward": (*WHO, "8080:80"),

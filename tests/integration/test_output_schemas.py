@@ -24,6 +24,8 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
     deployment.eschedule("image", "add", "small", image, "--sha256", sha256(image))
     deployment.eschedule("network", "add", "lan", "--bridge", "br0", "--subnet", "10.0.0.0/24")
     deployment.eschedule(REQUEST, "small", "--name", "web", "--key", "me", "--publish", "8080:80")
+    assert deployment.eschedule("wait", "web", "--for", "running").stdout == ""
+    deployment.eschedule(REQUEST, "small", "--name", "up")
     deployment.eschedule("stop", "web")  # the simulation has no QEMU to take a snapshot while it runs
     deployment.eschedule("volume", "create", "data", "--size", "1")
     (tmp_path / "web.yaml").write_text(deployment.eschedule("export", "web").stdout)
@@ -48,6 +50,8 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
         "vm-file": ["export", "web"],
         "diff": ["diff", "-f", str(tmp_path / "web.yaml")],
         "dry-run": ["create", REQUEST, "small", "--name", "new", "--dry-run"],
+        "events": ["events", "web"],
+        "top": ["top"],
         "audit": ["audit"],
         "doctor": ["doctor"],
     }
@@ -65,7 +69,7 @@ def test_each_command_prints_what_its_schema_says(local_deployment: Deployment, 
     for form, said in (("name", "before"), ("custom-columns=HOW:.consistency", "HOW off")):
         assert deployment.eschedule("snapshot", "list", "web", "-o", form).stdout.split() == said.split()
     columns = deployment.eschedule("list", "-o", "custom-columns=WHO:.name,WHERE:.host.name").stdout
-    assert columns.split() == ["WHO", "WHERE", "web", "testhost"]
+    assert columns.split() == ["WHO", "WHERE", "up", "testhost", "web", "testhost"]
     assert "VCPU:1" in deployment.eschedule("list", "-o", "wide").stdout
     refused = deployment.eschedule("list", "-o", "xml", check=False)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1

@@ -189,8 +189,9 @@ class Deployment:
         return self.show(name)
 
     def etcd_keys(self) -> dict[str, str]:
-        """All keys below the deployment's prefix."""
-        return self._peek("etcd", self.etcd_endpoints[0], self.prefix)  # type: ignore[no-any-return]
+        """All keys below the deployment's prefix but for the journal, which grows with all that is done."""
+        found = self._peek("etcd", self.etcd_endpoints[0], self.prefix)
+        return {key: value for key, value in found.items() if not key.startswith(f"{self.prefix}_journal/")}
 
     def instance_keys(self) -> list[str]:
         """Keys that belong to instances: what is of hosts, and what operators keep, is left out."""

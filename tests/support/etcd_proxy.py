@@ -99,8 +99,8 @@ def _described(method: str, request: bytes) -> str:
         return ""
     operations = etcdrpc.TxnRequest.FromString(request).success
     keys = [o.request_put.key or o.request_delete_range.key for o in operations if not o.HasField("request_range")]
-    # Under a test's prefix "/test/<uuid>/": what kind of keys.
-    kinds = sorted({key.decode().split("/")[3] for key in keys})
+    # Under a test's prefix "/test/<uuid>/": what kind of keys; what goes into the journal goes along with others.
+    kinds = sorted({key.decode().split("/")[3] for key in keys} - {"_journal"})
     return f"Txn {'+'.join(kinds)}" if kinds else ""
 
 

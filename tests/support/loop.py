@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 from common.config import DiskConfig, ImagesConfig
 from common.errors import Transient
+from common.journal import HostPen
 from common.keys import Keys
 from common.metadata import MetadataStore
 from common.model import ImageRef, InstanceKey, InstanceSpec, InstanceStatus
@@ -103,20 +104,28 @@ class Loop:
             reports=report_store(self.directory), blueprint=blueprint, patience=Patience(lambda: self.now), bridges=AnyBridges(None),
             firewall=FirewallKeeper(self.directory / "firewall", self.packet_filter, listening=lambda: self.listening),
         )  # fmt: skip
+        pen = HostPen(KEYS, self.provider, self.name, lambda: "now")
         self.statuses = Statuses(
-            self.store, KEYS, self.provider, fence=self.fence, now=lambda: "now", on_conflict=lambda: None
+            self.store, KEYS, self.provider, fence=self.fence, now=lambda: "now", on_conflict=lambda: None,
+            pen=pen, name_of=self._name_of,
         )  # fmt: skip
         self.statuses.load()
         self.specs = self.specs_of()
-        mover = Mover(self.world, store=self.store, keys=KEYS, fence=self.fence, host_name=self.name, now=lambda: "now")
+        mover = Mover(
+            self.world, store=self.store, keys=KEYS, fence=self.fence, host_name=self.name, now=lambda: "now", pen=pen
+        )
         self.reconciler = Reconciler(
             specs=self.specs, statuses=self.statuses,  # type: ignore[arg-type]
             finder=FactFinder(self.world, cluster_id=self.store.cluster_id, orphan_after_seconds=600),
-            builder=Builder(self.world, store=self.store, keys=KEYS, fence=self.fence, mover=mover, starts_at_once=2),
+            builder=Builder(self.world, store=self.store, keys=KEYS, fence=self.fence, mover=mover, starts_at_once=2, pen=pen),
             patience=self.world.patience, store=self.store, keys=KEYS, provider=self.provider, max_attempts=3,
             is_live=lambda: self.is_live, look_again=self._look_again, now=lambda: "now", stopping=threading.Event(),
             fetches_at_once=2, reports=self.world.reports,
         )  # fmt: skip
+
+    def _name_of(self, uuid: UUID) -> str:
+        entry = self.specs.get(uuid)
+        return entry.spec.name if entry and entry.spec else ""
 
     def _look_again(self, uuid: UUID, seconds: float) -> None:
         self.look_again(uuid, seconds)

@@ -114,7 +114,7 @@ def look(cluster: Cluster) -> World:
     """The cluster now. Everything that is asked has to answer."""
     world = World(_hosts(cluster), {}, {}, {}, {}, {}, {})
     others = set()
-    for item in cluster.store.list(cluster.prefix).items:
+    for item in cluster.store.list(cluster.prefix, behind=cluster.keys.after_journal()).items:
         kind, *rest = item.key.removeprefix(cluster.prefix).split("/")
         if kind == "spec":
             world.specs[UUID(rest[0]), UUID(rest[1])] = InstanceSpec.from_json(item.value), item.mod_revision

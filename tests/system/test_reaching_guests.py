@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import select
@@ -144,6 +145,20 @@ def test_a_guest_is_reached_by_each_of_its_ways(
     assert "RFB 003" in greeting
     assert "5900" not in deployment_host.run(["ss", "-ltn"]).stdout, "no port listens for it"
 
+    # What it uses, while it has something to do, at the terminal's own Ctrl-C.
+    guest.ssh("dd if=/dev/zero of=/dev/null </dev/null >/dev/null 2>&1 &")
+    used = json.loads(deployment.eschedule("top", "--once", "-o", "json").stdout)
+    assert [(one["name"], one["vcpus"]) for one in used] == [("web", 1)]
+    assert used[0]["cpu_percent"] > 1 and used[0]["memory_bytes"] > 1 << 20 and used[0]["net_sent_bytes_per_second"] is not None
+    watching = Terminal(deployment, deployment_host, "top")
+    try:
+        watching.await_text(b"1 guest on 1 host; by cpu")
+        watching.await_text(b"web ")
+        watching.type(b"\x03")
+        assert watching.ended() == 130 and b"\x1b[?1049l" in watching.shown, watching.shown
+    finally:
+        watching.close()
+
     # ssh, by the key that it reported; and not where another one answers.
     assert deployment.show("web")["status"]["ready"]["host_keys"]
     ssh = ("ssh", "web", "--user", "root", "-i", str(key), "--")
@@ -153,14 +168,19 @@ def test_a_guest_is_reached_by_each_of_its_ways(
         "rm -f /tmp/other; dropbearkey -t ed25519 -f /tmp/other; (killall dropbear; sleep 1; dropbear -r /tmp/other -s) "
         "</dev/null >/dev/null 2>&1 &"
     )
-    wait_until(
-        lambda: guest.ssh("true").returncode == 0, timeout_seconds=60, what="another key answers", evidence=guest.evidence
-    )
-    refused = deployment.eschedule(*ssh, "true", check=False)
-    assert refused.returncode == 255 and "key verification failed" in refused.stderr, refused.stderr
+    answers: list[subprocess.CompletedProcess[str]] = []
 
-    # A guest that is off has its log still, and nothing else.
-    deployment.eschedule("stop", "web")
+    def is_refused() -> bool:  # the first key answers for a moment still, then nobody does
+        answers.append(deployment.eschedule(*ssh, "true", check=False))
+        return "key verification failed" in answers[-1].stderr
+
+    wait_until(is_refused, timeout_seconds=60, what="another key answers", evidence=lambda: f"{answers[-1]} {guest.evidence()}")
+    assert answers[-1].returncode == 255
+
+    # A guest that is off has its log still, and nothing else; what became of it is known.
+    deployment.eschedule("stop", "web", "--reason", "enough")
+    said = [one["event"] for one in json.loads(deployment.eschedule("events", "web", "-o", "json").stdout)]
+    assert said == ["create", "built", "ready", "stop", "stopped"], said
     assert "TINY-READY" in deployment.eschedule("log", "web").stdout
     off = deployment.eschedule("screenshot", "web", tmp_path / "off.png", check=False)
     assert (off.returncode, off.stderr.count("\n")) == (1, 1) and "Stopped" in off.stderr

@@ -56,7 +56,7 @@ class Scene:
         return Told(self.session, wait_seconds=1, sleep=lambda _: None).look()
 
     def fix(self, finding: Finding) -> list[str]:
-        cluster = read_cluster(KEYS, self.store.list(KEYS.prefix).items)
+        cluster = read_cluster(KEYS, self.store.list(KEYS.prefix, behind=KEYS.after_journal()).items)
         result = Result(cluster, (finding,), (), frozenset({self.host}))
         fixer = Fixer(self.session, Auditor(self.session, wait_seconds=1), orphan_seconds=60)
         self.before_fix()
@@ -109,7 +109,7 @@ def test_an_address_that_got_its_instance_since_the_look_stays() -> None:
     stray, uuid = KEYS.network_address("lan", "10.0.0.51"), uuid4()
     scene.store.create(stray, str(uuid))
     found = next(f for f in scene.look(Report(scene.host, "h1")).findings if f.kind == Kind.ADDRESS_WITHOUT_INSTANCE)
-    cluster = read_cluster(KEYS, scene.store.list(KEYS.prefix).items)
+    cluster = read_cluster(KEYS, scene.store.list(KEYS.prefix, behind=KEYS.after_journal()).items)
     scene.store.create(KEYS.instance(uuid), InstanceKey(scene.host, "web", "").to_json())
     fixer = Fixer(scene.session, Auditor(scene.session, wait_seconds=1), orphan_seconds=60)
     assert fixer.fix(Result(cluster, (found,), (), frozenset({scene.host}))) == []

@@ -35,7 +35,7 @@ def store() -> FakeStore:
 def answer_is_lost_and_the_host_is_quick(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The write is done and carried out before the client can read it back."""
 
-    def replace(key: str, value: str, *, seen: int, lease_id: int = 0) -> int:
+    def replace(key: str, value: str, *, seen: int, **_: object) -> int:
         store.commit(Transaction(deletes=(key, KEYS.instance(INSTANCE))))
         raise Conflict(f"{key} changed")
 

@@ -528,10 +528,10 @@ class TestChanges:
     def test_a_change_that_lost_a_race_is_made_again(self, stage: Stage) -> None:
         replace, interferences = stage.store.replace, iter([{"grace_seconds": 1}, {"grace_seconds": 2}])
 
-        def racing(key: str, value: str, *, seen: int, lease_id: int = 0) -> int:
+        def racing(key: str, value: str, *, seen: int, **more: Any) -> int:
             if fields := next(interferences, None):
                 stage.ask(**fields)
-            return replace(key, value, seen=seen, lease_id=lease_id)
+            return replace(key, value, seen=seen, **more)
 
         stage.store.replace = racing  # type: ignore[method-assign]
         changes.change(stage.store, KEYS, stage.uuid, changes.destroyed, sleep=lambda _seconds: None)
@@ -541,10 +541,10 @@ class TestChanges:
         target = uuid4()
         replace = stage.store.replace
 
-        def racing(key: str, value: str, *, seen: int, lease_id: int = 0) -> int:
+        def racing(key: str, value: str, *, seen: int, **more: Any) -> int:
             stage.store.replace = replace  # type: ignore[method-assign]
             stage.move(target)
-            return replace(key, value, seen=seen, lease_id=lease_id)
+            return replace(key, value, seen=seen, **more)
 
         stage.store.replace = racing  # type: ignore[method-assign]
         found, _ = changes.change(stage.store, KEYS, stage.uuid, changes.destroyed, sleep=lambda _seconds: None)

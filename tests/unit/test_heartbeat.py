@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from common.errors import Conflict, EcomputeError, NotLive, OwnershipError, StoreUnavailable
+from common.journal import Happening, HostPen
 from common.keys import Keys
 from common.model import HostRecord, HostState, OwnerRecord
 from common.retry import Deadline, seconds_since_boot
@@ -74,7 +75,7 @@ class Heart:
         self.beat = Heartbeat(
             store, KEYS, PROVIDER, MINE, mine or record(), ttl_seconds=30, every_seconds=10, clock=clock,
             on_usurped=self.usurped.append, on_regained=self._on_regained, report=self.reports.append,
-            wait=self._wait, alive=alive,
+            wait=self._wait, alive=alive, pen=HostPen(KEYS, PROVIDER, "h1", lambda: "now"),
         )  # fmt: skip
 
     def _on_regained(self) -> None:
@@ -388,3 +389,36 @@ def test_after_standing_still_it_keeps_the_lease_before_it_looks(store: FakeStor
     assert before is not None and after is not None
     assert after.create_revision == before.create_revision
     assert heart.beat.is_live
+
+
+# -- the journal ---------------------------------------------------------------------------------------------------------
+
+
+def told(store: FakeStore) -> list[tuple[str, str]]:
+    found = [Happening.from_json(item.value) for item in store.newest(KEYS.events())]
+    return [(one.what, one.message) for one in reversed(found)]
+
+
+def test_how_a_host_comes_fares_and_goes_is_written_with_its_key(store: FakeStore, clock: FakeClock) -> None:
+    mine = record(state=HostState.DEGRADED)
+    heart = Heart(store, clock, mine)
+    heart.claim()
+    heart.beat.update(state=HostState.READY, message="")
+    heart.beat.update(capacity={"VCPU": 4})
+    clock.now += 100  # the lease is over
+    heart.run(3)
+    store.break_with(StoreUnavailable("away"))
+    heart.beat.update(state=HostState.DEGRADED, message="etcd is away")
+    store.break_with(None)
+    heart.beat.update(message="etcd was away")
+    expected = [("began", ""), ("ready", ""), ("back", "its heartbeat was lost"), ("degraded", "etcd is away")]
+    assert told(store) == expected
+    heart.beat.resign()
+    assert told(store) == [*expected, ("stopped", "")] and store.get(KEY) is None
+    heart.beat.resign()
+
+
+def test_a_successor_says_that_the_one_before_ended_without_a_word(store: FakeStore, clock: FakeClock) -> None:
+    Heart(store, clock).claim()
+    Heart(store, clock).claim()
+    assert [message for what, message in told(store) if what == "began"][-1] == "after an end without a word"

@@ -12,7 +12,8 @@ from common.keys import Keys
 from common.model import HostAdmin
 from common.placement_types import DISABLED_TRAIT, OWNER_TRAIT
 from eschedule import host_admin
-from eschedule.host_admin import parse_reason, parse_trait
+from eschedule.command_line.parser import parse_reason
+from eschedule.host_admin import parse_trait
 from eschedule.labels import parse_labels
 from tests.fakes.store import FakeStore
 

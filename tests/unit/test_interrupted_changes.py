@@ -6,6 +6,7 @@ import argparse
 import io
 import signal
 from collections.abc import Callable
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -49,8 +50,8 @@ class Terminal:
         self._replace, self._after = self.store.replace, after
         self.store.replace = self._interrupted  # type: ignore[method-assign]
 
-    def _interrupted(self, key: str, value: str, *, seen: int, lease_id: int = 0) -> int:
-        revision = self._replace(key, value, seen=seen, lease_id=lease_id)
+    def _interrupted(self, key: str, value: str, *, seen: int, **more: Any) -> int:
+        revision = self._replace(key, value, seen=seen, **more)
         if self._after:
             self._after(self)
         return revision

@@ -195,7 +195,11 @@ def test_destroyed_in_the_middle_of_a_move_nothing_is_left(hosts: Hosts, step: S
             host.change(spec, desired=Desired.DELETED)
     hosts.settle(spec)
     assert hosts.placement.consumer(spec.uuid) is None
-    assert [item.key for item in hosts.store.list(KEYS.prefix).items if str(spec.uuid) in item.key + item.value] == []
+    assert [
+        item.key
+        for item in hosts.store.list(KEYS.prefix, behind=KEYS.after_journal()).items
+        if str(spec.uuid) in item.key + item.value
+    ] == []
     assert not any(host.world.disks.has_files(spec.uuid) for host in (hosts.first, *hosts.others))
 
 

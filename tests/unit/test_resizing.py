@@ -68,10 +68,10 @@ class Scene:
         """Have the next write of the spec meet *act* first, which may raise what the store answers."""
         replace = self.store.replace
 
-        def replaced(key: str, value: str, *, seen: int, lease_id: int = 0) -> int:
+        def replaced(key: str, value: str, *, seen: int, **more: Any) -> int:
             self.store.replace = replace  # type: ignore[method-assign]
             act()
-            return replace(key, value, seen=seen, lease_id=lease_id)
+            return replace(key, value, seen=seen, **more)
 
         self.store.replace = replaced  # type: ignore[method-assign]
 

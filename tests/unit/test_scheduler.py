@@ -69,7 +69,11 @@ class Stage:
 
     def recorded(self) -> set[str]:
         """All keys but the hosts'."""
-        return {item.key for item in self.store.list(KEYS.prefix).items if not item.key.startswith(KEYS.hosts())}
+        return {
+            item.key
+            for item in self.store.list(KEYS.prefix, behind=KEYS.after_journal()).items
+            if not item.key.startswith(KEYS.hosts())
+        }
 
     def on_claim(self, action: Callable[[], object]) -> None:
         """Have *action* happen while the next claim is on its way."""

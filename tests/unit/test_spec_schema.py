@@ -160,7 +160,7 @@ def test_each_field_that_is_asked_for_since_is_judged():
     judged = {name for fields in (*NEEDS_SECOND, *NEEDS_THIRD, *NEEDS_FOURTH, *READ_BY_ALL) for name in fields}
     same_for_all = {
         "uuid", "name", "image", "resources", "hostname", "alternates", "group_policy", "restart", "grace_seconds",
-        "reboot_request", "hard_reboot", "adopts", "moves", "request_digest", "created_at", "created_by", "schema",
+        "reboot_request", "hard_reboot", "adopts", "moves", "acts", "request_digest", "created_at", "created_by", "schema",
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(InstanceSpec)} == judged | same_for_all
     cards = [nic for fields in NEEDS_SECOND for nic in fields.get("nics", ())]

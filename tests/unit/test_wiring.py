@@ -448,7 +448,7 @@ class TestAdopting:
         nic = Nic("lan", "br0", 42, "52:54:00:00:00:01", (IpAddress("10.0.0.50", 24),))
         spec = InstanceSpec(uuid4(), "web", ImageRef("/a.qcow2"), {"VCPU": 1}, nics=(nic,))
         finding = Finding(Kind.QUARANTINED, "host h1", "what", "cause", "cure", spec.uuid, stage.node, proposal=spec)
-        session: Any = SimpleNamespace(store=stage.store, keys=KEYS)
+        session: Any = SimpleNamespace(store=stage.store, keys=KEYS, act=None)
         Adopter(session)._write_back(finding, None)
         return spec
 
@@ -474,7 +474,7 @@ class TestAdopting:
         reached = {"allow": ("tcp:22",), "forwards": (Forward(8080, 22),), "metadata": MetadataAccess.REQUIRED}
         known = dataclasses.replace(old, **reached, metadata_hop_limit=2, adopts=Adoption(1, 99))  # type: ignore[arg-type]
         finding = Finding(Kind.STORE_RESTORED, "host h1", "what", "cause", "cure", old.uuid, stage.node, proposal=known)
-        session: Any = SimpleNamespace(store=stage.store, keys=KEYS)
+        session: Any = SimpleNamespace(store=stage.store, keys=KEYS, act=None)
         choice: Any = SimpleNamespace(**{"spec": False, "domain": False, **options})
         spec, *_ = Adopter(session)._decide(finding, choice)
         assert spec == (known if is_shut else dataclasses.replace(old, adopts=known.adopts))
