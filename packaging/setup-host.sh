@@ -56,8 +56,27 @@ libvirt_flavour() {
 }
 
 binding_files() {
-  ls -d "$bindings"/libvirt*.py "$bindings"/libvirtmod*.so "$bindings"/libvirt_python*-info \
-    "$bindings"/guestfs.py "$bindings"/libguestfsmod*.so 2>/dev/null || true
+  ls -d "$bindings"/libvirt*.py "$bindings"/libvirtmod*.so "$bindings"/libvirt_python*-info 2>/dev/null || true
+}
+
+# Those that nothing of pip's depends on, and that may be installed while pip works or long after it.
+late_binding_files() {
+  ls -d "$bindings"/guestfs.py "$bindings"/libguestfsmod*.so 2>/dev/null || true
+}
+
+late_bindings_are_linked() {
+  local file site
+  site=$(site_of_venv)
+  for file in $(late_binding_files); do [ -e "$site/${file##*/}" ] || return 1; done
+}
+
+site_of_venv() { "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
+# link FILE...: have .venv import them
+link() {
+  local site
+  site=$(site_of_venv)
+  [ $# = 0 ] || ln -sfn "$@" "$site/"
 }
 
 # All that the virtual environment depends on: another one is made, or this one brought up to date, when it changes.
@@ -78,7 +97,7 @@ larger_extra() {
 }
 
 make_venv() {
-  local log=$logs/pip.log site keep_extra=$extra
+  local log=$logs/pip.log keep_extra=$extra
   [ ! -f "$stamp" ] || keep_extra=$(larger_extra "$(cut -d' ' -f2 "$stamp")" "$extra")
   # Scripts in it name their interpreter by its full path: a moved checkout needs a new one, as does a half-made one.
   if [ ! -f "$stamp" ] || [ "$(head -n 1 "$venv/bin/pip" 2>/dev/null)" != "#!$venv/bin/python3" ]; then
@@ -86,9 +105,9 @@ make_venv() {
     "$python" -m venv "$venv" >"$log" 2>&1 || die "cannot make $venv: $(tail -n 1 "$log")"
   fi
   rm -f "$stamp"
-  site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  find "$site" -maxdepth 1 -type l -lname "$bindings/*" -delete
-  binding_files | while read -r file; do ln -s "$file" "$site/"; done
+  find "$(site_of_venv)" -maxdepth 1 -type l -lname "$bindings/*" -delete
+  # shellcheck disable=SC2046 # paths of Debian's packages
+  link $(binding_files)
   # No byte code ahead of time: most modules are never imported, and Python keeps that of those which are.
   "$venv/bin/pip" install -q --disable-pip-version-check --no-compile -e "${project}[$keep_extra]" >"$log" 2>&1 ||
     die "pip failed: $(grep -m1 '^ERROR' "$log" || tail -n 1 "$log"); is PyPI (or pip's index-url) reachable? log: $log"
@@ -167,7 +186,7 @@ setup() {
   local first rest
   first=$(missing_packages python)
   rest=$(missing_packages "$@")
-  [ -z "$first$rest" ] && venv_is_current && has_etcd && has_tools && has_cloud_init && has_servers && has_sshd && has_kernel && return
+  [ -z "$first$rest" ] && venv_is_current && late_bindings_are_linked && has_etcd && has_tools && has_cloud_init && has_servers && has_sshd && has_kernel && return
   echo "== Installing what is missing" >&2
   mkdir -p "$logs"
   exec 9>"$cache/setup.lock"
@@ -196,6 +215,8 @@ setup() {
   has_sshd || timed "sshd for tests, unpacked into .cache" get_unpacked "$sshd_home" sshd
   has_kernel || timed "kernel for libguestfs, unpacked into .cache" get_kernel
   [ -z "$venv_job" ] || wait "$venv_job"
+  # shellcheck disable=SC2046 # paths of Debian's packages
+  link $(late_binding_files)
 }
 
 while [ $# -gt 0 ]; do
