@@ -60,7 +60,6 @@ def _add_settings(actions: Verbs) -> None:
         waiting(parser, "it")
     labels.add_argument("name", metavar="NAME|PROVIDER")
     labels.add_argument("labels", metavar="NAME=VALUE|NAME-", nargs="+", help="to set, or to take away")
-    reason(labels)
 
 
 def add_audit(verbs: Verbs) -> None:

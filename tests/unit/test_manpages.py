@@ -29,7 +29,7 @@ def test_every_verb_has_a_page_with_all_its_options_and_an_example(pages: dict[s
     for verb, parser in parsers(parser_for(None)).items():
         page = pages[f"eschedule-{verb}.1"]
         assert f"\n.SH NAME\neschedule\\-{verb.replace('-', chr(92) + '-')} \\- " in page
-        assert ".SH EXAMPLE\n" in page, verb
+        assert "\n.SH EXAMPLE" in page, verb
         for option in (text for action in parser._actions for text in action.option_strings):
             assert option.replace("-", "\\-") in page, (verb, option)
 
