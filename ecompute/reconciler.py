@@ -66,6 +66,8 @@ MESSAGES: dict[str, str] = {
 }
 
 
+BUG = "{step} met a bug of etcd-compute ({kind}), and is tried again; please report it, with what the log of ecompute says"
+
 # What is done of a build in these leads to no guest, or to one that is to go down.
 _NO_ATTEMPT = (Phase.STOPPED, Phase.STOPPING, Phase.SUSPENDED, Phase.REBOOTING)
 
@@ -259,6 +261,12 @@ class Reconciler:
         except Transient as error:
             self._interrupted(spec, hand.facts, decision, error)
             raise
+        except EcomputeError:
+            raise
+        except Exception as error:
+            if spec is not None:
+                self._report(spec, hand.facts, decision, BUG.format(step=step, kind=type(error).__name__))
+            raise  # the worker logs all of it, and tries again
         hand.steps_run += 1
         took = round((time.monotonic() - hand.began) * 1000)
         logger.info("step", extra=fields(step=step, took_ms=took))

@@ -1,12 +1,9 @@
-"""A real guest reached as a person would: its log, its console at a terminal, its screen, and by ssh with the keys it reported."""
+"""A real guest reached as a person would, at terminals under tmux: log, console, screen, top, ssh, and its end."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import pty
-import select
 import struct
 import subprocess
 import time
@@ -19,53 +16,14 @@ import pytest
 from tests.support.deployment import Deployment, deployment_inside
 from tests.support.guests import Guest, make_key
 from tests.support.hosts import NamespacedHost
-from tests.support.processes import VENV_BIN, as_a_child, wait_until
+from tests.support.processes import VENV_BIN, wait_until
+from tests.support.tmux import Terminal
 
 REQUEST = "resources=VCPU:1,DISK_GB:1,MEMORY_MB:128"
 
 
-class Terminal:
-    """A program at a terminal of its own, inside the host, and what it has shown so far."""
-
-    def __init__(self, deployment: Deployment, host: NamespacedHost, *arguments: str) -> None:
-        leader, follower = pty.openpty()
-        command = [VENV_BIN / "eschedule", "--config", deployment.schedule_file, *arguments]
-        self.process = subprocess.Popen(
-            host._inside(["setsid", "--ctty", "--wait", *command]), stdin=follower, stdout=follower, stderr=follower,
-            env={**os.environ, "TERM": "xterm"}, preexec_fn=as_a_child,  # noqa: PLW1509 - tests only
-        )  # fmt: skip
-        os.close(follower)
-        self._leader, self.shown = leader, b""
-
-    def type(self, text: bytes) -> None:
-        os.write(self._leader, text)
-
-    def await_text(self, text: bytes, *, timeout_seconds: float = 60) -> None:
-        def has() -> bool:
-            while select.select([self._leader], [], [], 0.05)[0]:
-                try:
-                    self.shown += os.read(self._leader, 65536)
-                except OSError:  # its end
-                    break
-            return text in self.shown
-
-        wait_until(has, timeout_seconds=timeout_seconds, what=f"it shows {text!r}", evidence=lambda: repr(self.shown[-2000:]))
-
-    def ended(self) -> int:
-        def has_ended() -> bool:
-            with contextlib.suppress(OSError):  # nobody is at the other side any more
-                while select.select([self._leader], [], [], 0.1)[0]:
-                    self.shown += os.read(self._leader, 65536)
-            return self.process.poll() is not None
-
-        wait_until(has_ended, timeout_seconds=60, what="it ends", evidence=lambda: repr(self.shown[-2000:]))
-        return self.process.wait(1)
-
-    def close(self) -> None:
-        """Whatever is still there is hung up."""
-        os.close(self._leader)
-        self.process.kill()
-        self.process.wait(10)
+def at_terminal(deployment: Deployment, host: NamespacedHost, *arguments: str, columns: int = 120) -> Terminal:
+    return Terminal(host, [VENV_BIN / "eschedule", "--config", deployment.schedule_file, *arguments], columns=columns)
 
 
 @pytest.fixture
@@ -100,36 +58,29 @@ def test_a_guest_is_reached_by_each_of_its_ways(
     log = deployment.eschedule("log", "web").stdout
     assert "TINY-READY" in log, guest.evidence()
     assert deployment.eschedule("log", "web", "--tail", "1").stdout in log[-4000:]
-    following = Terminal(deployment, deployment_host, "log", "-f", "--tail", "1", "web")
-    try:
-        following.await_text(b"/ # ")  # the shell's prompt, the last that it said
+    with at_terminal(deployment, deployment_host, "log", "-f", "--tail", "1", "web") as following:
+        following.await_text("/ # ")  # the shell's prompt, the last that it said
         guest.say("printf 'from-inside\\033]0;evil\\007\\n' > /dev/ttyS0")
-        following.await_text(b"from-inside")
-        assert b"\x1b]0;evil" not in following.shown and b"\\x1b]0;evil\\x07" in following.shown
-        following.type(b"\x03")
-        assert following.ended() == 130 and b"interrupted" in following.shown, following.shown
-    finally:
-        following.close()
+        following.await_text("from-inside")
+        assert r"\x1b]0;evil\x07" in following.shown and following.title != "evil"
+        following.press("C-c")
+        assert following.ended() == 130 and "interrupted" in following.shown, following.shown
 
     # The console, at a terminal; what it says is logged as well.
-    console = Terminal(deployment, deployment_host, "console", "web")
-    try:
-        console.await_text(b"Ctrl-] leaves it")
+    with at_terminal(deployment, deployment_host, "console", "web") as console:
+        console.await_text("Ctrl-] leaves it")
         until = time.monotonic() + 60
-        while b"made-4321" not in console.shown and time.monotonic() < until:  # what is typed before virsh is up is lost
-            console.type(b"\recho made-$((4000+321))\r")
+        while "made-4321" not in console.shown and time.monotonic() < until:  # what is typed before virsh is up is lost
+            console.press("Enter")
+            console.type("echo made-$((4000+321))")
+            console.press("Enter")
             with contextlib.suppress(AssertionError):
-                console.await_text(b"made-4321", timeout_seconds=3)
-        assert b"made-4321" in console.shown, repr(console.shown)
-        second = Terminal(deployment, deployment_host, "console", "web")
-        try:
-            assert second.ended() == 5 and b"somebody else has the console" in second.shown, second.shown
-        finally:
-            second.close()
-        console.type(b"\x1d")
-        assert console.ended() == 0 and b"left the console of web" in console.shown, repr(console.shown)
-    finally:
-        console.close()
+                console.await_text("made-4321", timeout_seconds=3)
+        assert "made-4321" in console.shown, console.shown
+        with at_terminal(deployment, deployment_host, "console", "web") as second:
+            assert second.ended() == 5 and "somebody else has the console" in second.shown, second.shown
+        console.press("C-]")
+        assert console.ended() == 0 and "left the console of web" in console.shown, console.shown
     assert "made-4321" in deployment.eschedule("log", "web").stdout
 
     # The screen.
@@ -150,18 +101,29 @@ def test_a_guest_is_reached_by_each_of_its_ways(
     used = json.loads(deployment.eschedule("top", "--once", "-o", "json").stdout)
     assert [(one["name"], one["vcpus"]) for one in used] == [("web", 1)]
     assert used[0]["cpu_percent"] > 1 and used[0]["memory_bytes"] > 1 << 20 and used[0]["net_sent_bytes_per_second"] is not None
-    watching = Terminal(deployment, deployment_host, "top")
-    try:
-        watching.await_text(b"1 guest on 1 host; by cpu")
-        watching.await_text(b"web ")
-        watching.type(b"\x03")
-        assert watching.ended() == 130 and b"\x1b[?1049l" in watching.shown, watching.shown
-    finally:
-        watching.close()
+    with at_terminal(deployment, deployment_host, "top") as watching:
+        watching.await_text("1 guest on 1 host; by cpu")
+        watching.await_text("web ")
+        watching.press("C-c")
+        assert watching.ended() == 130 and "by cpu" not in watching.shown, "what was there before is there again"
+
+    # Tables fit the terminal, and a wide one has all of them.
+    for columns in (80, 200):
+        with at_terminal(deployment, deployment_host, "list", columns=columns) as listing:
+            listing.await_text("web ")
+            assert listing.ended() == 0
+            head, row, *rest = listing.screen
+            assert head.split()[:4] == ["NAME", "UUID", "HOST", "PHASE"] and row.startswith("web ") and not any(rest)
+            assert ("…" in row) == (columns == 80), row
 
     # ssh, by the key that it reported; and not where another one answers.
     assert deployment.show("web")["status"]["ready"]["host_keys"]
     ssh = ("ssh", "web", "--user", "root", "-i", str(key), "--")
+    with at_terminal(deployment, deployment_host, "ssh", "web", "--user", "root", "-i", str(key)) as shell:
+        shell.await_text("# ")
+        shell.type("stty size; exit 6")
+        shell.press("Enter")
+        assert shell.ended() == 6 and "40 120" in shell.shown, shell.shown
     told = deployment.eschedule(*ssh, "hostname; exit 7", check=False)
     assert (told.returncode, told.stdout.strip()) == (7, "web"), told.stderr + guest.evidence()
     guest.ssh(
@@ -184,3 +146,17 @@ def test_a_guest_is_reached_by_each_of_its_ways(
     assert "TINY-READY" in deployment.eschedule("log", "web").stdout
     off = deployment.eschedule("screenshot", "web", tmp_path / "off.png", check=False)
     assert (off.returncode, off.stderr.count("\n")) == (1, 1) and "Stopped" in off.stderr
+
+    # It is asked about before it goes for good.
+    with at_terminal(deployment, deployment_host, "destroy", "web") as asking:
+        asking.await_text("web")
+        asking.type("n")
+        asking.press("Enter")
+        assert asking.ended() != 0
+    assert deployment.eschedule("list", "-o", "name").stdout == "web\n"
+    with at_terminal(deployment, deployment_host, "destroy", "web") as asking:
+        asking.await_text("web")
+        asking.type("y")
+        asking.press("Enter")
+        assert asking.ended() == 0
+    assert deployment.eschedule("list", "-o", "name").stdout == ""

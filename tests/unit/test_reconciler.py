@@ -476,6 +476,21 @@ def test_what_is_known_of_a_guest_outlives_a_spec_that_got_lost(loop: Loop) -> N
     assert loop.statuses.get(spec.uuid) is not None
 
 
+def test_a_bug_is_said_in_the_status_and_its_step_is_tried_again(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = loop.request()
+
+    def buggy(*_: object, **__: object) -> None:
+        raise KeyError("no such thing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.world.disks, "build", buggy)
+        with pytest.raises(KeyError):
+            loop.reconciler.reconcile(spec.uuid)
+    assert "BuildDisk met a bug of etcd-compute (KeyError)" in loop.status(spec).message
+    loop.settle(spec)
+    assert (loop.status(spec).phase, loop.status(spec).message) == (Phase.RUNNING, "")
+
+
 def test_facts_that_cannot_be_had_are_said_in_the_status(loop: Loop) -> None:
     spec = loop.request()
     loop.hypervisor.fail_next("get", HypervisorRejected("access denied"))
