@@ -16,11 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from common.store import Transaction
 from eschedule.arguments import parser_for
-from tests.support.eschedule import IMAGE, QUERY, Site
+from tests.support.eschedule import IMAGE, QUERY, Site, StandInHost
 from tests.support.etcd import EtcdServer
 from tests.support.placement import PlacementServer
-from tests.support.processes import free_port
+from tests.support.processes import free_port, wait_until
 
 NOBODY, NEW = "nobody-has-this-name", "made-here"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKHEChAAkDuLyCVCWMOe7SwQ7Zk1AtMpHHUkV0SxBYTp me@here"
@@ -169,6 +170,86 @@ def test_ctrl_c_ends_each_that_waits_for_a_service_at_once(site: Site) -> None:
                 connection.close()
         assert process.returncode == 130, (command, errors)
         assert errors.splitlines()[-1].startswith("eschedule: interrupted") and "Traceback" not in errors, (command, errors)
+
+
+# What is done to an instance of one's own, and what its host has to do or say before the command ends. None: there is no bound.
+WAITING: dict[str, tuple[str, ...]] = {
+    "create": (QUERY, IMAGE), "destroy": ("{}",), "stop": ("{}",), "reboot": ("{}",), "pause": ("{}",), "suspend": ("{}",),
+    "rebuild": ("{}",), "set": ("{}", "--allow-all"), "port-forward": ("{}", "8080:80"), "wait": ("{}", "--for", "stopped"),
+    "snapshot create": ("{}", "one"), "log": ("{}",), "screenshot": ("{}", "none.png"), "vnc": ("{}",),
+    "exec": ("{}", "--", "true"), "image create": (NEW, "--from", "{}", "--no-seal"), "host disable": ("node1",),
+    "volume create": ("{}-data", "--size", "1"),
+}  # fmt: skip
+OF_LETTERS = ("snapshot create", "log", "screenshot", "vnc", "exec", "image create")
+
+
+@pytest.fixture
+def with_guests(site: Site) -> Iterator[StandInHost]:
+    """A host that has built an instance for each command, and does nothing from here on."""
+    site.configure(wait_seconds=60)
+    host = site.host("node1", VCPU=1000)
+    for command in WAITING:
+        assert site.run("create", QUERY, IMAGE, "--name", of(command)).returncode == 0
+    host.close()
+    yield host
+    host.die()
+    for consumer in site.placement.provider_allocations(host.provider):
+        host.release(consumer)
+    site.store.commit(Transaction(deletes=tuple(site.recorded())))
+    site.placement.delete_provider(host.provider)
+
+
+def of(command: str) -> str:
+    return f"of-{command.replace(' ', '-')}"
+
+
+def changed_keys(site: Site) -> dict[str, int]:
+    return {item.key: item.mod_revision for item in site.store.list(site.prefix).items}
+
+
+def interrupted_in_its_wait(site: Site, command: str) -> tuple[int | None, str]:
+    """The exit code of *command* and what it said, when Ctrl-C comes once it has asked for something."""
+    before = changed_keys(site)
+    process = site.spawn(*command.split(), *(word.format(of(command)) for word in WAITING[command]))
+
+    def has_asked() -> bool:
+        return changed_keys(site) != before or process.poll() is not None
+
+    try:
+        if command == "wait":  # which changes nothing
+            assert process.stderr is not None and process.stderr.readline()
+        else:
+            wait_until(has_asked, timeout_seconds=60, what=f"{command} has asked for something")
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    return process.returncode, errors
+
+
+def test_ctrl_c_while_a_host_does_nothing_says_what_goes_on(site: Site, with_guests: StandInHost) -> None:
+    for command in WAITING:
+        code, errors = interrupted_in_its_wait(site, command)
+        assert code == 130 and "Traceback" not in errors, (command, code, errors)
+        last = "\n".join(errors.splitlines()[-2:])
+        assert command in ("wait", *OF_LETTERS) or "look: eschedule" in last or "goes on" in last, (command, errors)
+
+
+def test_a_host_that_is_dead_is_named_and_not_waited_for_without_end(site: Site, with_guests: StandInHost) -> None:
+    with_guests.die()
+    try:
+        commands = {command: 4 for command in WAITING if command not in ("create", "volume create", "exec", "wait")} | {
+            "exec": 125
+        }
+        bounded = {command for command in commands if command not in OF_LETTERS}
+
+        def run(command: str) -> subprocess.CompletedProcess[str]:
+            bound = ("--wait-seconds", "1") if command in bounded else ()
+            return site.run(*command.split(), *bound, *(word.format(of(command)) for word in WAITING[command]))
+
+        assert not faults(run, commands, lambda done: None if "no heartbeat" in done.stderr else "no word of the host")
+    finally:
+        with_guests.be_alive()
 
 
 def point_at(site: Site, *, etcd_port: int, etcd_seconds: float = 1) -> None:
