@@ -1,6 +1,12 @@
 """Fixtures that every folder of tests shares come from ``tests/support``: each module brings its own, and is named here."""
 
+import signal
+
 from hypothesis import settings
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long one example takes says how busy the machine is, nothing about the code.
 settings.register_profile("tests", deadline=None)

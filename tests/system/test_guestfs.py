@@ -176,7 +176,7 @@ def test_an_appliance_that_crashes_is_told_from_a_disk_that_cannot_be_changed(
         tools.customize(disk, changes(DiskContent(resize=True), 64), None, what="the disk of web")
     striking.join()
     assert error.value.reason == "ApplianceFailed"
-    wait_until(lambda: not tools.left(), timeout_seconds=10, what="all of it has ended", evidence=lambda: str(tools.left()))
+    wait_until(lambda: not tools.left(), timeout_seconds=60, what="all of it has ended", evidence=lambda: str(tools.left()))
     assert list((open_folder / "doomed").iterdir()) == []
     assert disk.stat().st_uid == 0
 
@@ -192,4 +192,4 @@ def test_it_ends_when_nobody_wants_it_any_more(appliance_kernel: None, open_fold
             what="the disk of web",
             is_cancelled=lambda: bool(tools.emulators()),
         )
-    wait_until(lambda: not tools.left(), timeout_seconds=10, what="all of it has ended", evidence=lambda: str(tools.left()))
+    wait_until(lambda: not tools.left(), timeout_seconds=60, what="all of it has ended", evidence=lambda: str(tools.left()))
