@@ -156,7 +156,7 @@ class Cluster:
         given = uuid or request.instance_uuid(self._session.keys.prefix, uuid4)
         placed = planner_of(self._session, Scheduler).create(dataclasses.replace(request, uuid=given, request_id=None))
         if wait_for is not None:
-            self.wait(placed.uuid, wait_for, wait_seconds)
+            self._wait(placed.uuid, Goal(wait_for), wait_seconds, placed.provider)
         return row_of(self._session, placed.uuid)
 
     def create_set(
@@ -236,10 +236,8 @@ class Cluster:
         Raises:
             Permanent: it never will be. Transient: it was not within *wait_seconds*, or etcd did not answer.
         """
-        begun = time.monotonic()
-        outcome = wait(self._session, self._find(who), Goal(goal), self._seconds(wait_seconds))
-        self._check(str(who), outcome, Goal(goal), begun)
-        return None if Goal(goal) is Goal.GONE else self.instance(who)
+        instance = self._wait(who, Goal(goal), wait_seconds)
+        return None if Goal(goal) is Goal.GONE else row_of(self._session, instance, who)
 
     def _change(
         self, verb: str, who: Iterable[Who], edit: Edit, goal: Goal, wait_seconds: float | None
@@ -248,6 +246,12 @@ class Cluster:
         found = [ask(self._session, self._named(one), edit) for one in dict.fromkeys(who)]
         self._wait_for_all({one.uuid: one.provider for one in found}, goal, wait_seconds)
         return [] if goal is Goal.GONE else rows_of(self._session, [one.uuid for one in found])
+
+    def _wait(self, who: Who, goal: Goal, wait_seconds: float | None, provider: UUID | None = None) -> UUID:
+        begun, instance = time.monotonic(), self._find(who)
+        outcome = wait(self._session, instance, goal, self._seconds(wait_seconds), provider=provider)
+        self._check(str(who), outcome, goal, begun)
+        return instance
 
     def _wait_for_all(self, places: dict[UUID, UUID], goal: Goal, wait_seconds: float | None) -> None:
         begun = time.monotonic()

@@ -243,10 +243,12 @@ def build_with_rules(bench: Bench, failpoint: str) -> None:
 
 
 def build_with_a_changed_disk(bench: Bench, failpoint: str) -> None:
-    content = DiskContent(files=(GuestFile("/etc/motd", "aGk="),))
-    act = lambda: bench.running.append(bench.create_on_linux(disk_content=content))  # noqa: E731
-    bench.strike(failpoint, act, timeout_seconds=300)
+    """It is nothing for later cases: another image, of no system, could not be changed as this one's is."""
+    content, made = DiskContent(files=(GuestFile("/etc/motd", "aGk="),)), list[UUID]()
+    bench.strike(failpoint, lambda: made.append(bench.create_on_linux(disk_content=content)), timeout_seconds=300)
     bench.settle(timeout_seconds=300)
+    bench.clients.destroy(made[0])
+    bench.settle()
 
 
 def build_of_a_known_image(bench: Bench, failpoint: str) -> None:
@@ -579,6 +581,7 @@ def rebuild(bench: Bench, failpoint: str) -> None:
     assert_holds(bench, uuid, 0)
     names = {path.name for path in bench.node.state("instances", str(uuid)).iterdir()}
     assert names <= {"disk.qcow2", "console.log", "rebuilt.json", "restored.json"}
+    bench.running.append(uuid)
 
 
 def grow(bench: Bench, failpoint: str) -> None:
