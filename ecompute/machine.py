@@ -346,8 +346,12 @@ def _with_claim(decision: Decision, facts: Facts) -> Decision:
 
 
 def _with_disk(decision: Decision, facts: Facts) -> Decision:
-    """The disk of one that is off is made larger at once: there is no better moment, and it is as asked for then."""
-    is_off = decision.step is Step.NONE and decision.phase is Phase.STOPPED
+    """The disk of one that is off is made larger at once: there is no better moment, and it is as asked for then.
+
+    Not where a domain without our stamp has its uuid: that may be on this very disk.
+    """
+    is_foreign = facts.domain is not None and not ours(facts)
+    is_off = decision.step is Step.NONE and decision.phase is Phase.STOPPED and not is_foreign
     if is_off and facts.disk_is_there and not facts.disk_is_large_enough:
         return dataclasses.replace(decision, step=Step.GROW_DISK)
     return decision

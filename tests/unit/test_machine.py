@@ -24,6 +24,7 @@ from ecompute.machine import (
     decide,
     is_up,
     move_target,
+    ours,
 )
 from ecompute.volume_decisions import GuestVolumes
 
@@ -552,6 +553,8 @@ def test_a_disk_that_is_there_becomes_another_one_only_where_that_is_asked_for_a
         assert not is_up(now) or (step is Step.RESTORE_DISK and not now.disk.snapshot_is_there)
     if step is Step.BUILD_DISK:
         assert not now.disk_is_there
+    if step is Step.GROW_DISK:
+        assert now.domain is None or ours(now)
 
 
 @settings(max_examples=2000, deadline=None)
