@@ -196,6 +196,7 @@ class InstanceSpec(Record):
     boot_request: int = 1  # raised by whatever asks for a boot: create, start, reboot
     reboot_request: int = 0  # the boot_request that a reboot asked for: a guest started for an earlier one goes down first
     hard_reboot: bool = False  # that reboot pulls the plug instead of pressing the power button
+    hard_stop_request: int = 0  # the boot_request whose guest is to be stopped by pulling the plug; a later one's is asked
     restore: str = ""  # the snapshot that its disk is to go back to, by the request of this number, which is a boot_request
     restore_request: int = 0
     rebuild_request: int = 0  # its disk is to be made anew, of the image
@@ -229,6 +230,11 @@ class InstanceSpec(Record):
     @property
     def disk_gib(self) -> int:
         return self.resources.get("DISK_GB", 0)
+
+    @property
+    def is_hard_stop(self) -> bool:
+        """Whether it is to be off at once, whatever its guest is in the middle of."""
+        return self.desired is Desired.STOPPED and self.hard_stop_request >= self.boot_request
 
     def disk_request(self, restored: Applied, rebuilt: Applied) -> DiskRequest | None:
         """What is to be done to its disk next, after what was dealt with already."""

@@ -339,6 +339,7 @@ INSTANCE_SPEC = _record(
         "boot_request": {"type": "integer", "minimum": 1},
         "reboot_request": _COUNT,
         "hard_reboot": {"type": "boolean"},
+        "hard_stop_request": {**_COUNT, "description": "the boot_request whose guest loses its power instead of being asked"},
         "restore": {"type": "string", "description": "the snapshot that the disk is to go back to"},
         "restore_request": _COUNT,
         "rebuild_request": _COUNT,

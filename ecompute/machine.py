@@ -304,7 +304,7 @@ def _kept(spec: InstanceSpec, facts: Facts, history: History) -> Decision:
     if history.is_exhausted and not has_run(facts, history) and not (ours(facts) is None and facts.domain):
         # What has failed holds nothing any more; to call it stopped would promise that it can be started.
         return _move(spec, facts, history)
-    return _stopped(facts)
+    return _stopped(spec, facts)
 
 
 def _disk_change(spec: InstanceSpec, facts: Facts, history: History) -> Decision | None:
@@ -498,13 +498,13 @@ def _build_step(facts: Facts) -> Step:
     return next((step for is_there, step in rest if not is_there), Step.START)
 
 
-def _stopped(facts: Facts) -> Decision:
+def _stopped(spec: InstanceSpec, facts: Facts) -> Decision:
     domain = ours(facts)
     if domain and domain.has_saved_memory:  # what it has not written yet is lost unless it is shut down
-        return Decision(_resume_step(facts), Phase.STOPPING)
+        return Decision(Step.DROP_MEMORY if spec.is_hard_stop else _resume_step(facts), Phase.STOPPING)
     if not domain or not domain.is_active:
         return Decision(Step.NONE, Phase.STOPPED)
-    return Decision(_power_off_step(domain, facts), Phase.STOPPING)
+    return Decision(_power_off_step(domain, facts, at_once=spec.is_hard_stop), Phase.STOPPING)
 
 
 def _power_off_step(domain: Domain, facts: Facts, *, at_once: bool = False) -> Step:

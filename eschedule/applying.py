@@ -7,31 +7,37 @@ what was read; volumes come behind it. Whatever was interrupted is finished by s
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
+from uuid import UUID
 
 from common.errors import ConfigError
 from common.model import Desired, InstanceSpec, InstanceStatus
 from common.validate import parse_instance
-from eschedule import changes, volume_changes
+from common.volume_records import VolumePlace
+from eschedule import changes, render, volume_changes
 from eschedule.changes import Instance
 from eschedule.commands import reporting
-from eschedule.creating import create_asked
-from eschedule.follow import Goal
+from eschedule.creating import ask_for_one, create_asked
+from eschedule.follow import Ending, Goal
 from eschedule.interruption import Interrupted
 from eschedule.live import awaited
-from eschedule.output import emit
+from eschedule.output import emit, is_for_programs, rendered
 from eschedule.resize import check_image
 from eschedule.resizing import Resizer
+from eschedule.scheduler import Placed
 from eschedule.session import Session
 from eschedule.setting import SHOWN, effects
 from eschedule.vm_differences import power_edit
 from eschedule.vm_file import VmFile, options_of, read_files
 from eschedule.vm_plan import Plan, plan_json, plan_text, plans_of
 from eschedule.volumes import plug_in, take_out
-from eschedule.waiting import wait_seconds_of
+from eschedule.waiting import rows_of, tell_notes, unreached, wait, wait_seconds_of
 
 EXIT_CONFLICT, EXIT_DIFFERENT = 5, 1
+
+Finish = Callable[[float | None], None]
 
 
 def apply(session: Session, options: argparse.Namespace) -> int:
@@ -40,27 +46,57 @@ def apply(session: Session, options: argparse.Namespace) -> int:
     Raises:
         EcomputeError: as ``plans_of``.
     """
-    wait_seconds_of(session, options)
+    seconds = None if options.no_wait else wait_seconds_of(session, options)
     plans = plans_of(session, options.file)
     if lines := [line for plan in plans for line in obstacles(plan)]:
         for line in lines:
             session.screen.error(line)
         session.screen.message("nothing was changed")
         return EXIT_CONFLICT
+    begun: dict[str, Finish] = {}
+    try:
+        code = _carry_out_all(session, plans, options, seconds, begun)
+    except Interrupted as interrupted:
+        session.screen.message(_going_on(begun))
+        return interrupted.exit_code
+    if is_for_programs(options):
+        _print(session, plans, options)
+    return code
+
+
+def _print(session: Session, plans: Sequence[Plan], options: argparse.Namespace) -> None:
+    """All that the files name, as it is by now; what could not be made is not among it."""
+    keys = session.keys
+    names = session.store.get_many([keys.name(plan.vm.name) for plan in plans])
+    rows = rows_of(session, [UUID(item.value) for plan in plans if (item := names.get(keys.name(plan.vm.name)))])
+    session.screen.data(rendered([render.instance_json(row) for row in rows], options.output))
+
+
+def _carry_out_all(
+    session: Session, plans: Sequence[Plan], options: argparse.Namespace, seconds: float | None, begun: dict[str, Finish]
+) -> int:  # fmt: skip
+    """Begin all before the first is waited for, so that it takes as long as the slowest; what was *begun* is kept by name.
+
+    A failure is told and must not keep the others from being served.
+    """
     codes = []
     for plan in plans:
         session.interruption.check()
-        codes.append(_code(session, plan, options))
+        codes.append(reporting(session, partial(_begin_one, session, plan, options, begun)))
+    until = session.clock() + (seconds or 0.0)
+    for finish in begun.values():
+        left = None if seconds is None else max(0.0, until - session.clock())
+        codes.append(reporting(session, partial(finish, left)))
     return next((code for code in codes if code), 0)
 
 
-def _code(session: Session, plan: Plan, options: argparse.Namespace) -> int:
-    """Do what *plan* says; the exit code. A failure is told and must not keep the others from being served."""
-    codes = [0]
-    failed = reporting(session, lambda: codes.append(carry_out(session, plan, options)))
-    if (code := failed or codes[-1]) > 128:
-        raise Interrupted(code - 128)
-    return code
+def _begin_one(session: Session, plan: Plan, options: argparse.Namespace, begun: dict[str, Finish]) -> None:
+    begun[plan.vm.name] = begin(session, plan, options)
+
+
+def _going_on(begun: Collection[str]) -> str:
+    whose = f" of {', '.join(begun)}" if begun else ", if anything was,"
+    return f"interrupted; what was asked for{whose} goes on; to do the rest say it again; look: eschedule list"
 
 
 def diff(session: Session, options: argparse.Namespace) -> int:
@@ -82,31 +118,36 @@ def obstacles(plan: Plan) -> list[str]:
     ]
 
 
-def carry_out(session: Session, plan: Plan, options: argparse.Namespace, *, seen: int | None = None) -> int:
-    """Make or change what *plan* is about; the exit code. *options* say how long to wait.
+def carry_out(session: Session, plan: Plan, options: argparse.Namespace, *, seen: int | None = None) -> None:
+    """Make or change what *plan* is about, and wait for it as *options* say.
 
     Args:
         seen: the revision that the instance's spec is to have still; None for any.
 
     Raises:
         EcomputeError: it was not done, or not waited for to the end, and the text says that it goes on.
+        Interrupted: it was told what goes on.
+    """
+    seconds = None if options.no_wait else wait_seconds_of(session, options)
+    finish = begin(session, plan, options, seen=seen)
+    try:
+        finish(seconds)
+    except Interrupted:
+        session.screen.message(_going_on([plan.vm.name]))
+        raise
+
+
+def begin(session: Session, plan: Plan, options: argparse.Namespace, *, seen: int | None = None) -> Finish:
+    """Ask for the first part of what *plan* is about; what does the rest, which waits so many seconds, or not for None.
+
+    Raises:
+        EcomputeError: it was not asked for.
     """
     if plan.found is None:
-        made = argparse.Namespace(**{**vars(plan.options), **_waiting(options), "is_quiet": True})
-        code = _make(session, plan.vm, made)
-        if not code:
-            session.screen.message(f"{plan.vm.name}: {'asked for' if options.no_wait else 'created'}")
-        return code
+        return _begin_making(session, plan, options)
     if not plan.differences:
-        session.screen.message(f"{plan.vm.name}: as the file says")
-        return 0
-    _change(session, plan, plan.found, options, seen)
-    session.screen.message(f"{plan.vm.name}: changed: {', '.join(one.field for one in plan.differences)}")
-    return 0
-
-
-def _waiting(options: argparse.Namespace) -> dict[str, Any]:
-    return {"no_wait": options.no_wait, "wait_seconds": options.wait_seconds, "arguments": options.arguments}
+        return lambda _: session.screen.message(f"{plan.vm.name}: as the file says")
+    return _begin_changing(session, plan, plan.found, seen)
 
 
 # -- making --------------------------------------------------------------------------------------------------------------
@@ -126,52 +167,97 @@ def create_from_file(session: Session, options: argparse.Namespace) -> int:
     return _make(session, found[0], argparse.Namespace(**options_of(found[0], vars(options))))
 
 
+def _begin_making(session: Session, plan: Plan, options: argparse.Namespace) -> Finish:
+    vm, wanted = plan.vm, argparse.Namespace(**{**vars(plan.options), "arguments": options.arguments})
+    places = _volumes_of(session, vm, wanted)
+    placed = ask_for_one(session, wanted)
+
+    def finish(seconds: float | None) -> None:
+        if seconds is not None:
+            _await_made(session, placed, seconds)
+        _complete(session, vm, placed.uuid, places, seconds)
+        session.screen.message(f"{vm.name}: {'asked for' if seconds is None else 'created'}")
+
+    return finish
+
+
+def _await_made(session: Session, placed: Placed, seconds: float) -> None:
+    begun = session.clock()
+    outcome = wait(session, placed.uuid, Goal.RUNNING, seconds, provider=placed.provider)
+    if outcome.ending is not Ending.REACHED:
+        raise unreached(placed.name, outcome, Goal.RUNNING, session.clock() - begun)
+    tell_notes(session, placed.name, outcome.view.status if outcome.view else None)
+
+
 def _make(session: Session, vm: VmFile, options: argparse.Namespace) -> int:
     """Create what *options* say, then what *vm* says that ``create`` has no option for; the exit code."""
-    volumes, is_off = vm.values.get("volumes", []), vm.values.get("power") == "stopped"
+    volumes, is_off = vm.values.get("volumes", []), _is_off(vm)
     if options.count is not None and (volumes or is_off):
         raise ConfigError(f"{vm.at('volumes' if volumes else 'power')}: goes with one instance; leave it out with --count")
-    if vm.values.get("power") in (Desired.PAUSED, Desired.SUSPENDED):
-        raise ConfigError(f"{vm.at('power')}: a new instance runs or is stopped; {vm.values['power']} is for one that has run")
-    places = [volume_changes.find(session.store, session.keys, parse_instance(name)) for name in volumes]
-    if len({place.provider for place in places}) > 1:
-        raise ConfigError(f"{vm.at('volumes')}: they are on several hosts, and volumes do not move")
-    if places and options.host is None and "in_tree=" not in (options.query or ""):
-        options.host = str(places[0].provider)
+    places = _volumes_of(session, vm, options)
     code = create_asked(session, options)
     if code or options.dry_run or not (places or is_off):
         return code
     instance = changes.find(session.store, session.keys, options.name)
-    seconds = None if options.no_wait else wait_seconds_of(session, options)
-    if is_off:  # first: a disk goes into any guest that is off
+    _complete(session, vm, instance, places, None if options.no_wait else wait_seconds_of(session, options))
+    return 0
+
+
+def _is_off(vm: VmFile) -> bool:
+    return vm.values.get("power") == "stopped"
+
+
+def _volumes_of(session: Session, vm: VmFile, options: argparse.Namespace) -> list[VolumePlace]:
+    """The volumes that *vm* names; *options* ask for the host that they are on.
+
+    Raises:
+        ConfigError: they are on several; or a new instance cannot be as *vm* says.
+    """
+    if vm.values.get("power") in (Desired.PAUSED, Desired.SUSPENDED):
+        raise ConfigError(f"{vm.at('power')}: a new instance runs or is stopped; {vm.values['power']} is for one that has run")
+    places = [volume_changes.find(session.store, session.keys, parse_instance(name)) for name in vm.values.get("volumes", [])]
+    if len({place.provider for place in places}) > 1:
+        raise ConfigError(f"{vm.at('volumes')}: they are on several hosts, and volumes do not move")
+    if places and options.host is None and "in_tree=" not in (options.query or ""):
+        options.host = str(places[0].provider)
+    return places
+
+
+def _complete(
+    session: Session, vm: VmFile, instance: UUID, places: Sequence[VolumePlace], seconds: float | None
+) -> None:  # fmt: skip
+    """Have the new *instance* be what ``create`` has no option for."""
+    if _is_off(vm):  # first: a disk goes into any guest that is off
         found, _ = changes.change(session.store, session.keys, instance, changes.stopped, act=session.act)
         if seconds is not None:
             awaited(session, found, frozenset(("desired",)), seconds, Goal.STOPPED)
     for place in places:
         plug_in(session, place, instance, seconds)
-    return 0
 
 
 # -- changing ------------------------------------------------------------------------------------------------------------
 
 
-def _change(session: Session, plan: Plan, found: Instance, options: argparse.Namespace, seen: int | None) -> None:
+def _begin_changing(session: Session, plan: Plan, found: Instance, seen: int | None) -> Finish:
     """Change the spec and the volumes; those first that a guest which is off is to be started with."""
-    seconds = None if options.no_wait else wait_seconds_of(session, options)
-    are_first = plan.comparison.power == "running" and bool(plan.comparison.attach or plan.comparison.detach)
-    session.interruption.check()
-    try:
-        if are_first:
-            changes.check_unchanged(changes.read(session.store, session.keys, found.uuid, found.name), seen)
+    if plan.comparison.power == "running" and (plan.comparison.attach or plan.comparison.detach):
+        changes.check_unchanged(changes.read(session.store, session.keys, found.uuid, found.name), seen)
+
+        def change(seconds: float | None) -> None:
             _change_volumes(session, plan, found, seconds)
-        _change_spec(session, plan, found, seconds, None if are_first else seen)
-        if not are_first:
+            _await(session, *_written(session, plan, found, None), seconds)
+    else:
+        former, fields = _written(session, plan, found, seen)
+
+        def change(seconds: float | None) -> None:
+            _await(session, former, fields, seconds)
             _change_volumes(session, plan, found, seconds)
-    except Interrupted:
-        session.screen.message(
-            f"what of {found.name} was asked for goes on; to finish it say it again; look: eschedule show {found.name}"
-        )
-        raise
+
+    def finish(seconds: float | None) -> None:
+        change(seconds)
+        session.screen.message(f"{plan.vm.name}: changed: {', '.join(one.field for one in plan.differences)}")
+
+    return finish
 
 
 def _change_volumes(session: Session, plan: Plan, found: Instance, seconds: float | None) -> None:
@@ -179,15 +265,6 @@ def _change_volumes(session: Session, plan: Plan, found: Instance, seconds: floa
         take_out(session, place, seconds)
     for place in plan.comparison.attach:
         plug_in(session, place, found.uuid, seconds)
-
-
-def _change_spec(session: Session, plan: Plan, found: Instance, seconds: float | None, seen: int | None) -> None:
-    former, fields = _written(session, plan, found, seen)
-    session.interruption.check()
-    if former.host is None:
-        session.screen.warning(f"the host of {former.name} has no heartbeat; what was asked for happens when it is back")
-    if fields and seconds is not None:
-        _await(session, former, fields, seconds)
 
 
 def _written(session: Session, plan: Plan, found: Instance, seen: int | None) -> tuple[Instance, Mapping[str, Any]]:
@@ -229,7 +306,11 @@ def edit_of(plan: Plan) -> changes.Edit:
     return edit
 
 
-def _await(session: Session, former: Instance, fields: Mapping[str, Any], seconds: float) -> None:
+def _await(session: Session, former: Instance, fields: Mapping[str, Any], seconds: float | None) -> None:
+    if former.host is None:
+        session.screen.warning(f"the host of {former.name} has no heartbeat; what was asked for happens when it is back")
+    if not fields or seconds is None:
+        return
     desired = fields.get("desired")
     goal = Goal(desired) if desired else Goal.APPLIED  # both have the same words
     applied = awaited(session, former, frozenset(fields), seconds, goal)

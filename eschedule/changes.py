@@ -173,6 +173,12 @@ def stopped(spec: InstanceSpec, _status: InstanceStatus | None) -> Mapping[str, 
     return None if spec.desired is Desired.STOPPED else {"desired": Desired.STOPPED.value}
 
 
+def powered_off(spec: InstanceSpec, _status: InstanceStatus | None) -> Mapping[str, Any] | None:
+    """The edit that asks for a guest without power, at once: also of one that is being shut down."""
+    _refuse_deleted(spec)
+    return None if spec.is_hard_stop else {"desired": Desired.STOPPED.value, "hard_stop_request": spec.boot_request}
+
+
 def started(spec: InstanceSpec, status: InstanceStatus | None) -> Mapping[str, Any] | None:
     """The edit that asks for a running guest: a new boot request, unless one is under way or the guest is up.
 

@@ -28,7 +28,7 @@ from common.validate import check_user_data, parse_instance, parse_public_keys
 from eschedule.arguments import parse
 from eschedule.asking import ask
 from eschedule.batch import BatchScheduler
-from eschedule.changes import Edit, destroyed, find, rebooted, started, stopped
+from eschedule.changes import Edit, destroyed, find, powered_off, rebooted, started, stopped
 from eschedule.command_line.parser import parse_reason
 from eschedule.creating import planner_of
 from eschedule.follow import Ending, Follower, Goal, Outcome
@@ -196,15 +196,15 @@ class Cluster:
         """Have *who* run; as they are then. Errors as ``stop``."""
         return self._change("start", who, started, Goal.RUNNING, wait_seconds)
 
-    def stop(self, *who: Who, wait_seconds: float | None = None) -> list[InstanceRow]:
-        """Have *who* shut down. All are asked before the first is waited for.
+    def stop(self, *who: Who, force: bool = False, wait_seconds: float | None = None) -> list[InstanceRow]:
+        """Have *who* shut down, with *force* without asking the guest. All are asked before the first is waited for.
 
         Raises:
             Permanent: there is no such instance, or its host cannot do it.
             Conflict: it is being destroyed, or others kept changing it.
             Transient: etcd did not answer, or the wait was over; what was asked for goes on, and asking again is safe.
         """
-        return self._change("stop", who, stopped, Goal.STOPPED, wait_seconds)
+        return self._change("stop", who, powered_off if force else stopped, Goal.STOPPED, wait_seconds)
 
     def reboot(self, *who: Who, hard: bool = False, wait_seconds: float | None = None) -> list[InstanceRow]:
         """Have *who* boot again, with *hard* without asking the guest. Errors as ``stop``."""

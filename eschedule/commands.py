@@ -10,7 +10,7 @@ from uuid import UUID
 from common.errors import EcomputeError
 from common.validate import parse_instance
 from eschedule.asking import ask
-from eschedule.changes import Edit, Instance, destroyed, find, rebooted, refuse_protected, started, stopped
+from eschedule.changes import Edit, Instance, destroyed, find, powered_off, rebooted, refuse_protected, started, stopped
 from eschedule.confirming import NOT_DONE, is_meant, needs_asking
 from eschedule.follow import Ending, Goal
 from eschedule.interruption import Interrupted
@@ -27,7 +27,7 @@ def destroy(session: Session, options: argparse.Namespace) -> int:
 
 
 def stop(session: Session, options: argparse.Namespace) -> int:
-    return _change_all(session, options, stopped, Goal.STOPPED, "stopped")
+    return _change_all(session, options, powered_off if options.force else stopped, Goal.STOPPED, "stopped")
 
 
 def start(session: Session, options: argparse.Namespace) -> int:
@@ -61,7 +61,7 @@ def _question(session: Session, options: argparse.Namespace) -> str:
         EcomputeError: one is not there, or protected: then there is nothing to be asked.
     """
     found = []
-    for who in dict.fromkeys(parse_instance(text) for text in options.instances):
+    for who in whom_of(options):
         row = row_of(session, find(session.store, session.keys, who), who)
         if row.spec:
             refuse_protected(row.spec, "destroyed")
@@ -76,7 +76,7 @@ def _change_all(session: Session, options: argparse.Namespace, edit: Edit, goal:
     All are asked before the first is waited for, so that waiting takes as long as the slowest, not as all together.
     """
     wait_seconds = wait_seconds_of(session, options)
-    names = list(dict.fromkeys(parse_instance(text) for text in options.instances))
+    names = whom_of(options)
     codes: list[int] = []
     asked: dict[UUID, Instance] = {}
     try:
@@ -94,6 +94,15 @@ def _change_all(session: Session, options: argparse.Namespace, edit: Edit, goal:
         session.screen.message(_going_on((found.name for found in asked.values()), done, is_sure=is_sure))
         return interrupted.exit_code
     return next((code for code in codes if code), 0)
+
+
+def whom_of(options: argparse.Namespace) -> list[UUID | str]:
+    """The instances that *options* name, each once.
+
+    Raises:
+        ConfigError: one is neither a name nor a uuid.
+    """
+    return list(dict.fromkeys(parse_instance(text) for text in options.instances))
 
 
 def reporting(session: Session, action: Callable[[], None]) -> int:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from uuid import UUID
 
 from common.errors import ConfigError, Conflict, EcomputeError, Permanent, Transient
 from common.files import write_atomically
@@ -56,11 +55,7 @@ def create(session: Session, options: argparse.Namespace) -> int:
 
 def create_asked(session: Session, options: argparse.Namespace) -> int:
     """Create what *options* say; the exit code."""
-    base = None if options.like is None else like(session, options.like)
-    options.query = query_of(options, partial(places_of, session), base.query if base else "")
-    request = request_from(
-        options, session.config, partial(look_up, session), lambda name: registered(session.store, session.keys, name), base
-    )
+    request = _request_of(session, options)
     if options.dry_run:
         from eschedule.dry_run import dry_run  # noqa: PLC0415 - imports this module
 
@@ -72,6 +67,26 @@ def create_asked(session: Session, options: argparse.Namespace) -> int:
 
         return create_set(session, options, request)
     return create_one(session, options, request)
+
+
+def ask_for_one(session: Session, options: argparse.Namespace) -> Placed:
+    """Ask for the one instance that a file says by *options*; where it was placed. Whoever called waits for it later.
+
+    Raises:
+        EcomputeError: as ``create_one``.
+    """
+    request = _request_of(session, options)
+    _warn(session, options, request)
+    request = dataclasses.replace(request, uuid=request.instance_uuid(session.keys.prefix, uuids.uuid4))
+    return _place(session, request, "file", again_line(options))  # in which the instance has a name
+
+
+def _request_of(session: Session, options: argparse.Namespace) -> Request:
+    base = None if options.like is None else like(session, options.like)
+    options.query = query_of(options, partial(places_of, session), base.query if base else "")
+    return request_from(
+        options, session.config, partial(look_up, session), lambda name: registered(session.store, session.keys, name), base
+    )
 
 
 def _warn(session: Session, options: argparse.Namespace, request: Request) -> None:
@@ -97,15 +112,14 @@ def create_one(session: Session, options: argparse.Namespace, request: Request) 
     instance = request.instance_uuid(session.keys.prefix, uuids.uuid4)
     request = dataclasses.replace(request, uuid=instance)
     begun = session.clock()
-    names_it = () if options.is_quiet else ("--uuid", str(instance))  # in a file it is known by its name
     try:
-        placed = _place(session, request, "uuid" if names_it else "file", again_line(options, *names_it))
+        placed = _place(session, request, "uuid", again_line(options, "--uuid", str(instance)))
         waiting_since = session.clock()
         outcome = None
         if not options.no_wait:
             outcome = wait(session, instance, goal, wait_seconds, provider=placed.provider)
     except Interrupted as interrupted:
-        session.screen.message(_left_behind(session, request, instance, interrupted))
+        session.screen.message(_left_behind(session, request, interrupted))
         return interrupted.exit_code
     ended = session.clock()
     timings_ms = {**placed.timings_ms, "wait": milliseconds(ended - waiting_since), "total": milliseconds(ended - begun)}
@@ -143,6 +157,7 @@ def again_line(options: argparse.Namespace, *names_it: str) -> str:
 
 
 def _place(session: Session, request: Request, what: str, again: str) -> Placed:
+    """Place *request*, which has its uuid by now."""
     screen = session.screen
     placed = repeatable(partial(planner_of(session, Scheduler).create, request), what, again)
     session.close_placement()
@@ -156,13 +171,13 @@ def _report(
     session: Session, options: argparse.Namespace, placed: Placed, outcome: Outcome | None, timings_ms: dict[str, float]
 ) -> int:
     """Print the end of it; the exit code."""
-    if is_for_programs(options) and not options.is_quiet:
+    if is_for_programs(options):
         with contextlib.suppress(Permanent):  # destroyed by somebody else a moment ago
             row = row_of(session, placed.uuid)
             session.screen.data(rendered(render.instance_json(row, timings_ms), options.output))
     if outcome is None or outcome.ending is Ending.REACHED:
         tell_notes(session, placed.name, outcome.view.status if outcome and outcome.view else None)
-        if not is_for_programs(options) and not options.is_quiet:
+        if not is_for_programs(options):
             session.screen.data(render.block(_summary(placed, outcome, timings_ms["total"])))
         return 0
     raise unreached(placed.name, outcome, goal_of(options), timings_ms["wait"] / 1000)
@@ -181,8 +196,10 @@ def _summary(placed: Placed, outcome: Outcome | None, total_ms: float) -> list[t
     return [*pairs, ("elapsed", seconds_text(total_ms / 1000))]
 
 
-def _left_behind(session: Session, request: Request, instance: UUID, interrupted: Interrupted) -> str:
-    """What a run that was interrupted leaves, as etcd says it now."""
+def _left_behind(session: Session, request: Request, interrupted: Interrupted) -> str:
+    """What a run that was interrupted leaves of *request*, which has its uuid, as etcd says it now."""
+    instance = request.uuid
+    assert instance is not None  # noqa: S101 - whoever calls has set it
     name = request.instance_name(instance)
     try:
         with session.last_look() as store:

@@ -3,43 +3,64 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from functools import partial
 from uuid import UUID
 
 from common.errors import EcomputeError, Permanent
 from common.text import escaped
 from eschedule.asking import ask
 from eschedule.changes import Edit, Instance
+from eschedule.commands import reporting
 from eschedule.follow import Ending, Goal, Outcome
 from eschedule.interruption import Interrupted
 from eschedule.session import Session
 from eschedule.waiting import unreached, wait, wait_seconds_of
 
 
-def ask_and_wait(session: Session, options: argparse.Namespace, who: UUID | str, *, edit: Edit, goal: Goal, done: str) -> int:
-    """Have *edit* made to the instance *who* and wait for *goal* unless *options* say otherwise; the exit code.
+def ask_and_wait(
+    session: Session, options: argparse.Namespace, whom: Iterable[UUID | str], *, edit: Edit, goal: Goal, done: str
+) -> int:  # fmt: skip
+    """Have *edit* made to the instances *whom* and wait for *goal* of each unless *options* say otherwise.
+
+    All are asked before the first is waited for. A failure is told, and keeps none of the others from being served.
 
     Args:
-        done: what the instance is then, for people: "is rebuilt".
+        done: what an instance is then, for people: "is rebuilt".
 
-    Raises:
-        EcomputeError: as ``ask``; or it was not reached, and the text says why and what goes on.
+    Returns:
+        The exit code of the first that failed.
     """
     wait_seconds = wait_seconds_of(session, options)
-    found = ask(session, who, edit)
+    asked: list[Instance] = []
     try:
-        session.interruption.check()
-        if options.no_wait:
-            session.screen.message(f"{found.name}: asked for; look: eschedule show {found.name}")
-            return 0
-        begun = session.clock()
-        outcome = wait(session, found.uuid, goal, wait_seconds, provider=found.provider)
+        codes = [reporting(session, partial(_ask, session, who, edit, asked)) for who in whom]
+        until = session.clock() + wait_seconds
+        for found in asked:
+            left = None if options.no_wait else max(0.0, until - session.clock())
+            codes.append(reporting(session, partial(_await, session, found, goal, left, done)))
     except Interrupted as interrupted:
-        session.screen.message(f"interrupted; what {found.name} was asked for goes on; look: eschedule show {found.name}")
+        names = ", ".join(found.name for found in asked)
+        what = f"what {names} {'was' if len(asked) == 1 else 'were'} asked for goes on" if asked else "nothing was changed"
+        session.screen.message(f"interrupted; {what}; look: eschedule {f'show {names}' if len(asked) == 1 else 'list'}")
         return interrupted.exit_code
+    return next((code for code in codes if code), 0)
+
+
+def _ask(session: Session, who: UUID | str, edit: Edit, asked: list[Instance]) -> None:
+    asked.append(ask(session, who, edit))
+    session.interruption.check()
+
+
+def _await(session: Session, found: Instance, goal: Goal, wait_seconds: float | None, done: str) -> None:
+    if wait_seconds is None:
+        session.screen.message(f"{found.name}: asked for; look: eschedule show {found.name}")
+        return
+    begun = session.clock()
+    outcome = wait(session, found.uuid, goal, wait_seconds, provider=found.provider)
     if outcome.ending is not Ending.REACHED:
         raise _not_done(found, outcome, goal, session.clock() - begun)
     session.screen.message(f"{found.name} ({found.uuid}) {done} after {session.screen.elapsed()}")
-    return 0
 
 
 def _not_done(found: Instance, outcome: Outcome, goal: Goal, seconds: float) -> EcomputeError:

@@ -11,6 +11,7 @@ import os
 import shlex
 import tempfile
 from pathlib import Path
+from uuid import UUID
 
 from common.errors import ConfigError, Conflict, EcomputeError
 from common.keys import Keys
@@ -21,6 +22,7 @@ from common.validate import parse_instance
 from eschedule import changes, child, vm_export, zones
 from eschedule.applying import carry_out, obstacles
 from eschedule.changes import Instance
+from eschedule.commands import whom_of
 from eschedule.interruption import Interrupted
 from eschedule.listing import host_names, read_record
 from eschedule.output import emit
@@ -39,12 +41,16 @@ def export(session: Session, options: argparse.Namespace) -> int:
     """Run ``export``; its exit code.
 
     Raises:
-        Permanent: there is no such instance.
+        Permanent: one is not there.
     """
-    found = _found(session, options.instance)
-    document = vm_export.document_of(found.spec, whereabouts(session.store, session.keys, found))
-    notes = [f"not in here: {line}" for line in vm_export.left_out(found.spec)]
-    emit(session.screen, options, lambda: document, lambda _: vm_export.as_yaml(document, notes))
+    all_found = [_found(session, who) for who in whom_of(options)]
+    documents = [vm_export.document_of(found.spec, whereabouts(session.store, session.keys, found)) for found in all_found]
+    notes = [[f"not in here: {line}" for line in vm_export.left_out(found.spec)] for found in all_found]
+    is_one = options.selector is None and len(documents) == 1
+    emit(
+        session.screen, options, lambda: documents[0] if is_one else documents,
+        lambda _: "---\n".join(map(vm_export.as_yaml, documents, notes)),
+    )  # fmt: skip
     return 0
 
 
@@ -65,7 +71,7 @@ def edit(session: Session, options: argparse.Namespace) -> int:
         EcomputeError: it was not changed, or not waited for to the end.
     """
     wait_seconds_of(session, options)
-    found = _found(session, options.instance)
+    found = _found(session, parse_instance(options.instance))
     refuse_ending(found)
     seen, document = found.spec_item.mod_revision, {"name": found.name, **vm_export.editable(found.spec)}
     text = vm_export.as_yaml(document, [_HEAD.format(found.name)])
@@ -81,18 +87,17 @@ def edit(session: Session, options: argparse.Namespace) -> int:
         session.screen.message(f"{found.name}: nothing was changed")
         return 0
     try:
-        code = carry_out(session, plan, options, seen=seen)
+        carry_out(session, plan, options, seen=seen)
     except EcomputeError:
         session.screen.message(
             f"what was edited is kept in {path}; to try it on what is there by then: eschedule apply -f {path}"
         )
         raise
     path.unlink()
-    return code
+    return 0
 
 
-def _found(session: Session, text: str) -> Instance:
-    who = parse_instance(text)
+def _found(session: Session, who: UUID | str) -> Instance:
     return changes.read(session.store, session.keys, changes.find(session.store, session.keys, who), who)
 
 

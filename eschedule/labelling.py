@@ -10,10 +10,9 @@ from uuid import UUID
 
 from common.errors import ConfigError
 from common.model import InstanceSpec, InstanceStatus
-from common.validate import parse_instance
 from eschedule.asking import ask
 from eschedule.changes import Edit, set_to
-from eschedule.commands import reporting
+from eschedule.commands import reporting, whom_of
 from eschedule.labels import check_label, few_enough, parse_labels, shown
 from eschedule.session import Session
 
@@ -49,8 +48,7 @@ def relabelled(add: Mapping[str, str], remove: Collection[str]) -> Edit:
 
 
 def _change_all(session: Session, options: argparse.Namespace, edit: Edit) -> int:
-    whom = list(dict.fromkeys(parse_instance(text) for text in options.instances))
-    codes = [reporting(session, partial(_change, session, who, edit)) for who in whom]
+    codes = [reporting(session, partial(_change, session, who, edit)) for who in whom_of(options)]
     return next((code for code in codes if code), 0)
 
 

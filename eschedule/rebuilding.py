@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 
 from common.errors import ConfigError
 from common.hardware import USUAL, Hardware
 from common.model import ImageRef, InstanceSpec
-from common.validate import is_image_name, parse_checksum, parse_image, parse_instance
+from common.validate import is_image_name, parse_checksum, parse_image
 from eschedule.changes import find, read, refuse_protected
+from eschedule.commands import whom_of
 from eschedule.confirming import NOT_DONE, is_meant
 from eschedule.disk_edits import rebuilt
 from eschedule.disk_waiting import ask_and_wait
@@ -25,22 +27,28 @@ def rebuild(session: Session, options: argparse.Namespace) -> int:
         ConfigError: the image does not go with the instance.
         EcomputeError: as ``ask_and_wait``.
     """
-    who = parse_instance(options.instance)
+    whom = whom_of(options)
     if options.checksum is not None and options.image is None:
         raise ConfigError("--checksum is that of an image; give --image IMAGE with it")
-    instance = find(session.store, session.keys, who)
-    spec = read(session.store, session.keys, instance, who).spec
-    refuse_protected(spec, "rebuilt")
-    if not is_meant(session, options, f"rebuild {spec.name}: make its disk anew, with all that is on it lost?"):
+    store, keys = session.store, session.keys
+    specs = [read(store, keys, find(store, keys, who), who).spec for who in whom]
+    for spec in specs:
+        refuse_protected(spec, "rebuilt")
+    names = ", ".join(spec.name for spec in specs)
+    disk, it = ("its disk", "it") if len(specs) == 1 else ("their disks", "them")
+    if not is_meant(session, options, f"rebuild {names}: make {disk} anew, with all that is on {it} lost?"):
         return NOT_DONE
-    image, hardware = (None, None) if options.image is None else _chosen(session, options, spec)
-    return ask_and_wait(session, options, who, edit=rebuilt(image, hardware), goal=Goal.REBUILT, done="is rebuilt")
+    image, hardware = (None, None) if options.image is None else _chosen(session, options, specs)
+    return ask_and_wait(
+        session, options, [spec.uuid for spec in specs], edit=rebuilt(image, hardware), goal=Goal.REBUILT, done="is rebuilt"
+    )
 
 
-def _chosen(session: Session, options: argparse.Namespace, spec: InstanceSpec) -> tuple[ImageRef, Hardware]:
-    """The image that *options* name, and what a guest of it needs, which *spec* has to have room for."""
+def _chosen(session: Session, options: argparse.Namespace, specs: Iterable[InstanceSpec]) -> tuple[ImageRef, Hardware]:
+    """The image that *options* name, and what a guest of it needs, which all *specs* have to have room for."""
     if not is_image_name(options.image):
         return parse_image(options.image, options.checksum), USUAL
     checksum = None if options.checksum is None else parse_checksum(options.checksum)
     record = registered(session.store, session.keys, options.image)
-    return record.ref, check_choice(record, spec.resources, checksum, whose="the instance")
+    hardware = [check_choice(record, spec.resources, checksum, whose=spec.name) for spec in specs]
+    return record.ref, hardware[0]

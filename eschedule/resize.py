@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from common.errors import ConfigError, Permanent
 from common.model import InstanceSpec, InstanceStatus, Phase
 from common.text import escaped
-from common.validate import parse_amounts, parse_count, parse_instance
+from common.validate import parse_amounts, parse_count
 from common.validate_query import MOST_OF_CLASS
 from eschedule.changes import find, read, rebooted
+from eschedule.commands import reporting, whom_of
 from eschedule.follow import Ending, Goal
 from eschedule.image_registry import registered
 from eschedule.interruption import Interrupted
@@ -31,16 +33,34 @@ def resize(session: Session, options: argparse.Namespace) -> int:
     Raises:
         EcomputeError: as ``Resizer.resize``; or it was not waited for to the end, and the text says that it goes on.
     """
-    who, wanted, wait_seconds = parse_instance(options.instance), wanted_of(options), wait_seconds_of(session, options)
+    whom, wanted, wait_seconds = whom_of(options), wanted_of(options), wait_seconds_of(session, options)
     if options.hard and not options.reboot:
         raise ConfigError("--hard says how to --reboot; give both, or neither")
-    resized = _ask(session, who, wanted, _rebooting(wanted, options) if options.reboot else lambda _spec, _status: {})
+    asked: list[Resized] = []
     try:
-        session.interruption.check()
-        return _tell(session, resized, options, wait_seconds)
+        codes = [reporting(session, partial(_ask_one, session, who, wanted, options, asked)) for who in whom]
+        session.close_placement()
+        until = session.clock() + wait_seconds
+        for resized in asked:  # all are asked before the first is waited for
+            left = max(0.0, until - session.clock())
+            codes.append(reporting(session, partial(_tell, session, resized, options, left)))
     except Interrupted:
-        session.screen.message(f"the change of {resized.found.name} is recorded, and goes on; look: eschedule list")
+        names = ", ".join(resized.found.name for resized in asked)
+        session.screen.message(
+            f"the change of {names} is recorded, and goes on; look: eschedule list"
+            if names
+            else "interrupted; nothing was changed"
+        )
         raise
+    return next((code for code in codes if code), 0)
+
+
+def _ask_one(
+    session: Session, who: UUID | str, wanted: Mapping[str, int], options: argparse.Namespace, asked: list[Resized]
+) -> None:  # fmt: skip
+    moreover: Moreover = _rebooting(wanted, options) if options.reboot else lambda _spec, _status: {}
+    asked.append(_ask(session, who, wanted, moreover))
+    session.interruption.check()
 
 
 def wanted_of(options: argparse.Namespace) -> dict[str, int]:
@@ -85,7 +105,6 @@ def _ask(session: Session, who: UUID | str, wanted: Mapping[str, int], moreover:
     with session.interruption.shield():
         resizer = Resizer(session.store, session.keys, session.placement, act=session.act)
         resized = resizer.resize(instance, wanted, who=who, moreover=moreover)
-    session.close_placement()
     if resized.found.host is None:
         session.screen.warning(f"the host of {resized.found.name} has no heartbeat; it is done when that is back")
     return resized
@@ -111,11 +130,11 @@ def check_image(session: Session, instance: UUID, who: UUID | str, wanted: Mappi
         raise ConfigError(f"the image {record.name} needs at least MEMORY_MB:{record.min_memory_mib}; asked for is {memory}")
 
 
-def _tell(session: Session, resized: Resized, options: argparse.Namespace, wait_seconds: float) -> int:
+def _tell(session: Session, resized: Resized, options: argparse.Namespace, wait_seconds: float) -> None:
     name, screen = resized.found.name, session.screen
     if options.no_wait:
         screen.message(f"{name}: asked for; look: eschedule show {name}" if resized.fields else f"{name}: it has that already")
-        return 0
+        return
     is_reboot = "reboot_request" in resized.fields
     status = _awaited(session, resized, Goal.REBOOTED if is_reboot else Goal.APPLIED, wait_seconds)
     if not resized.fields:
@@ -123,7 +142,6 @@ def _tell(session: Session, resized: Resized, options: argparse.Namespace, wait_
     for line in effects(resized, status, is_rebooted=is_reboot):
         screen.message(f"{name}: {line}")
     tell_notes(session, name, status)
-    return 0
 
 
 def _awaited(session: Session, resized: Resized, goal: Goal, wait_seconds: float) -> InstanceStatus:

@@ -115,9 +115,7 @@ def _revert(session: Session, options: argparse.Namespace) -> int:
     if not is_meant(session, options, question):
         return NOT_DONE
     done = f"is as it was at {options.name}"
-    return ask_and_wait(
-        session, options, parse_instance(options.instance), edit=reverted(options.name), goal=Goal.RESTORED, done=done
-    )
+    return ask_and_wait(session, options, [found.uuid], edit=reverted(options.name), goal=Goal.RESTORED, done=done)
 
 
 def _instance(session: Session, options: argparse.Namespace) -> Instance:

@@ -26,7 +26,7 @@ def add_create(verbs: Verbs) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="say where it would go and what would be written; take nothing")
     parser.add_argument("image_argument", metavar="IMAGE", nargs="?", help="like --image")
-    parser.set_defaults(user_data_given=None, is_quiet=False)
+    parser.set_defaults(user_data_given=None)
     parser.add_argument(
         "--image", help="a registered name (eschedule image), an http(s):// or file:// URL, or an absolute path"
     )

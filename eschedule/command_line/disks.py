@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eschedule.command_line.parser import Parser, Verbs, json_option, reason, sure, verb, waiting
+from eschedule.command_line.parser import Parser, Verbs, instances, json_option, reason, sure, verb, waiting
 
 
 def add_snapshot(verbs: Verbs) -> None:
@@ -41,9 +41,9 @@ def add_snapshot(verbs: Verbs) -> None:
 def add_rebuild(verbs: Verbs) -> None:
     parser = verb(
         verbs, "rebuild", "make an instance's disk anew, its data lost; name, uuid, addresses, keys and claim stay",
-        "eschedule rebuild web-1 --image debian-13",
+        "eschedule rebuild web-1 --image debian-13\n  eschedule rebuild -l app=web --yes",
     )  # fmt: skip
-    parser.add_argument("instance", metavar="NAME|UUID")
+    instances(parser)
     parser.add_argument(
         "--image", metavar="IMAGE", help="of another image: name, URL or path as for create (default: the same)"
     )

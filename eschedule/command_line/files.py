@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eschedule.command_line.parser import Parser, Verbs, json_option, verb, waiting
+from eschedule.command_line.parser import Parser, Verbs, instances, json_option, verb, waiting
 
 
 def add_apply(verbs: Verbs) -> None:
@@ -12,6 +12,7 @@ def add_apply(verbs: Verbs) -> None:
     )  # fmt: skip
     _files(parser)
     waiting(parser, "each change")
+    json_option(parser)
 
 
 def add_diff(verbs: Verbs) -> None:
@@ -30,8 +31,11 @@ def _files(parser: Parser) -> None:
 
 
 def add_export(verbs: Verbs) -> None:
-    parser = verb(verbs, "export", "print an instance as a file for apply", "eschedule export web-1 > web-1.yaml")
-    parser.add_argument("instance", metavar="NAME|UUID")
+    parser = verb(
+        verbs, "export", "print instances as a file for apply",
+        "eschedule export web-1 > web-1.yaml\n  eschedule export -l app=web > site.yaml",
+    )  # fmt: skip
+    instances(parser)
     json_option(parser)
 
 

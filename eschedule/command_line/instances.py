@@ -54,7 +54,11 @@ def add_destroy(verbs: Verbs) -> None:
 
 
 def add_stop(verbs: Verbs) -> None:
-    parser = verb(verbs, "stop", "shut guests down; disk, address and claim stay", "eschedule stop web-1")
+    parser = verb(
+        verbs, "stop", "shut guests down; disk, address and claim stay",
+        "eschedule stop web-1 web-2", "eschedule stop web-3 --force",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="pull the plug instead of asking the guest to shut down first")
     instances(parser)
     waiting(parser, "the stop")
 
@@ -166,11 +170,13 @@ def add_unlabel(verbs: Verbs) -> None:
 def add_resize(verbs: Verbs) -> None:
     parser = verb(
         verbs, "resize", "give an instance more or less CPU and memory, or a larger disk, on the host where it is",
-        "eschedule resize web-1 --cpus 4 --memory 4G --disk 40G --reboot",
+        "eschedule resize web-1 --cpus 4 --memory 4G --disk 40G --reboot\n  eschedule resize -l app=web --memory 4G",
     )  # fmt: skip
     parser.mixes = True
-    parser.add_argument("instance", metavar="NAME|UUID")
-    parser.add_argument("query", metavar="resources=…", nargs="?", help="as in create: 'resources=VCPU:4,DISK_GB:40'")
+    parser.add_argument("whom_and_query", metavar="NAME|UUID|resources=…", nargs="*",
+        help="instances, and amounts as in create: 'resources=VCPU:4,DISK_GB:40'",
+    )  # fmt: skip
+    selector(parser)
     amounts(parser, ", from its next start on", ", at once, while it runs; never smaller")
     parser.add_argument("--vcpus", metavar="N", help="like --cpus")
     parser.add_argument("--memory-mb", metavar="MB", help="like --memory, in MiB")

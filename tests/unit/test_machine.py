@@ -72,6 +72,7 @@ REBUILT, NOT_REBUILT = DiskFacts(rebuilt=Applied(2)), DiskFacts(rebuilt=Applied(
 WITH_VOLUME, HAS = spec(volumes=(VolumeRef(UUID(int=8), "data", 0),)), frozenset({UUID(int=8)})
 STOPPED, DELETED = spec(desired=Desired.STOPPED), spec(desired=Desired.DELETED)
 PAUSED, SUSPENDED = spec(desired=Desired.PAUSED), spec(desired=Desired.SUSPENDED)
+FORCED = spec(desired=Desired.STOPPED, hard_stop_request=1)
 HARD = dataclasses.replace(REBOOT, hard_reboot=True)
 HALTED = domain(PowerState.PAUSED, "user", RAN)
 SAVED = dataclasses.replace(domain(reason="saved", mark=RAN), has_saved_memory=True)
@@ -325,6 +326,13 @@ ROWS: list[tuple[str, InstanceSpec | None, Facts, History, Decision]] = [
     ("reboot: wait", REBOOT, facts(READY, domain=UP, shutdown_is_due=False), FRESH, Decision(Step.NONE, Phase.REBOOTING)),
     ("reboot: patience is over", REBOOT, facts(READY, domain=UP, grace_is_over=True), FRESH, Decision(Step.DESTROY, Phase.REBOOTING)),
     ("reboot at once", dataclasses.replace(REBOOT, hard_reboot=True), facts(READY, domain=UP), FRESH, Decision(Step.DESTROY, Phase.REBOOTING)),
+    ("stop at once", FORCED, facts(READY, domain=UP), FRESH, Decision(Step.DESTROY, Phase.STOPPING)),
+    ("stop at once, though somebody paused it", FORCED, facts(READY, domain=domain(PowerState.PAUSED, "user", RAN)), FRESH,
+     Decision(Step.DESTROY, Phase.STOPPING)),
+    ("stop at once: its memory is saved", FORCED, facts(READY, domain=dataclasses.replace(OFF, has_saved_memory=True)), FRESH,
+     Decision(Step.DROP_MEMORY, Phase.STOPPING)),
+    ("a forced stop was of an earlier run: this one is asked", dataclasses.replace(FORCED, boot_request=2), facts(READY, domain=UP), FRESH,
+     Decision(Step.SHUTDOWN, Phase.STOPPING)),
     ("reboot: it is off, so it starts", REBOOT, facts(READY, domain=OFF), FRESH, Decision(Step.START, Phase.BUILDING)),
     ("reboot: started for it, not marked yet: once is enough", REBOOT,
      facts(READY, domain=domain(PowerState.RUNNING, "booted", stamp(booted=1, started_for=2))), FRESH, Decision(Step.MARK_BOOTED, Phase.RUNNING)),
@@ -406,6 +414,7 @@ specs = st.none() | st.builds(
     spec, desired=st.sampled_from(Desired), boot_request=st.integers(1, 3), restart=st.sampled_from(Restart),
     alternates=st.sampled_from([(), (TO_OTHER,), (TO_OTHER, TO_THIRD)]), reboot_request=st.integers(0, 3), hard_reboot=st.booleans(),
     adopts=st.none() | st.builds(Adoption, st.just(5), st.integers(0, 20)), restore_request=st.integers(0, 3), rebuild_request=st.integers(0, 3),
+    hard_stop_request=st.integers(0, 3),
 ).filter(lambda s: s.reboot_request <= s.boot_request)  # fmt: skip
 histories = st.builds(
     History, st.integers(0, 6), st.booleans(), st.just(5), st.sampled_from(["", "X", "ChecksumMismatch"]), st.integers(0, 2)
@@ -572,7 +581,7 @@ def test_saved_memory_goes_only_by_request_and_before_the_disk_that_it_knows_is_
     if step is Step.DROP_MEMORY:
         assert wanted is not None
         is_reboot = wanted.hard_reboot and wanted.reboot_request > 0
-        assert is_reboot or wanted.disk_request(now.disk.restored, now.disk.rebuilt) is not None
+        assert is_reboot or wanted.is_hard_stop or wanted.disk_request(now.disk.restored, now.disk.rebuilt) is not None
 
 
 @settings(max_examples=2000, deadline=None)

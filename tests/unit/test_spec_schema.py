@@ -68,6 +68,7 @@ READ_BY_ALL = (
     {"nics": (Nic("a"), Nic("b"))},
     {"config_drive": ConfigDrive.NONE},
     {"metadata_hop_limit": 2},
+    {"hard_stop_request": 1},  # they shut it down
     {"labels": {"app": "web"}},  # no guest is told
     {"query": "resources=VCPU:1"},  # only clients look at it
     {"hardware_is_given": True},  # virtio, which they make anyway
