@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from common.disk_requests import Applied
 from common.model import Event, InstanceStatus, Phase, Reason
+from ecompute.machine import Step
 
 WENT_DOWN = {Reason.GUEST_SHUTDOWN: "powered off", Reason.CRASHED: "crashed", Reason.HOST_REBOOTED: "host rebooted"}
 _AT_REST = {
@@ -67,7 +68,7 @@ def _of_phase(before: InstanceStatus | None, after: InstanceStatus) -> Iterator[
         elif was in _GOES_ON:
             yield Entry(_GOES_ON[was])
         elif was is not None and was is not Phase.RUNNING:
-            yield Entry("running again")
+            yield Entry("resumed" if _is_resumed(after) else "running again")
     elif after.phase is was:
         return
     elif after.phase is Phase.STOPPED:
@@ -77,6 +78,12 @@ def _of_phase(before: InstanceStatus | None, after: InstanceStatus) -> Iterator[
             yield Entry(WENT_DOWN[Reason(after.reason)])
     elif after.phase in _AT_REST:
         yield Entry(_AT_REST[after.phase], _why(after))
+
+
+def _is_resumed(status: InstanceStatus) -> bool:
+    """Whether what runs went on from its saved memory; else it was started."""
+    last = next((event.step for event in reversed(status.events) if event.step in (Step.START, Step.RESUME)), "")
+    return last == Step.RESUME
 
 
 def _of_guest(before: InstanceStatus | None, after: InstanceStatus) -> Iterator[Entry]:

@@ -75,9 +75,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     given = _with_verb(_with_drive_form(arguments), (*_VERBS, *_ALIASES))
     verb = next(iter(given), None)
-    options, unknown = parser_for(verb).parse_known_args(given)
+    parser = parser_for(verb)
+    options, unknown = parser.parse_known_args(given)
     if unknown:
-        raise ConfigError(_unknown(options.command, unknown))
+        raise ConfigError(_unknown(options, unknown, parser))
     if options.command is None and not (options.check_config or options.version):
         raise ConfigError(f"nothing was asked for; begin with: eschedule '{EXAMPLE}', or see: eschedule --help")
     options.command = _ALIASES.get(options.command, options.command)
@@ -119,10 +120,12 @@ def _image_for_query(options: argparse.Namespace) -> None:
 
 
 def _check_choice(options: argparse.Namespace) -> None:
-    """Raises: ConfigError: there are neither instances nor a selector, or both."""
-    if not hasattr(options, "selector") or options.command == "list":
+    """Raises: ConfigError: there are neither instances nor a selector, where one of them has to be, or both."""
+    if not hasattr(options, "selector") or options.command in ("list", "top"):
         return
     names = getattr(options, "instances", None) or [name for name in (getattr(options, "instance", None),) if name]
+    if options.command == "events" and not names:
+        return
     if bool(names) == (options.selector is not None):
         wrong = (
             "instances are named, and chosen by -l; do one of them"
@@ -142,12 +145,22 @@ def _check_needs(options: argparse.Namespace) -> None:
         )
 
 
-def _unknown(verb: str | None, words: Sequence[str]) -> str:
-    """What to say of *words* that *verb* does not take."""
+def _unknown(options: argparse.Namespace, words: Sequence[str], parser: Parser) -> str:
+    """What to say of *words* that the verb which *options* name does not take."""
     said = f"unrecognized arguments: {' '.join(map(escaped, words))}"
-    if verb == "set" and words[0].partition("=")[0] == "--publish":
+    if options.command == "set" and words[0].partition("=")[0] == "--publish":
         return f"{said}; to change ports of the host that lead to a guest, use: eschedule port-forward"
-    return f"{said}; see: {' '.join(filter(None, ('eschedule', verb)))} --help"
+    path = [word for word in (options.command, getattr(options, "action", None)) if word]
+    near = _parser_below(parser, path).near_option(words[0])
+    return f"{said}; did you mean {near}?" if near else f"{said}; see: {' '.join(('eschedule', *path))} --help"
+
+
+def _parser_below(parser: Parser, path: Sequence[str]) -> Parser:
+    for word in path:
+        below = next((action for action in parser._actions if isinstance(action, argparse._SubParsersAction)), None)
+        if below is not None and word in below.choices:
+            parser = below.choices[word]
+    return parser
 
 
 def _with_drive_form(arguments: Sequence[str]) -> list[str]:
@@ -168,12 +181,14 @@ def _with_verb(arguments: list[str], verbs: Sequence[str]) -> list[str]:
     first = _first_word(arguments)
     if first is None or first in verbs:
         return arguments
+    if first == "help":
+        return [*(argument for argument in arguments if argument != first and not argument.startswith("-")), "--help"]
     if any(_is_query(argument) for argument in arguments):
         return ["create", *arguments]
     if _UUID.fullmatch(first):
         return ["show", *arguments]
     near = nearest(first, verbs)
-    hint = f"did you mean {near}?" if near else f"there are {', '.join(verbs)}, and requests, which look like {EXAMPLE}"
+    hint = f"did you mean {near}?" if near else f"see: eschedule --help; a request for an instance looks like {EXAMPLE}"
     raise ConfigError(f"{quoted(first)} is no command; {hint}")
 
 

@@ -15,6 +15,7 @@ from common.model import Desired, InstanceStatus, Phase
 from common.text import escaped, quoted
 from common.validate import parse_duration, parse_instance
 from eschedule.follow import Ending, Follower, Goal, Outcome, View, because, is_reached
+from eschedule.interruption import Interrupted
 from eschedule.screen import seconds_text
 from eschedule.session import Session
 from eschedule.sought import meant, no_such
@@ -39,7 +40,11 @@ def wait(session: Session, options: argparse.Namespace) -> int:
     named = _found(session, [parse_instance(text) for text in options.instances], goal)
     follower = Follower(session.store, session.keys, on_view=_progress(session, goal), clock=session.clock, judge=judge_state)
     begun = session.clock()
-    outcomes = follower.follow_all(dict.fromkeys(named), goal, seconds)
+    try:
+        outcomes = follower.follow_all(dict.fromkeys(named), goal, seconds)
+    except Interrupted:
+        session.screen.message("the wait changed nothing, and whatever is under way goes on; look: eschedule list")
+        raise
     code = 0
     for uuid, name in named.items():
         try:

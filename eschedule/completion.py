@@ -23,7 +23,8 @@ Names = Callable[[str], Iterable[str]]
 # What a word stands for, by where the parser puts it; for "name" it is the verb that says it.
 _KINDS = {
     "instance": "instances", "instances": "instances", "image": "images", "image_argument": "images", "key": "keys",
-    "hosts": "hosts", "volume": "volumes", "source": "instances", "whom_and_labels": "instances", "selector": "labels",
+    "hosts": "hosts", "volume": "volumes", "source": "instances", "whom_and_labels": "instances",
+    "whom_and_query": "instances", "selector": "labels",
     "like": "instances", "host": "hosts", "zone": "zones",
 }  # fmt: skip
 _NAMED_BY_VERB = {"host": "hosts", "image": "images", "key": "keys", "network": "networks", "volume": "volumes"}
@@ -32,7 +33,7 @@ _WITH_FILES = ("images", "keys")  # may be a path, too
 _WORDS = {
     "output": (*FORMS, CUSTOM), "restart": ("never", "on-failure", "always"), "metadata": ("optional", "required", "off"),
     "policy": ("anti-affinity", "soft-anti-affinity", "affinity", "soft-affinity"), "wait": ("running", "ready"),
-    "goal": ("running", "stopped", "ready", "healthy", "gone"),
+    "goal": ("running", "stopped", "paused", "suspended", "ready", "healthy", "gone"),
     "sort": ("cpu", "memory", "disk", "net"),
     "query": ("resources=",),
 }  # fmt: skip

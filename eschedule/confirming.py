@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from common.text import escaped
+from eschedule.interruption import Interrupted
 from eschedule.session import Session
 
 NOT_DONE = 1
@@ -21,8 +22,12 @@ def is_meant(session: Session, options: argparse.Namespace, question: str) -> bo
     """
     if not needs_asking(session, options):
         return True
-    answer = session.screen.ask(f"{escaped(question)} [y/N] ", sys.stdin)
-    session.interruption.check()
+    try:
+        answer = session.screen.ask(f"{escaped(question)} [y/N] ", sys.stdin)
+        session.interruption.check()
+    except Interrupted:
+        session.screen.message("nothing was changed")
+        raise
     if answer.lower() in ("y", "yes"):
         return True
     session.screen.message("nothing was changed")

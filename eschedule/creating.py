@@ -57,6 +57,7 @@ def create_asked(session: Session, options: argparse.Namespace) -> int:
     """Create what *options* say; the exit code."""
     request = _request_of(session, options)
     if options.dry_run:
+        goal_of(options), wait_seconds_of(session, options)  # judged all the same
         from eschedule.dry_run import dry_run  # noqa: PLC0415 - imports this module
 
         return dry_run(session, options, request)

@@ -27,6 +27,7 @@ _COLUMNS = (
     Column("UUID", is_wide=True),
 )  # fmt: skip
 _WIDTHS = (19, 16, 20, 12, 16)  # of lines that come one by one; what is longer moves the rest
+_NARROW, ROOMY = (8, 10, 0, 0, 0), 120  # on terminals of fewer columns than that nothing is aligned but time and event
 _BAD = frozenset(
     {"failed", "refused", "held", "crashed", "trouble", "away", "degraded", "not reverted", "not rebuilt", "moved"}
 )
@@ -41,8 +42,8 @@ def events(session: Session, options: argparse.Namespace) -> int:
     """
     most = parse_count(options.limit, "--limit", most=MOST_LIMIT) if options.limit is not None else DEFAULT_LIMIT
     since = _since(options.since)
-    if options.instance is not None and options.host is not None:
-        raise ConfigError("an instance and --host exclude each other: give one of them, or none for all that happened")
+    if options.host is not None and (options.instance is not None or options.selector is not None):
+        raise ConfigError("instances and --host exclude each other: give one of them, or none for all that happened")
     if options.follow and options.output not in (None, "wide", "json"):
         raise ConfigError("-f prints lines, or JSON, one happening a line (-o json); other forms need all of it at once")
     scope = _scope(session, options)
@@ -73,6 +74,8 @@ def _since(text: str | None) -> datetime.datetime | None:
 
 
 def _scope(session: Session, options: argparse.Namespace) -> Scope:
+    if options.selector is not None:
+        return of_all(session.keys, instances=frozenset(map(UUID, options.instances)))
     if options.instance is not None:
         return of_instance(session.store, session.keys, parse_instance(options.instance))
     if options.host is not None:
@@ -126,8 +129,13 @@ def events_table(rows: Sequence[tuple[Happening, str]], look: Look = PLAIN) -> s
 
 def event_line(one: Happening, host: str, look: Look) -> str:
     """One line of what is followed, whole: what matters most is at its end."""
+    is_narrow = look.width is not None and look.width < ROOMY
+    widths = _NARROW if is_narrow else _WIDTHS
     cells = [escaped(cell.text if isinstance(cell, Coloured) else cell) for cell in _cells(one, host, look)]
-    parts = [cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=False)] + cells[len(_WIDTHS) : 6 + look.is_wide]
+    if is_narrow and not look.is_wide:
+        cells[0] = cells[0][11:]  # the day is that of the line before, or today's
+    parts = [cell.ljust(width) for cell, width in zip(cells, widths, strict=False) if cell or width]
+    parts += cells[len(widths) : 6 + look.is_wide]
     return "  ".join(parts).rstrip() + "\n"
 
 

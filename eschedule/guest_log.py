@@ -14,6 +14,7 @@ from common.errors import ConfigError, Permanent
 from common.guest_letters import LOG, MOST_WAIT_SECONDS, GuestAnswer
 from common.text import quoted
 from eschedule.guest_post import ask, locate
+from eschedule.interruption import Interrupted
 from eschedule.listing import InstanceRow
 from eschedule.session import Session
 from eschedule.terminal_text import Plain
@@ -29,12 +30,24 @@ def log(session: Session, options: argparse.Namespace) -> int:
         EcomputeError: there is no such instance, it has no log, or its host does not answer.
     """
     tail = _lines(options.tail)
-    reader = Reader(session, locate(session, options.instance), printer(session, is_raw=options.raw))
-    if tail is not None:
-        reader.begin_at_tail(tail, may_wait=options.follow)
-    reader.read_all(may_wait=options.follow)
-    if options.follow:
-        reader.follow()
+    show, last = printer(session, is_raw=options.raw), b"\n"
+
+    def note(data: bytes) -> None:
+        nonlocal last
+        show(data)
+        last = data[-1:]
+
+    reader = Reader(session, locate(session, options.instance), note)
+    try:
+        if tail is not None:
+            reader.begin_at_tail(tail, may_wait=options.follow)
+        reader.read_all(may_wait=options.follow)
+        if options.follow:
+            reader.follow()
+    except Interrupted:
+        if last != b"\n" and session.screen.is_terminal:
+            session.screen.raw(b"\n")  # what is said of it begins on a line of its own
+        raise
     return 0
 
 

@@ -27,19 +27,21 @@ PAUSE_SECONDS = 1.0  # before etcd is asked anew from where on to watch
 
 @dataclass(frozen=True)
 class Scope:
-    """Whose journal is read: that below *prefix*, of the host *provider* alone where one is named."""
+    """Whose journal is read: that below *prefix*, of the host *provider* or of *instances* alone where such are named."""
 
     prefix: str
     provider: UUID | None = None
     has_hosts: bool = True  # whether what becomes of hosts belongs to it
+    instances: frozenset[UUID] | None = None
 
     def holds(self, happening: Happening) -> bool:
-        return self.provider is None or happening.provider == self.provider
+        is_chosen = self.instances is None or happening.uuid in self.instances
+        return is_chosen and (self.provider is None or happening.provider == self.provider)
 
 
-def of_all(keys: Keys, provider: UUID | None = None) -> Scope:
-    """What happened in the cluster; of what happened on the host *provider* where one is named."""
-    return Scope(keys.events(), provider)
+def of_all(keys: Keys, provider: UUID | None = None, instances: frozenset[UUID] | None = None) -> Scope:
+    """What happened in the cluster; of what happened on the host *provider*, or to *instances*, where such are named."""
+    return Scope(keys.events(), provider, instances is None, instances)
 
 
 def of_instance(store: Store, keys: Keys, who: UUID | str) -> Scope:

@@ -114,7 +114,11 @@ class Screen:
         """What whoever sits at the terminal types behind *question*, as a line; "" where *answers* ends."""
         self._clear()
         self._write(f"{PROGRAM}: {question}")
-        line = answers.readline()
+        try:
+            line = answers.readline()
+        except KeyboardInterrupt:
+            self._write("\n")
+            raise
         if not line.endswith("\n"):
             self._write("\n")
         return line.strip()

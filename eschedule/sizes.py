@@ -6,6 +6,7 @@ that is no whole number of them is refused rather than rounded, and so is one wi
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 
@@ -41,7 +42,7 @@ def parse_size(text: str, where: str, unit_bytes: int, example: str) -> int:
     size = number * _BYTES[letter] / unit_bytes
     if size.denominator != 1 or size < 1:
         name = "GiB" if unit_bytes == GIB else "MiB"
-        near = max(1, round(size))
+        near = max(1, math.ceil(size))
         raise ConfigError(f"{where} {text} is no whole number of {name}; write {near}{name[0]}")
     return int(size)
 

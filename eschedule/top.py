@@ -50,7 +50,8 @@ def top(session: Session, options: argparse.Namespace) -> int:
     if is_for_programs(options) and times not in (None, 1):
         raise ConfigError("-n is for tables; -o for programs prints what is used once")
     provider = None if options.host is None else find_host(session.store, session.keys, options.host).provider
-    rounds = Rounds(session, provider)
+    chosen = None if options.selector is None else frozenset(map(UUID, options.instances))
+    rounds = Rounds(session, provider, chosen)
     if is_for_programs(options) or not session.screen.is_terminal or times == 1:
         return _print(session, rounds, options, times=times or 1, sort=sort)
     with full_screen(session.screen) as screen:
@@ -116,10 +117,14 @@ def _head(rounds: Rounds, rows: list[Use], sort: str, look: Look) -> str:
 
 
 class Rounds:
-    """Rounds of letters to the living hosts, or to *provider* alone, and what is known of names by now."""
+    """Rounds of letters to the living hosts, or to *provider* alone, and what is known of names by now.
 
-    def __init__(self, session: Session, provider: UUID | None) -> None:
-        self._session, self._provider = session, provider
+    Args:
+        chosen: the instances that are looked at; None for all.
+    """
+
+    def __init__(self, session: Session, provider: UUID | None, chosen: frozenset[UUID] | None = None) -> None:
+        self._session, self._provider, self._chosen = session, provider, chosen
         self._number = 0
         self._last: dict[UUID, HostUsage] = {}
         self.answered: dict[UUID, HostUsage] = {}
@@ -137,6 +142,8 @@ class Rounds:
             read=HostUsage.from_json, pulse=pulse,
         )  # fmt: skip
         rows = [use for host, now in self.answered.items() if not now.problem for use in uses(host, self._last.get(host), now)]
+        if self._chosen is not None:
+            rows = [use for use in rows if use.uuid in self._chosen]
         self._last |= {host: now for host, now in self.answered.items() if not now.problem}
         self._learn(rows)
         return rows

@@ -11,7 +11,9 @@ def add_hosts(verbs: Verbs) -> None:
 
 def add_host(verbs: Verbs) -> None:
     parser = verb(verbs, "host", "add, remove, disable and mark hosts", "eschedule host disable node2 --reason 'new disks'")
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser, required=True)
+    actions = parser.add_subparsers(
+        dest="action", metavar="token|add|remove|show|disable|enable|trait|label", parser_class=Parser, required=True
+    )
     verb(
         actions,
         "token",

@@ -10,7 +10,7 @@ def add_network(verbs: Verbs) -> None:
         verbs, "network", "make, list, show and remove networks that hosts share, with a pool of addresses",
         "eschedule network add lan --bridge br0 --subnet 10.0.0.0/24 --gateway 10.0.0.1",
     )  # fmt: skip
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser, required=True)
+    actions = parser.add_subparsers(dest="action", metavar="add|list|show|rm", parser_class=Parser, required=True)
     _add_network_add(actions)
     json_option(verb(actions, "list", "list the networks, and how many of their addresses are used", "eschedule network list"))
     show = verb(actions, "show", "show a network, and who has which of its addresses", "eschedule network show lan")

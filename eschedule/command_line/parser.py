@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
 from common.errors import ConfigError
+from common.text import nearest, quoted
 from eschedule.output import parse_form
 
 EXAMPLE = "resources=VCPU:1,MEMORY_MB:256,DISK_GB:1"
@@ -26,6 +27,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message.replace(chr(10), ' ')}; see: {self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:  # of argparse, whose text lists all there are
+        if action.choices is None or value in action.choices:
+            return
+        near = nearest(str(value), map(str, action.choices))
+        hint = f"did you mean {near}?" if near else f"there are {', '.join(map(str, action.choices))}"
+        what = f"is no action of {self.prog}" if isinstance(action, argparse._SubParsersAction) else f"is no {action.metavar}"
+        raise ConfigError(f"{quoted(str(value))} {what}; {hint}")
+
+    def near_option(self, text: str) -> str | None:
+        """The option that somebody who typed *text* most likely meant, if any is near."""
+        name = text.partition("=")[0]
+        return nearest(name, self._option_string_actions) if name.startswith("--") else None
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -68,7 +68,7 @@ def add_ssh(verbs: Verbs) -> None:
     parser.add_argument("-i", dest="identity", metavar="FILE", help="with this private key")
     parser.add_argument(
         "words", metavar="COMMAND", nargs=argparse.REMAINDER, help="to run there, behind --; without it a shell"
-    )
+    ).required = False  # argparse would name it among what is missing
 
 
 def add_exec(verbs: Verbs) -> None:

@@ -10,7 +10,9 @@ def add_volume(verbs: Verbs) -> None:
         verbs, "volume", "disks that outlive instances: create, attach, detach, list, show, remove",
         "eschedule volume create data --size 10 --host node1",
     )  # fmt: skip
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser, required=True)
+    actions = parser.add_subparsers(
+        dest="action", metavar="create|list|show|attach|detach|rm", parser_class=Parser, required=True
+    )
     _add_create(actions)
     _add_attach(actions)
     detach = verb(

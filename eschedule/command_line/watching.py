@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eschedule.command_line.parser import Verbs, instances, json_option, verb
+from eschedule.command_line.parser import Verbs, instances, json_option, selector, verb
 
 
 def add_events(verbs: Verbs) -> None:
@@ -16,6 +16,7 @@ def add_events(verbs: Verbs) -> None:
     parser.add_argument(
         "instance", metavar="NAME|UUID", nargs="?", help="of this one; a destroyed one is still known by its former name"
     )
+    selector(parser)
     parser.add_argument("--host", metavar="HOST", help="what became of this host, and of instances on it")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens from now on, until Ctrl-C")
     parser.add_argument("--since", metavar="TIME", help="not older than this: 90s, 5m, 1h, 7d")
@@ -41,10 +42,11 @@ def add_wait(verbs: Verbs) -> None:
 def add_top(verbs: Verbs) -> None:
     parser = verb(
         verbs, "top", "show what instances use now: CPU, memory, disk and network; q leaves",
-        "eschedule top --sort memory",
+        "eschedule top -l app=web --sort memory",
         "eschedule top --host node1 --once -o json",
     )  # fmt: skip
     parser.add_argument("--host", metavar="HOST", help="those on this host only")
+    selector(parser)
     parser.add_argument("--sort", metavar="WHAT", default="cpu", help="cpu (the default), memory, disk or net")
     parser.add_argument("-n", metavar="N", dest="times", help="leave after N times (default: never on a terminal, else once)")
     parser.add_argument("--once", action="store_true", help="like -n 1; two answers of each host, a second apart")

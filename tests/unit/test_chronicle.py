@@ -39,6 +39,8 @@ def event(step: str, message: str = "", at: str = "now") -> Event:
         (status(Phase.BUILDING), dataclasses.replace(RUNNING, attempts=2), [("built", "attempt 2")]),
         (status(Phase.BUILDING, booted=1), status(Phase.RUNNING, booted=2), [("started", "")]),
         (status(Phase.BUILDING, booted=1), RUNNING, [("running again", "")]),
+        (status(Phase.BUILDING, booted=1), with_event(with_event(RUNNING, event("Start")), event("Resume")), [("resumed", "")]),
+        (status(Phase.BUILDING, booted=1), with_event(with_event(RUNNING, event("Resume")), event("Start")), [("running again", "")]),
         (status(Phase.PAUSED, booted=1), RUNNING, [("unpaused", "")]),
         (RUNNING, status(Phase.SUSPENDED, booted=1), [("suspended", "")]),
         (status(Phase.SUSPENDED, booted=1), RUNNING, [("resumed", "")]),
