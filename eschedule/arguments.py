@@ -93,7 +93,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _split_words(options: argparse.Namespace) -> None:
     """Tell instances and labels apart, which ``label`` and ``unlabel`` take together, and the query of a ``resize``."""
     if hasattr(options, "whom_and_query"):
-        queries = [word for word in options.whom_and_query if _QUERY.match(word)]
+        queries = [word for word in options.whom_and_query if "=" in word or ":" in word]  # which no name has
         if len(queries) > 1:
             raise ConfigError(f"there are {len(queries)} requests resources=…; resize takes one")
         options.query = next(iter(queries), None)

@@ -131,5 +131,6 @@ def _await(session: Session, found: Instance, goal: Goal, *, wait_seconds: float
 
 def _going_on(names: Iterable[str], done: str, *, is_sure: bool) -> str:
     if asked := ", ".join(names):
-        return f"interrupted; it goes on that {asked} be {done}; look: eschedule list"
+        be = "are" if ", " in asked else "is"
+        return f"interrupted; what was asked for goes on until {asked} {be} {done}; look: eschedule list"
     return "interrupted; nothing was changed" if is_sure else "interrupted; look at what was changed: eschedule list"

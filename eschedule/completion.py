@@ -115,7 +115,8 @@ def _of(action: argparse.Action, path: Sequence[str], typed: str, names: Names) 
     if kind is None:
         metavar = action.metavar if isinstance(action.metavar, str) else ""
         return [FILES] if any(word in metavar for word in ("FILE", "PATH")) else []
-    return [*_starting(typed, names(kind)), *([FILES] if kind in _WITH_FILES and action.dest != "name" else [])]
+    also = ("resources=",) if action.dest == "whom_and_query" else ()
+    return [*_starting(typed, (*names(kind), *also)), *([FILES] if kind in _WITH_FILES and action.dest != "name" else [])]
 
 
 def _starting(typed: str, words: Iterable[str]) -> list[str]:

@@ -80,7 +80,10 @@ def edit(session: Session, options: argparse.Namespace) -> int:
     try:
         plan = _edited(session, path, text, set(document))
     except (EcomputeError, Interrupted):
-        session.screen.message(f"what was edited is kept in {path}")
+        if path.read_text(encoding="utf-8", errors="replace") == text:
+            path.unlink()  # nothing was edited: there was no such editor, say
+        else:
+            session.screen.message(f"what was edited is kept in {path}")
         raise
     if plan is None:
         path.unlink()

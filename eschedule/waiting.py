@@ -48,8 +48,14 @@ def far_of(view: View) -> Far | None:
 
 def doing(view: View, goal: Goal) -> str:
     """What *view* is doing on its way to *goal*, in one line."""
-    is_up = view.status is not None and view.is_fresh and view.status.phase is Phase.RUNNING
-    return render.progress_line(view) + (", has not said yet that it is ready" if goal is Goal.READY and is_up else "")
+    status = view.status
+    is_silent = (
+        status is not None
+        and view.is_fresh
+        and status.phase is Phase.RUNNING
+        and (status.ready is None or status.ready.boot_request < view.spec.boot_request)
+    )
+    return render.progress_line(view) + (", has not said yet that it is ready" if goal is Goal.READY and is_silent else "")
 
 
 def goal_of(options: argparse.Namespace) -> Goal:

@@ -338,7 +338,7 @@ class TestInterruption:
         process = site.spawn("destroy", "web-1")
         errors = site.interrupted(process, lambda: spec_of(host, "web-1").desired == "deleted", signal.SIGTERM)
         assert process.returncode == 143, errors
-        assert "interrupted; it goes on that web-1 be destroyed; look: eschedule list" in errors
+        assert "interrupted; what was asked for goes on until web-1 is destroyed; look: eschedule list" in errors
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     def test_between_claim_and_record_nothing_is_left(self, site: Site, number: int, code: int) -> None:

@@ -134,7 +134,8 @@ def test_text_and_json() -> None:
     one = Happening(at(9), "stop", Subject.INSTANCE, WEB, "web", NODE1, by="me@here\x1b[2J", reason="why not")
     table = events_table([(one, "node1")])
     assert "me@here\\x1b[2J" in table and "reason: why not" in table and "\x1b" not in table
-    line = event_line(one, "node1", Look(60))
+    assert event_line(one, "node1", Look(60)).startswith("09:00:00  stop        web  node1  me@here")
+    line = event_line(one, "node1", Look(200))
     assert line.startswith("2026-01-02 09:00:00  stop") and line.endswith("reason: why not\n") and "\x1b" not in line
     assert as_json(one, "node1")["host"] == {"provider": str(NODE1), "name": "node1"}
 

@@ -74,7 +74,10 @@ class Terminal:
 def test_a_change_that_etcd_made_before_its_answer_came_is_told() -> None:
     terminal = Terminal(after=Terminal.signal)
     code, said = terminal.destroy()
-    assert (code, said) == (130, "eschedule: interrupted; it goes on that web-1 be destroyed; look: eschedule list")
+    assert (code, said) == (
+        130,
+        "eschedule: interrupted; what was asked for goes on until web-1 is destroyed; look: eschedule list",
+    )
     assert terminal.asked_for() == {"web-1"}
 
 

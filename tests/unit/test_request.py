@@ -455,7 +455,7 @@ class TestArguments:
         ("arguments", "said"),
         [
             (("create", "resources=VCPU:1", "/x", "/y"), "unrecognized arguments: /y; see: eschedule create --help"),
-            (("create", "resources=VCPU:1", "--nome", "q"), "--nome; see: eschedule create --help"),
+            (("create", "resources=VCPU:1", "--nome", "q"), "--nome; did you mean --name?"),
             (("set", "web-1", "--publish", "80:80"), "use: eschedule port-forward"),
             (("set", "web-1", "--config-drive", "--no-config-drive"), "not allowed with argument --config-drive"),
             (("create", "resources=VCPU:1", "--no-config-drive", "--config-drive=nocloud"), "not allowed with argument"),
@@ -464,6 +464,16 @@ class TestArguments:
     def test_what_a_verb_does_not_take(self, arguments: tuple[str, ...], said: str) -> None:
         with pytest.raises(ConfigError, match=re.escape(said)):
             self.parsed(*arguments)
+
+    def test_help_is_a_word_too(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            self.parsed("help", "host", "show")
+        assert capsys.readouterr().out.startswith("usage: eschedule host show")
+
+    def test_several_are_resized_and_their_query_is_found_among_them(self) -> None:
+        options = self.parsed("resize", "web-1", "resources=VCPU:2", "web-2")
+        assert (options.instances, options.query) == (["web-1", "web-2"], "resources=VCPU:2")
+        assert self.parsed("resize", "-l", "app=web", "--cpus", "2").instances == []
 
     def test_a_uuid_is_show(self) -> None:
         options = self.parsed(str(INSTANCE), "--json")
@@ -475,14 +485,20 @@ class TestArguments:
             ((), "nothing was asked for"),
             (("-v",), "nothing was asked for"),
             (("lst",), "did you mean list?"),
-            (("VCPU:1",), "requests, which look like resources="),
+            (("VCPU:1",), "a request for an instance looks like resources="),
             (("destroy",), "the following arguments are required: NAME|UUID, or -l SELECTOR; see: eschedule destroy --help"),
             (("create",), "required: 'resources=…'"),
             (("list", "--frob"), "unrecognized arguments: --frob"),
             (("create", QUERY, IMAGE, "more"), "unrecognized arguments: more"),
             (("--config",), "expected one argument"),
             (("key",), "required: add|list|show|rm; see: eschedule key --help"),
-            (("key", "ad", "x"), "invalid choice: 'ad'"),
+            (("key", "ad", "x"), '"ad" is no action of eschedule key; did you mean add?'),
+            (("volume", "xyz"), "there are create, attach, detach, list, show, rm"),
+            (("host", "show", "h", "--jsn"), "unrecognized arguments: --jsn; did you mean --json?"),
+            (("host", "show", "h", "--frob"), "unrecognized arguments: --frob; see: eschedule host show --help"),
+            (("resize", "resources=VCPU:2"), "required: NAME|UUID, or -l SELECTOR"),
+            (("resize", "web", "resources=VCPU:2", "resources=VCPU:3"), "resize takes one"),
+            (("events", "web", "-l", "app=web"), "instances are named, and chosen by -l"),
             (("key", "rm"), "required: NAME; see: eschedule key rm --help"),
             (("set", "web-1", "--key", "a", "--no-keys"), "not allowed with argument --key"),
             (("create", QUERY, IMAGE, "--wait-sec", "3"), "unrecognized arguments: --wait-sec 3"),
