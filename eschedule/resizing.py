@@ -206,7 +206,7 @@ class Resizer:
                 continue
             free = max(0, inventory.capacity - used.get(name, 0))
             if free < amount:
-                parts.append(f"{free} {name} free of {amount} more")
+                parts.append(f"{free} {name} free, {amount} more needed")
             elif holds[name] > inventory.max_unit:
                 parts.append(f"at most {inventory.max_unit} {name} for one instance")
         why = ", ".join(parts) or str(error)

@@ -134,7 +134,7 @@ def capacity_table(rows: Sequence[tuple[UUID, Room]], names: Mapping[UUID, str],
 
 
 def _lacks(room: Room) -> str:
-    return ", ".join(f"{lack.resource_class} ({lack.free} free of {lack.amount})" for lack in room.lacks)
+    return ", ".join(f"{lack.resource_class} ({lack.free} free, {lack.amount} needed)" for lack in room.lacks)
 
 
 def _capacity_json(rows: Sequence[tuple[UUID, Room]], names: Mapping[UUID, str]) -> list[dict[str, Any]]:

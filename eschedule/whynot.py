@@ -160,7 +160,7 @@ def nearest_miss(reason: str, request: Request, hosts: Sequence[Host], names: Ma
         return ""
     classes = reason.removeprefix("short of ").split(" and ")
     best = max(hosts, key=lambda host: min(host.free[c] / request.resources[c] for c in classes))
-    misses = ", ".join(f"{best.free[c]} {c} free of {request.resources[c]}" for c in classes)
+    misses = "; ".join(f"{best.free[c]} {c} free, {request.resources[c]} needed" for c in classes)
     return f" ({'at best ' if len(hosts) > 1 else ''}{misses} on {names.get(best.provider, best.provider)})"
 
 

@@ -257,7 +257,7 @@ class TestNoCapacity:
         site.host("node3").die()
         line = self.why(site)
         assert line.startswith("eschedule: no host can take DISK_GB:1,MEMORY_MB:256,VCPU:1: 3 hosts: ")
-        for part in ("1 short of MEMORY_MB (128 MEMORY_MB free of 256 on node1)", "1 disabled", "1 without a heartbeat"):
+        for part in ("1 short of MEMORY_MB (128 MEMORY_MB free, 256 needed on node1)", "1 disabled", "1 without a heartbeat"):
             assert part in line
 
     def test_a_trait_that_no_host_has(self, site: Site) -> None:

@@ -183,7 +183,7 @@ class TestGroups:
         assert [one["spec"]["alternates"] for one in json.loads(answer.stdout)] == [[], [], []]
         more = site.run(QUERY, IMAGE, "--group", "db", "--policy", "affinity")
         assert more.returncode == 3
-        assert f"the group db has affinity and lives on {host}: short of VCPU (0 VCPU free of 1 on {host})" in more.stderr
+        assert f"the group db has affinity and lives on {host}: short of VCPU (0 VCPU free, 1 needed on {host})" in more.stderr
 
     def test_another_policy_conflicts(self, site: Site) -> None:
         site.host("node1")

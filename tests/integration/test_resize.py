@@ -106,7 +106,7 @@ def test_one_that_is_off_grows_and_starts_with_what_was_asked_for(web: Web) -> N
 def test_what_cannot_be_is_refused_in_one_line_and_changes_nothing(web: Web, tmp_path: Path) -> None:
     before = web.shown()["spec"]
     refused = {
-        3: (("--vcpus", "4000"), "free of 3999 more"),
+        3: (("--vcpus", "4000"), "free, 3999 more needed"),
         2: (("--disk-gb", "1", "--vcpus", "0"), "--vcpus"),
         5: (("--vcpus", "2"), "is being destroyed"),
         4: (("--vcpus", "2"), "Placement"),

@@ -25,7 +25,7 @@ def test_capacity_counts_what_fits_where_and_names_what_the_next_one_lacks(site:
     ]  # fmt: skip
     assert "5 more of DISK_GB:1,MEMORY_MB:256,VCPU:1 fit, on 2 hosts" in answer.stderr
     text = site.run("capacity", QUERY).stdout.splitlines()
-    assert text[0].split("  ")[0] == "HOST" and text[1].startswith("large") and "MEMORY_MB (44 free of 256)" in text[2]
+    assert text[0].split("  ")[0] == "HOST" and text[1].startswith("large") and "MEMORY_MB (44 free, 256 needed)" in text[2]
     assert site.claimed() == set()
 
     # What is said is what can be had.
@@ -43,7 +43,7 @@ def test_explain_says_of_each_host_what_would_become_of_it(site: Site) -> None:
     found = {row["name"]: (row["rank"], row["reason"]) for row in json.loads(answer.stdout)}
     assert found == {
         "large": (1, "fits, 4 of them"), "small": (2, "fits, 1 of them"),
-        "tiny": (None, "short of MEMORY_MB (200 MEMORY_MB free of 256 on tiny)"), "gone": (None, "without a heartbeat"),
+        "tiny": (None, "short of MEMORY_MB (200 MEMORY_MB free, 256 needed on tiny)"), "gone": (None, "without a heartbeat"),
     }  # fmt: skip
     picky = site.run("explain", f"{QUERY}&required=HW_CPU_X86_AVX2")
     assert picky.returncode == 0

@@ -207,7 +207,7 @@ class TestAffinity:
         said = {
             "dead": f"lives on the host of provider {host}: without a heartbeat",
             "full": "lives on node1: full",
-            "short": r"lives on node1: short of VCPU \(0 VCPU free of 1 on node1\)",
+            "short": r"lives on node1: short of VCPU \(0 VCPU free, 1 needed on node1\)",
         }
         with pytest.raises(NoCapacity, match=f"the group web has affinity and {said[how]}; see: eschedule hosts"):
             create(stage, AFFINITY)

@@ -118,7 +118,7 @@ def test_no_room_says_what_is_missing_and_changes_nothing(scene: Scene) -> None:
     scene.placement.hold(uuid4(), {scene.host: {"VCPU": 2, "MEMORY_MB": 1024, "DISK_GB": 1}})
     with pytest.raises(NoCapacity) as refused:
         scene.resize(VCPU=4, MEMORY_MB=1024)
-    assert "1 VCPU free of 3 more" in str(refused.value) and "MEMORY_MB free" not in str(refused.value)
+    assert "1 VCPU free, 3 more needed" in str(refused.value) and "MEMORY_MB free" not in str(refused.value)
     small = scene.placement.hosts[scene.host].inventories
     small["DISK_GB"] = dataclasses.replace(small["DISK_GB"], max_unit=8)
     with pytest.raises(NoCapacity, match="at most 8 DISK_GB for one instance"):
