@@ -497,7 +497,9 @@ class TestWhyNot:
     def test_what_is_used_is_not_free(self, stage: Stage) -> None:
         host = stage.host("node1", VCPU=1, MEMORY_MB=300)
         stage.placement.hold(uuid4(), {host: {"VCPU": 1, "MEMORY_MB": 200}})
-        assert "1 short of MEMORY_MB and VCPU (100 MEMORY_MB free, 256 needed; 0 VCPU free, 1 needed on node1)" in self.why(stage)
+        assert "1 short of MEMORY_MB and VCPU (100 MEMORY_MB free, 256 needed; 0 VCPU free, 1 needed on node1)" in self.why(
+            stage
+        )
 
     def test_hosts_with_nothing_free_are_counted(self, stage: Stage) -> None:
         for name in ("node1", "node2"):
