@@ -344,6 +344,7 @@ class HostRecord(Record):
     capacity: dict[str, int] = dataclasses.field(default_factory=dict)  # resource class → (total - reserved) * ratio
     virt_type: str = ""
     since: str = ""  # when this incarnation began; for people
+    reserved: dict[str, int] = dataclasses.field(default_factory=dict)  # for the host itself, and whatever else runs there
     schema: int = SCHEMA
 
 

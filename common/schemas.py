@@ -434,6 +434,7 @@ HOST_RECORD = _record(
         "message": _STRING,
         "versions": _TEXTS,
         "capacity": _AMOUNTS,
+        "reserved": _AMOUNTS,
         "virt_type": _STRING,
         "since": _TIME,
         "schema": _SCHEMA_NUMBER,

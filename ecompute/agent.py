@@ -14,7 +14,7 @@ import importlib.metadata
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID, uuid4
@@ -28,7 +28,7 @@ from common.logs import fields
 from common.metadata import MetadataStore
 from common.model import HostRecord, HostState, OwnerRecord
 from common.placement import Placement
-from common.placement_types import CONSUMER_TYPE, VOLUME
+from common.placement_types import CONSUMER_TYPE, VOLUME, Inventory
 from common.reports import report_store
 from common.retry import Backoff, Deadline
 from common.service_notify import ServiceNotifier
@@ -455,12 +455,12 @@ class Agent:
         if not heartbeat.is_live:
             return  # the provider may be another machine's by now
         vcpus, memory_mib = foreign_use(domains, host.provider)
-        capacity = keeper.sync(
+        inventory = keeper.sync(
             host.info, host_admin=admin.current, foreign_vcpus=vcpus, foreign_memory_mib=memory_mib,
             bridges=self._bridges_for_guests(world), generation=generation,
         )  # fmt: skip
         self._is_entered.set()
-        self._publish_state(heartbeat, capacity)
+        self._publish_state(heartbeat, inventory)
 
     def _bridges_for_guests(self, world: World) -> frozenset[str]:
         if self._config.libvirt.uri.startswith("test:"):
@@ -472,10 +472,10 @@ class Agent:
         message = self._health.message() or ("" if self._is_entered.is_set() else STARTING)
         return (HostState.DEGRADED if message else HostState.READY), message
 
-    def _publish_state(self, heartbeat: Heartbeat, capacity: dict[str, int] | None = None) -> None:
+    def _publish_state(self, heartbeat: Heartbeat, inventory: Mapping[str, Inventory] | None = None) -> None:
         state, message = self._state()
         self._signs.state(state, message)
-        heartbeat.update(state=state, message=message, capacity=capacity)
+        heartbeat.update(state=state, message=message, inventory=inventory)
 
     def _publish_health(self, heartbeat: Heartbeat, stop: threading.Event) -> None:
         """Keep the host record's state and message as the services are, until *stop* and then a change."""

@@ -24,6 +24,7 @@ from common.journal import PLACES, HostPen
 from common.keys import Keys
 from common.logs import fields
 from common.model import HostRecord, HostState, OwnerRecord
+from common.placement_types import Inventory
 from common.retry import Backoff, Deadline, seconds_since_boot
 from common.store import Compare, Store, Transaction, Versioned
 
@@ -233,16 +234,23 @@ class Heartbeat:
         self._asked.set()
 
     def update(
-        self, *, state: HostState | None = None, message: str | None = None, capacity: dict[str, int] | None = None
+        self, *, state: HostState | None = None, message: str | None = None, inventory: Mapping[str, Inventory] | None = None
     ) -> None:
-        """Change what the host record says; written now if it can be, else with the next heartbeat."""
+        """Change what the host record says; written now if it can be, else with the next heartbeat.
+
+        Args:
+            inventory: by resource class, as Placement has it.
+        """
         with self._lock:
             wanted = dataclasses.replace(
                 self._record,
                 state=self._record.state if state is None else state,
                 message=self._record.message if message is None else message,
-                capacity=self._record.capacity if capacity is None else capacity,
             )
+            if inventory is not None:
+                capacity = {name: offer.capacity for name, offer in inventory.items()}
+                reserved = {name: offer.reserved for name, offer in inventory.items()}
+                wanted = dataclasses.replace(wanted, capacity=capacity, reserved=reserved)
             if wanted == self._record:
                 return
             if wanted.state is not self._record.state:

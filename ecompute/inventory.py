@@ -119,8 +119,8 @@ class InventoryKeeper:
     def sync(
         self, host: HostInfo, *, host_admin: HostAdmin | None = None, foreign_vcpus: int = 0, foreign_memory_mib: int = 0,
         bridges: Collection[str] = (), generation: int | None = None,
-    ) -> dict[str, int]:  # fmt: skip
-        """Make Placement's provider, inventory and traits what they should be; how much of each class can be claimed in all.
+    ) -> dict[str, Inventory]:  # fmt: skip
+        """Make Placement's provider, inventory and traits what they should be; what the host has of each class, as it is then.
 
         Where nothing changed since the last call, not even a claim, that is one read; none where *generation*, the provider's
         as the caller has just read it, says so.
@@ -140,10 +140,10 @@ class InventoryKeeper:
         with self._lock:
             self._complain_of_full_reserve(inventory)
             if generation is not None and self._settled == (generation, inventory, traits):
-                return {name: offer.capacity for name, offer in inventory.items()}
+                return dict(inventory)
             deadline = Deadline(self._config.placement.deadline_seconds, self._clock)
             self._retry(lambda: self._sync_all(inventory, traits, deadline), deadline)
-        return {name: offer.capacity for name, offer in inventory.items()}
+        return dict(inventory)
 
     def _sync_all(self, inventory: Mapping[str, Inventory], traits: frozenset[str], deadline: Deadline) -> None:
         provider = self._placement.ensure_provider(self._provider, self._name)

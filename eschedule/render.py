@@ -229,11 +229,14 @@ def instance_list_json(rows: Sequence[InstanceRow]) -> list[dict[str, Any]]:
 # -- hosts --------------------------------------------------------------------------------------------------------------
 
 
+_MORE_OF_HOSTS = ("RESERVED", "LATENCY", "VIRT_TYPE", "VERSIONS", "LIBVIRT_URI", "LABELS", "TRAITS")
+
+
 def host_table(rows: Sequence[HostRow], now: datetime.datetime, look: Look = PLAIN) -> str:
     classes = ("VCPU", "MEMORY_MB", "DISK_GB")
     columns: tuple[str | Column, ...] = (
         Column("NAME", 12), Column("STATE", 12), "SINCE", *classes, "GUESTS", Column("PROVIDER", 9),
-        *(Column(name, is_wide=True) for name in ("LATENCY", "VIRT_TYPE", "VERSIONS", "LIBVIRT_URI", "LABELS", "TRAITS")),
+        *(Column(name, is_wide=True) for name in _MORE_OF_HOSTS),
     )  # fmt: skip
     return table(columns, [_host_cells(row, classes, now) for row in rows], look)
 
@@ -248,6 +251,7 @@ def _host_cells(row: HostRow, classes: Sequence[str], now: datetime.datetime) ->
         *(_share(row, c) for c in classes),
         str(row.guests),
         str(row.host.provider),
+        ",".join(f"{name}:{amount}" for name, amount in sorted(record.reserved.items()) if amount) if record else "",
         f"{row.latency_seconds * 1000:.0f} ms" if row.latency_seconds is not None else "-",
         record.virt_type if record else "",
         ",".join(f"{name} {version}" for name, version in sorted(record.versions.items())) if record else "",
@@ -280,6 +284,7 @@ def host_list_json(rows: Sequence[HostRow]) -> list[dict[str, Any]]:
             "message": row.record.message if row.record else "",
             "since": row.record.since if row.record else None,
             "capacity": row.record.capacity if row.record else None,
+            "reserved": row.record.reserved if row.record else None,
             "used": dict(row.used) if row.used is not None else None,
             "guests": row.guests,
             "virt_type": row.record.virt_type if row.record else None,

@@ -15,6 +15,7 @@ from common.errors import Conflict, EcomputeError, NotLive, OwnershipError, Stor
 from common.journal import Happening, HostPen
 from common.keys import Keys
 from common.model import HostRecord, HostState, OwnerRecord
+from common.placement_types import Inventory
 from common.retry import Deadline, seconds_since_boot
 from common.store import Compare, Transaction
 from ecompute.heartbeat import Heartbeat, enroll, take_provider
@@ -282,11 +283,12 @@ def test_a_changed_state_is_written_under_the_same_key(store: FakeStore, clock: 
     heart = Heart(store, clock)
     heart.claim()
     fence = heart.beat.fence()
-    heart.beat.update(state=HostState.DEGRADED, message="Placement is away", capacity={"VCPU": 2})
+    heart.beat.update(state=HostState.DEGRADED, message="Placement is away", inventory={"VCPU": Inventory(3, reserved=1)})
     found = store.get(KEY)
     assert found is not None
     written = HostRecord.from_json(found.value)
-    assert (written.state, written.message, written.capacity) == (HostState.DEGRADED, "Placement is away", {"VCPU": 2})
+    assert (written.state, written.message) == (HostState.DEGRADED, "Placement is away")
+    assert (written.capacity, written.reserved) == ({"VCPU": 2}, {"VCPU": 1})
     assert found.lease_id
     assert heart.beat.fence() == fence
 
@@ -404,7 +406,7 @@ def test_how_a_host_comes_fares_and_goes_is_written_with_its_key(store: FakeStor
     heart = Heart(store, clock, mine)
     heart.claim()
     heart.beat.update(state=HostState.READY, message="")
-    heart.beat.update(capacity={"VCPU": 4})
+    heart.beat.update(inventory={"VCPU": Inventory(4)})
     clock.now += 100  # the lease is over
     heart.run(3)
     store.break_with(StoreUnavailable("away"))

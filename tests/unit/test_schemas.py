@@ -85,7 +85,18 @@ STATUSES = (
 )  # fmt: skip
 HOSTS = tuple(
     HostRecord(
-        "h1", "boot", B, "uuid", "qemu:///system", state, "m", {"qemu": "7.2.9"}, {"VCPU": 2}, "qemu", "2026-01-01T00:00:00Z"
+        "h1",
+        "boot",
+        B,
+        "uuid",
+        "qemu:///system",
+        state,
+        "m",
+        {"qemu": "7.2.9"},
+        {"VCPU": 2},
+        "qemu",
+        "2026-01-01T00:00:00Z",
+        {"VCPU": 1},
     )
     for state in HostState
 )
