@@ -175,7 +175,7 @@ def test_ctrl_c_ends_each_that_waits_for_a_service_at_once(site: Site) -> None:
 # What is done to an instance of one's own, and what its host has to do or say before the command ends. None: there is no bound.
 WAITING: dict[str, tuple[str, ...]] = {
     "create": (QUERY, IMAGE), "destroy": ("{}",), "stop": ("{}",), "reboot": ("{}",), "pause": ("{}",), "suspend": ("{}",),
-    "rebuild": ("{}",), "set": ("{}", "--allow-all"), "port-forward": ("{}", "8080:80"), "wait": ("{}", "--for", "stopped"),
+    "rebuild": ("{}",), "set": ("{}", "--allow", "icmp"), "resize": ("{}", "--disk", "2G"), "apply": ("-f", "vm.yaml"), "port-forward": ("{}", "8080:80"), "wait": ("{}", "--for", "stopped"),
     "snapshot create": ("{}", "one"), "log": ("{}",), "screenshot": ("{}", "none.png"), "vnc": ("{}",),
     "exec": ("{}", "--", "true"), "image create": (NEW, "--from", "{}", "--no-seal"), "host disable": ("node1",),
     "volume create": ("{}-data", "--size", "1"),
@@ -187,7 +187,7 @@ OF_LETTERS = ("snapshot create", "log", "screenshot", "vnc", "exec", "image crea
 def with_guests(site: Site) -> Iterator[StandInHost]:
     """A host that has built an instance for each command, and does nothing from here on."""
     site.configure(wait_seconds=60)
-    host = site.host("node1", VCPU=1000)
+    host = site.host("node1", vcpus=1000)
     for command in WAITING:
         assert site.run("create", QUERY, IMAGE, "--name", of(command)).returncode == 0
     host.close()
@@ -238,9 +238,9 @@ def test_ctrl_c_while_a_host_does_nothing_says_what_goes_on(site: Site, with_gue
 def test_a_host_that_is_dead_is_named_and_not_waited_for_without_end(site: Site, with_guests: StandInHost) -> None:
     with_guests.die()
     try:
-        commands = {command: 4 for command in WAITING if command not in ("create", "volume create", "exec", "wait")} | {
-            "exec": 125
-        }
+        commands = {
+            command: 4 for command in WAITING if command not in ("create", "apply", "volume create", "exec", "wait")
+        } | {"exec": 125}
         bounded = {command for command in commands if command not in OF_LETTERS}
 
         def run(command: str) -> subprocess.CompletedProcess[str]:
