@@ -216,7 +216,7 @@ class PlacementHttp:
         if isinstance(error, requests.exceptions.SSLError):
             why = f"TLS failed ({_cause(error)}); for a private authority set REQUESTS_CA_BUNDLE to its certificate"
         elif isinstance(error, requests.Timeout):
-            why = f"no answer within {seconds:.1f} s"
+            why = f"no answer within {seconds:.1f} s; is it overloaded, or does its database not answer?"
         else:
             why = f"the connection broke ({_cause(error)})"
         broken = PlacementUnavailable(f"{asked}: {why}")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import UUID
 
-from common.errors import EcomputeError, Permanent, Transient
+from common.errors import EcomputeError, HypervisorRejected, Permanent, Transient
 from common.findings import Letter
 from common.guest_letters import (
     EXEC,
@@ -31,11 +31,17 @@ from common.host_letters import USAGE
 from common.retry import Deadline
 from ecompute import guest_agent, serial_log
 from ecompute.file_watch import FileWatch
-from ecompute.hypervisor import Domain, Hypervisor
+from ecompute.hypervisor import Domain, Hypervisor, Picture
 from ecompute.picture import as_png
 
 MOST_AT_ONCE = 24
 MOST_WAITING = 16  # who follow a log: the others answer those that want something now
+
+
+_NO_SCREEN = (
+    "the guest has no screen: set libvirt.graphics to vnc in compute.yaml there, restart ecompute, then have the guest stopped "
+    "and started"
+)
 
 
 class GuestDesk:
@@ -131,7 +137,7 @@ class GuestDesk:
 
     def _screenshot(self, uuid: UUID, _letter: Letter) -> GuestAnswer:
         self._running(uuid)
-        png = as_png(self._hypervisor.screenshot(uuid))
+        png = as_png(self._picture(uuid))
         if len(png) > MOST_DATA_BYTES:
             raise Permanent(
                 f"the picture has {len(png) >> 10} KiB, and a letter carries {MOST_DATA_BYTES >> 10} KiB; look at the screen "
@@ -140,15 +146,19 @@ class GuestDesk:
             )
         return GuestAnswer(data_base64=encoded(png))
 
+    def _picture(self, uuid: UUID) -> Picture:
+        try:
+            return self._hypervisor.screenshot(uuid)
+        except HypervisorRejected:
+            if not self._hypervisor.screen_socket(uuid):
+                raise Permanent(_NO_SCREEN, "NoScreen") from None
+            raise
+
     def _vnc(self, uuid: UUID, _letter: Letter) -> GuestAnswer:
         self._running(uuid)
         path = self._hypervisor.screen_socket(uuid)
         if not path:
-            raise Permanent(
-                "the guest has no screen: set libvirt.graphics to vnc in compute.yaml there, restart ecompute, then have the "
-                "guest stopped and started",
-                "NoScreen",
-            )
+            raise Permanent(_NO_SCREEN, "NoScreen")
         return GuestAnswer(path=path)
 
     # -- a command ---------------------------------------------------------------------------------------------------------

@@ -102,13 +102,13 @@ def _tell(session: Session, outcome: Outcome | EcomputeError, name: str, goal: G
     if isinstance(outcome, EcomputeError):
         raise outcome
     if outcome.ending is Ending.TIMED_OUT:
-        last = doing(outcome.view, goal) if outcome.view else name
+        last = doing(outcome.view, goal) if outcome.view else "etcd did not say in time how it is"
         raise Transient(f"{name} is not {goal} after {seconds_text(seconds)}: {last}; look: eschedule show {name}")
     if outcome.ending is Ending.FAILED:
         if outcome.view is None:
             raise no_such(name)
         raise Permanent(escaped(f"{name} will not be {goal}: {outcome.message}; look: eschedule events {name}"))
-    session.screen.message(f"{name} is {goal} after {session.screen.elapsed()}")
+    session.screen.message(f"{name} is {goal} after {seconds_text(seconds)}")
 
 
 # -- pure ----------------------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def judge_state(goal: Goal, view: View) -> Outcome | None:
     if view.spec.desired is Desired.DELETED:
         return Outcome(Ending.FAILED, "it is being destroyed", view)
     status = view.status
-    if status is None or not view.is_fresh:
+    if status is None or not view.is_fresh or view.host is None:  # nobody knows how it is where nobody says so
         return None
     if status.phase in _NEVER:
         return Outcome(Ending.FAILED, because(status), view)

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 Items = Mapping[str, Versioned | None]
 REREAD_SECONDS = 2.0  # what is not watched is at most so old
 REREAD_SECONDS_PER_KEY = 0.005  # of many keys, so that a large set does not keep etcd busy
+FIRST_LOOK_SECONDS = 2.0  # that a first look may take, be there time to wait or not
 WATCH_PAUSE_SECONDS = 0.2  # before a watch that was lost is begun anew
 
 
@@ -69,14 +70,15 @@ class Board:
     def changes(self, deadline: Deadline, tick_seconds: float) -> Iterator[Items]:
         """All keys with their items (None where absent), once they are known and whenever one changed, until *deadline*.
 
-        After *tick_seconds* without a change they are handed out again.
+        After *tick_seconds* without a change they are handed out again. Where the deadline is over they are handed out once.
 
         Raises:
             StoreRefused: the store will not let us in.
         """
-        while not self._is_known.wait(min(tick_seconds, deadline.remaining())):
+        first_look = Deadline(FIRST_LOOK_SECONDS)
+        while not self._is_known.wait(min(tick_seconds, max(deadline.remaining(), first_look.remaining()))):
             self._raise_refusal()
-            if deadline.expired:
+            if deadline.expired and first_look.expired:
                 return
         seen = -1
         while True:

@@ -23,7 +23,8 @@ from typing import Any, Literal, Self
 from uuid import UUID, uuid4
 
 from common.config import ScheduleConfig, load_schedule
-from common.errors import EcomputeError
+from common.errors import ConfigError, EcomputeError
+from common.text import quoted
 from common.validate import check_user_data, parse_instance, parse_public_keys
 from eschedule.arguments import parse
 from eschedule.asking import ask
@@ -234,8 +235,11 @@ class Cluster:
         """Wait until *who* is as *goal* says; as it is then, None where it is gone.
 
         Raises:
+            ConfigError: there is no such goal.
             Permanent: it never will be. Transient: it was not within *wait_seconds*, or etcd did not answer.
         """
+        if goal not in list(Goal):
+            raise ConfigError(f"{quoted(str(goal))} is no goal; there are {', '.join(Goal)}")
         instance = self._wait(who, Goal(goal), wait_seconds)
         return None if Goal(goal) is Goal.GONE else row_of(self._session, instance, who)
 

@@ -30,8 +30,8 @@ def rebuilt(image: ImageRef | None, hardware: Hardware | None) -> Edit:
         refuse_protected(spec, "rebuilt")
         if image is None and status and status.rebuilt and status.rebuilt.problem:
             raise Conflict(
-                f"the last rebuild of {spec.name} was given up, so that its image is not what its disk is made of: say "
-                f"which one is meant, as in --image {spec.image.name or spec.image.url}"
+                f"the last rebuild of {spec.name}, of {spec.image.name or spec.image.url}, was given up, so that its disk is "
+                f"of another image: say which one is meant: eschedule rebuild {spec.name} --image IMAGE"
             )
         number = _next(spec, status)
         new = {"image": image, "hardware": hardware} if image else {}

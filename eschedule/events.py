@@ -107,6 +107,7 @@ def _follow(
             look = session.screen.look(is_wide=options.output == "wide")
             session.screen.data(event_line(happening, names.of(happening), look))
 
+    session.screen.end_with_reader()
     try:
         past = follower.history(most, since)
         names.learn(past)

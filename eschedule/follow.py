@@ -17,7 +17,7 @@ from uuid import UUID
 from common.disk_requests import NOT_YET, Applied
 from common.errors import EcomputeError, Permanent
 from common.keys import Keys
-from common.model import Desired, HostRecord, InstanceKey, InstanceSpec, InstanceStatus, Phase
+from common.model import Desired, HostRecord, InstanceKey, InstanceSpec, InstanceStatus, OwnerRecord, Phase
 from common.retry import Deadline
 from common.store import Store, Versioned
 from eschedule.board import Board, Items
@@ -64,7 +64,7 @@ class View:
 
     Args:
         host: the host's name; None while it has no heartbeat.
-        known_host: the name that the same host had while it had one, "" where that was not seen.
+        known_host: the name that the same host had while it had one, or enrolled with; "" where nothing is known of it.
         status: what the host said last; ``is_fresh`` tells whether it speaks of this very spec.
     """
 
@@ -300,7 +300,7 @@ class Follower:
             instance, known.name, provider, host := host_name(host_item),
             InstanceSpec.from_json(spec_item.value), spec_item.mod_revision,
             InstanceStatus.from_json(status_item.value) if status_item else None,
-            host or (last.known_host if last and last.provider == provider else ""),
+            host or (last.known_host if last and last.provider == provider else self._enrolled_as(provider)),
         )  # fmt: skip
         wait.views[instance] = view
         self._on_view(view)
@@ -311,6 +311,14 @@ class Follower:
         if outcome := self._judge_view(wait.goal, view):
             wait.endings[instance] = outcome
         return True
+
+    def _enrolled_as(self, provider: UUID) -> str:
+        """The name of a host without a heartbeat, for people."""
+        try:
+            item = self._store.get(self._keys.owner(provider))
+            return OwnerRecord.from_json(item.value).name if item else ""
+        except EcomputeError:
+            return ""
 
     def _elsewhere(self, wait: _Wait, instance: UUID) -> bool:
         """Look where *instance* is, whose keys are not all where they were; whether they are after all, as a new look says.

@@ -43,6 +43,7 @@ def log(session: Session, options: argparse.Namespace) -> int:
             reader.begin_at_tail(tail, may_wait=options.follow)
         reader.read_all(may_wait=options.follow)
         if options.follow:
+            session.screen.end_with_reader()
             reader.follow()
     except Interrupted:
         if last != b"\n" and session.screen.is_terminal:

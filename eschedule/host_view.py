@@ -15,7 +15,7 @@ from eschedule import render
 from eschedule.listing import HostRow, find_host, read_record, row_of_host
 from eschedule.output import emit
 from eschedule.session import Session
-from eschedule.tables import Look, block, table
+from eschedule.tables import Look, block, table, wrapped
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def host_block(view: HostView, look: Look) -> str:
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items())) if record else ""),
         *(("label", f"{name}={value}") for name, value in admin.labels.items()),
         *(("operator trait", name) for name in admin.traits),
-        ("guests", ", ".join(view.guests)),
-        ("traits", ", ".join(view.traits)),
+        *wrapped("guests", view.guests, look),
+        *wrapped("traits", view.traits, look),
     ]
     lines = [
         (

@@ -24,7 +24,7 @@ from common.store import Store
 from common.text import counted, escaped, nearest, quoted, shortened
 from common.validate import is_image_name, parse_image, parse_seconds
 from eschedule import image_registry, post, render
-from eschedule.listing import host_names
+from eschedule.listing import host_names, silent_hosts
 from eschedule.output import emit
 from eschedule.screen import seconds_text
 from eschedule.session import Session
@@ -211,7 +211,10 @@ def cache(session: Session, options: argparse.Namespace) -> int:
             session.screen.warning(f"{name}: {counted(report.left_out, 'more image')} did not fit into its answer")
     for host in sorted(hosts.keys() - reports.keys(), key=hosts.__getitem__):
         session.screen.warning(f"{hosts[host]} {_SILENT} (waited {seconds_text(ANSWER_SECONDS)})")
-    return 4 if hosts.keys() - reports.keys() else 0
+    silent = [] if options.hosts else silent_hosts(session.store, session.keys, hosts)
+    for name in silent:
+        session.screen.warning(f"{name} has no heartbeat, and does not answer; look: eschedule hosts")
+    return 4 if silent or hosts.keys() - reports.keys() else 0
 
 
 def _cache_table(rows: Iterable[tuple[str, CachedRow]], names: Mapping[str, list[str]], look: Look) -> str:

@@ -198,6 +198,12 @@ def host_names(store: Store, keys: Keys, providers: Iterable[UUID], alive: Mappi
     return names
 
 
+def silent_hosts(store: Store, keys: Keys, alive: Collection[UUID]) -> list[str]:
+    """The names of those that enrolled and are not among the *alive*."""
+    silent = {keys.parse_host(item.key) for item in store.list(keys.owners()).items} - set(alive)
+    return sorted(host.name for host in host_names(store, keys, silent, {}).values())
+
+
 def read_record(kind: type[R], item: Versioned | None) -> R | None:
     """What *item* holds; None without it, or where this version cannot read it."""
     try:

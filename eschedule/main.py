@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from common.errors import ConfigError, EcomputeError
 from eschedule.arguments import parse, parser_for
+from eschedule.closed_pipe import EXIT_CLOSED_PIPE
 from eschedule.interruption import Interrupted, Interruption
 from eschedule.screen import PROGRAM, Screen
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 GARBAGE_AFTER = 50_000  # new objects, before Python looks for cycles: most of a command's are modules, which stay
 EXIT_BUG = 70  # EX_SOFTWARE
-EXIT_CLOSED_PIPE = 141  # what the shell says of a program that SIGPIPE ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -51,7 +51,7 @@ def _instance_cells(row: InstanceRow, now: datetime.datetime, look: Look) -> tup
         Coloured(phase_text(row), phase_colour(row)),
         ",".join(addresses if look.is_wide else first),
         age(spec.created_at, now) if spec else "",
-        shortened(spec.image.name or spec.image.url.rpartition("/")[2], 40) if spec else "",
+        shortened(spec.image.name or spec.image.url.rpartition("/")[2], 40) + _doubt_of(status) if spec else "",
         _resources(spec) if spec else "",
         str(spec.desired) if spec else "",
         spec.group or "" if spec else "",
@@ -102,6 +102,8 @@ def instance_block(row: InstanceRow, now: datetime.datetime) -> str:
         ("host", f"{row.host.name} (provider {row.host.provider})"),
     ]
     if spec:
+        image = f"{spec.image.name} ({spec.image.url})" if spec.image.name else spec.image.url
+        pairs += [("image", image + _doubt_of(status))]
         pairs += _spec_pairs(spec, status.addresses if status else (), now)
         pairs += [("forward", f"{cards.reached_at(f, row.host.name)} to port {f.guest_port}") for f in spec.forwards]
     if status:
@@ -110,6 +112,11 @@ def instance_block(row: InstanceRow, now: datetime.datetime) -> str:
         pairs += ready_pairs(status.ready, is_former=_is_former(spec, status.ready), now=now) if status.ready else []
         pairs += [("attempts", str(status.attempts) if status.attempts > 1 else ""), ("updated", status.updated_at)]
     return block(pairs) + (_events(status) if status and status.events else "")
+
+
+def _doubt_of(status: InstanceStatus | None) -> str:
+    """That its disk is not of the image that its spec names."""
+    return " (not rebuilt)" if status and status.rebuilt and status.rebuilt.problem else ""
 
 
 def _given_up(status: InstanceStatus) -> list[str]:
@@ -121,7 +128,6 @@ def _given_up(status: InstanceStatus) -> list[str]:
 def _spec_pairs(spec: InstanceSpec, addresses: tuple[Address, ...], now: datetime.datetime) -> list[tuple[str, str]]:
     user_data = spec.user_data
     return [
-        ("image", f"{spec.image.name} ({spec.image.url})" if spec.image.name else spec.image.url),
         ("checksum", spec.image.checksum or ""),
         ("volumes", ", ".join(f"{volume.name} ({volume.serial})" for volume in spec.volumes)),
         ("resources", ", ".join(f"{c} {amount}" for c, amount in sorted(spec.resources.items()))),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from common.errors import EcomputeError
 from common.text import escaped
+from eschedule.closed_pipe import end_with_reader
 from eschedule.tables import Look
 
 if TYPE_CHECKING:
@@ -84,6 +85,10 @@ class Screen:
             raise
         except OSError as error:
             raise _unwritable(error) from error
+
+    def end_with_reader(self) -> None:
+        """End the program once nobody reads what it prints any more, be there something to print or not."""
+        end_with_reader(self._output)
 
     @property
     def is_terminal(self) -> bool:

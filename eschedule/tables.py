@@ -12,6 +12,7 @@ from typing import NamedTuple
 from common.text import escaped
 
 _GAP = 2
+_NAMES, _LEAST_TEXT = 18, 20  # what names at the beginning of lines take of a terminal, and what is left for the text at least
 _COLOURS = {"red": 31, "green": 32, "yellow": 33}  # SGR of ECMA-48
 
 
@@ -100,6 +101,20 @@ def _line(row: Sequence[str], widths: Sequence[int], colours: Sequence[str]) -> 
         code = _COLOURS.get(colours[i]) if colours else None
         parts.append((f"\x1b[{code}m{cell}\x1b[0m" if code else cell) + space)
     return (" " * _GAP).join(parts) + "\n"
+
+
+def wrapped(name: str, words: Sequence[str], look: Look) -> list[tuple[str, str]]:
+    """*words* with commas between as pairs for ``block``, on as many lines as they take to fit."""
+    most = None if look.width is None else max(_LEAST_TEXT, look.width - _NAMES)
+    lines = [""]
+    for word in words:
+        longer = f"{lines[-1]}, {word}" if lines[-1] else word
+        if most is not None and lines[-1] and len(escaped(longer)) >= most:  # a comma follows
+            lines[-1] += ","
+            longer = word
+            lines.append("")
+        lines[-1] = longer
+    return [(name if number == 0 else "", line) for number, line in enumerate(lines)]
 
 
 def block(pairs: Sequence[tuple[str, str]]) -> str:

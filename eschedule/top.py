@@ -20,7 +20,7 @@ from common.text import counted, escaped, quoted
 from common.validate import parse_count
 from eschedule import post
 from eschedule.full_screen import FullScreen, full_screen
-from eschedule.listing import find_host, read_record
+from eschedule.listing import find_host, read_record, silent_hosts
 from eschedule.output import emit, is_for_programs
 from eschedule.session import Session
 from eschedule.tables import Look
@@ -70,6 +70,8 @@ def _print(session: Session, rounds: Rounds, options: argparse.Namespace, *, tim
             raise Transient(f"none of {counted(len(rounds.hosts), 'host')} answered; look: eschedule hosts -o wide")
         for trouble in rounds.troubles():
             session.screen.warning(trouble)
+        if not rounds.hosts and rounds.silent:
+            raise Transient("no host has a heartbeat, so that nobody answers; look: eschedule hosts")
         emit(
             session.screen, options, lambda rows=rows: [usage_json(use, rounds.names, rounds.hosts) for use in rows],  # type: ignore[misc]
             lambda look, rows=rows: usage_table(rows, rounds.names, rounds.hosts, look),  # type: ignore[misc]
@@ -110,8 +112,9 @@ def _show(
 
 
 def _head(rounds: Rounds, rows: list[Use], sort: str, look: Look) -> str:
-    silent = f", {len(rounds.hosts) - len(rounds.answered)} not answering" if len(rounds.answered) < len(rounds.hosts) else ""
-    text = f"{counted(len(rows), 'guest')} on {counted(len(rounds.hosts), 'host')}{silent}; by {sort}"
+    count = len(rounds.hosts) + len(rounds.silent) - len(rounds.answered)
+    silent = f", {count} not answering" if count else ""
+    text = f"{counted(len(rows), 'guest')} on {counted(len(rounds.hosts) + len(rounds.silent), 'host')}{silent}; by {sort}"
     text += "  [c]pu [m]emory [d]isk [n]et [q]uit"
     return f"{text[: look.width]}\n\n"
 
@@ -129,6 +132,7 @@ class Rounds:
         self._last: dict[UUID, HostUsage] = {}
         self.answered: dict[UUID, HostUsage] = {}
         self.hosts: dict[UUID, str] = {}
+        self.silent: list[str] = []  # the names of those without a heartbeat
         self.names: dict[UUID, str] = {}
 
     def ask(self, pulse: Callable[[], None] = lambda: None) -> list[Use]:
@@ -154,7 +158,8 @@ class Rounds:
 
     def troubles(self) -> list[str]:
         """Which hosts did not say what their guests use, and why."""
-        silent = [f"{name} did not answer" for host, name in self.hosts.items() if host not in self.answered]
+        silent = [f"{name} has no heartbeat, and does not answer" for name in self.silent]
+        silent += [f"{name} did not answer" for host, name in self.hosts.items() if host not in self.answered]
         said = [(self.hosts[host], one) for host, one in self.answered.items()]
         return [
             *silent,
@@ -168,6 +173,8 @@ class Rounds:
         items = {keys.parse_host(item.key): item for item in self._session.store.list(prefix, serializable=True).items}
         if self._provider is not None and not items:
             raise Transient("that host has no heartbeat, so that nobody answers there; look: eschedule hosts")
+        if self._provider is None:
+            self.silent = silent_hosts(self._session.store, keys, items)
         return {host: record.name if (record := read_record(HostRecord, item)) else str(host) for host, item in items.items()}
 
     def _learn(self, rows: list[Use]) -> None:

@@ -153,6 +153,7 @@ def add_label(verbs: Verbs) -> None:
         "whom_and_labels", metavar="NAME|UUID|KEY=VALUE|KEY-", nargs="+", help="instances, and labels to set or take away"
     )
     selector(parser)
+    reason(parser)
 
 
 def add_unlabel(verbs: Verbs) -> None:
@@ -165,6 +166,7 @@ def add_unlabel(verbs: Verbs) -> None:
         "whom_and_labels", metavar="[NAME|UUID] KEY", nargs="+", help="the instance, unless -l chooses some, and labels"
     )
     selector(parser)
+    reason(parser)
 
 
 def add_resize(verbs: Verbs) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from common.store import Transaction
 from eschedule.arguments import parser_for
+from eschedule.closed_pipe import EXIT_CLOSED_PIPE
 from tests.support.eschedule import IMAGE, QUERY, Site, StandInHost
 from tests.support.etcd import EtcdServer
 from tests.support.placement import PlacementServer
@@ -177,7 +178,7 @@ WAITING: dict[str, tuple[str, ...]] = {
     "create": (QUERY, IMAGE), "destroy": ("{}",), "stop": ("{}",), "reboot": ("{}",), "pause": ("{}",), "suspend": ("{}",),
     "rebuild": ("{}",), "set": ("{}", "--allow", "icmp"), "resize": ("{}", "--disk", "2G"), "apply": ("-f", "vm.yaml"), "port-forward": ("{}", "8080:80"), "wait": ("{}", "--for", "stopped"),
     "snapshot create": ("{}", "one"), "log": ("{}",), "screenshot": ("{}", "none.png"), "vnc": ("{}",),
-    "exec": ("{}", "--", "true"), "image create": (NEW, "--from", "{}", "--no-seal"), "host disable": ("node1",),
+    "exec": ("{}", "--", "true"), "image create": ("{}-image", "--from", "{}", "--no-seal"), "host disable": ("node1",),
     "volume create": ("{}-data", "--size", "1"),
 }  # fmt: skip
 OF_LETTERS = ("snapshot create", "log", "screenshot", "vnc", "exec", "image create")
@@ -195,7 +196,8 @@ def with_guests(site: Site) -> Iterator[StandInHost]:
     host.die()
     for consumer in site.placement.provider_allocations(host.provider):
         host.release(consumer)
-    site.store.commit(Transaction(deletes=tuple(site.recorded())))
+    settings = {site.keys.owner(host.provider), site.keys.host_admin(host.provider)}
+    site.store.commit(Transaction(deletes=tuple(site.recorded() | settings)))
     site.placement.delete_provider(host.provider)
 
 
@@ -247,9 +249,21 @@ def test_a_host_that_is_dead_is_named_and_not_waited_for_without_end(site: Site,
             bound = ("--wait-seconds", "1") if command in bounded else ()
             return site.run(*command.split(), *bound, *(word.format(of(command)) for word in WAITING[command]))
 
-        assert not faults(run, commands, lambda done: None if "no heartbeat" in done.stderr else "no word of the host")
+        named = lambda done: None if "no heartbeat" in done.stderr else "no word of the host"  # noqa: E731
+        assert not faults(run, commands, named)
+        looking = (f"wait {of('wait')} --timeout 0", "top --once", "image cache")
+        assert not faults(lambda command: site.run(*command.split()), dict.fromkeys(looking, 4), named)
+        assert "node1, which has no heartbeat" in site.run("wait", of("wait"), "--timeout", "0").stderr
     finally:
         with_guests.be_alive()
+
+
+def test_who_follows_ends_with_who_reads_it_though_nothing_happens(site: Site) -> None:
+    site.configure()
+    process = site.spawn("events", "-f")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(60) == EXIT_CLOSED_PIPE
 
 
 def point_at(site: Site, *, etcd_port: int, etcd_seconds: float = 1) -> None:
