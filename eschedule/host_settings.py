@@ -11,6 +11,7 @@ from common.retry import Deadline
 from common.text import utc_text
 from common.validate import parse_seconds
 from eschedule import host_admin, zones
+from eschedule.interruption import Interrupted
 from eschedule.labels import parse_labels
 from eschedule.listing import HostName, find_host
 from eschedule.session import Session, user_at_host
@@ -56,9 +57,11 @@ def label(session: Session, options: argparse.Namespace) -> int:
 def _change(session: Session, options: argparse.Namespace, edit: host_admin.Edit) -> tuple[HostName, HostAdmin, bool]:
     found = find_host(session.store, session.keys, options.name)
     message = ", ".join(getattr(options, "traits", getattr(options, "labels", ())))
-    admin, is_new = host_admin.change(
-        session.store, session.keys, found.provider, edit, act=session.act, name=found.name, message=message
-    )
+    session.interruption.check()
+    with session.interruption.shield():
+        admin, is_new = host_admin.change(
+            session.store, session.keys, found.provider, edit, act=session.act, name=found.name, message=message
+        )
     return found, admin, is_new
 
 
@@ -77,8 +80,12 @@ def _in_force(session: Session, options: argparse.Namespace, found: HostName, ad
         return 0
     seconds = parse_seconds(options.wait_seconds or str(WAIT_SECONDS), "--wait-seconds")
     try:
+        session.interruption.check()
         host_admin.in_force(session.placement, found.provider, admin, Deadline(seconds))
     except PlacementUnavailable:
+        raise
+    except Interrupted:
+        session.screen.message(f"it is recorded, and goes on to Placement; look: eschedule host show {found.name}")
         raise
     except Transient as error:
         raise Transient(f"it is recorded, and {found.name} was not done with it in {seconds:g} s: {error}") from error

@@ -17,6 +17,7 @@ from common.volume_records import VolumePhase, VolumePlace
 from eschedule import changes, volume_changes
 from eschedule.confirming import NOT_DONE, is_meant
 from eschedule.creating import again_line, planner_of, repeatable
+from eschedule.interruption import Interrupted
 from eschedule.listing import find_host
 from eschedule.output import emit
 from eschedule.screen import seconds_text
@@ -49,9 +50,8 @@ def _create(session: Session, options: argparse.Namespace) -> None:
     session.close_placement()
     if placed.is_repeat:
         session.screen.message(f"{request.name} is there already, from this same request")
-    session.interruption.check()
     if not options.no_wait:
-        _wait(session, placed.place, seconds, partial(_is_made, session), "made")
+        _wait(session, request.name, placed.place, seconds, partial(_is_made, session), what="made")
     _say(session, options, volume_changes.read(session.store, session.keys, placed.place))
 
 
@@ -88,12 +88,12 @@ def plug_in(session: Session, place: VolumePlace, instance: UUID, seconds: float
     session.interruption.check()
     with session.interruption.shield():
         volume, found, is_new = volume_changes.attach(session.store, session.keys, place, instance, act=session.act)
-    session.interruption.check()
     if not is_new:
         session.screen.message(f"{volume.name} is attached to {found.name} already")
     _warn_of_silence(session, volume)
     if seconds is not None:
-        _wait(session, place, seconds, partial(_is_plugged_in, session, instance, found.name), f"in {found.name}")
+        check = partial(_is_plugged_in, session, instance, found.name)
+        _wait(session, volume.name, place, seconds, check, what=f"in {found.name}")
 
 
 def _detach(session: Session, options: argparse.Namespace) -> None:
@@ -111,13 +111,12 @@ def take_out(session: Session, place: VolumePlace, seconds: float | None) -> Non
     session.interruption.check()
     with session.interruption.shield():
         volume, _, _ = volume_changes.detach(session.store, session.keys, place, act=session.act)
-    session.interruption.check()
     if volume.readable.attached_to is None:
         session.screen.message(f"{volume.name} is attached to no instance")
     else:
         _warn_of_silence(session, volume)
         if seconds is not None:
-            _wait(session, place, seconds, partial(_is_free, session), "free")
+            _wait(session, volume.name, place, seconds, partial(_is_free, session), what="free")
 
 
 def _list(session: Session, options: argparse.Namespace) -> None:
@@ -136,13 +135,12 @@ def _remove(session: Session, options: argparse.Namespace) -> int:
     session.interruption.check()
     with session.interruption.shield():
         found = volume_changes.remove(session.store, session.keys, place)
-    session.interruption.check()
     _warn_of_silence(session, found)
     if options.no_wait:
         session.screen.message(f"the volume {found.name} is to be removed")
         return 0
     try:
-        _wait(session, place, seconds, _is_there, "gone")
+        _wait(session, found.name, place, seconds, _is_there, what="gone")
     except Permanent as error:
         if error.reason != volume_changes.NOT_FOUND:
             raise
@@ -166,30 +164,30 @@ def _warn_of_silence(session: Session, volume: Volume) -> None:
         session.screen.warning(f"{volume.host.name} has no heartbeat; what was asked for happens when it is back")
 
 
-def _wait(session: Session, place: VolumePlace, seconds: float, check: Callable[[Volume], None], what: str) -> None:
+def _wait(
+    session: Session, name: str, place: VolumePlace, seconds: float, check: Callable[[Volume], None], *, what: str
+) -> None:  # fmt: skip
     """Return once *check*, of the volume as it is, does not raise ``_NotYet`` any more.
 
     Raises:
         Transient: the time is over; what was asked for goes on.
+        Interrupted: likewise, and it was told so.
     """
-    last: list[Volume] = []
-
-    def look() -> None:
-        session.interruption.check()
-        last[:] = [volume_changes.read(session.store, session.keys, place)]
-        check(last[0])
 
     def look_and_tell() -> None:
+        session.interruption.check()
         try:
-            look()
+            check(volume_changes.read(session.store, session.keys, place))
         except _NotYet as error:
-            session.screen.progress(f"{last[0].name}: {error}")
+            session.screen.progress(f"{name}: {error}")
             raise
 
     try:
         retry(look_and_tell, on=_NotYet, deadline=Deadline(seconds, session.clock), backoff=Backoff(0.05, 0.5))
+    except Interrupted:
+        session.screen.message(f"what was asked for of the volume {name} goes on; look: eschedule volume show {name}")
+        raise
     except _NotYet as error:
-        name = last[0].name
         raise Transient(
             f"{name} is not {what} after {seconds_text(seconds)}: {error}; it goes on; look: eschedule volume show {name}"
         ) from None

@@ -242,7 +242,7 @@ def test_a_host_that_is_dead_is_named_and_not_waited_for_without_end(site: Site,
     try:
         commands = {
             command: 4 for command in WAITING if command not in ("create", "apply", "volume create", "exec", "wait")
-        } | {"exec": 125}
+        } | {"exec": 125, "host disable": 0}
         bounded = {command for command in commands if command not in OF_LETTERS}
 
         def run(command: str) -> subprocess.CompletedProcess[str]:
