@@ -101,6 +101,7 @@ def _tell(session: Session, outcome: Outcome | EcomputeError, name: str, goal: G
     """
     if isinstance(outcome, EcomputeError):
         raise outcome
+    name = outcome.view.name if outcome.view else name
     if outcome.ending is Ending.TIMED_OUT:
         last = doing(outcome.view, goal) if outcome.view else "etcd did not say in time how it is"
         raise Transient(f"{name} is not {goal} after {seconds_text(seconds)}: {last}; look: eschedule show {name}")

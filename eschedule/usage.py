@@ -15,7 +15,7 @@ from eschedule.tables import PLAIN, Column, Look, table
 
 SORTS = ("cpu", "memory", "disk", "net")
 _COLUMNS = (
-    Column("NAME", 12), Column("HOST", 8), "CPU%", "VCPUS", "MEMORY", "DISK_R/s", "DISK_W/s", "NET_IN/s", "NET_OUT/s",
+    Column("NAME", 12), Column("HOST", 8), "CPU%", "VCPUS", "RSS/MEMORY", "DISK_R/s", "DISK_W/s", "NET_IN/s", "NET_OUT/s",
     Column("UUID", is_wide=True),
 )  # fmt: skip
 _UNITS = ("B", "K", "M", "G", "T")

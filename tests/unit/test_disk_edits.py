@@ -35,7 +35,7 @@ def test_a_rebuild_of_its_own_image_keeps_image_and_hardware() -> None:
 
 def test_which_image_is_meant_is_to_be_said_where_the_last_one_could_not_be_had() -> None:
     status = dataclasses.replace(STATUS, rebuilt=Applied(3, "ImageNotFound: gone"))
-    with pytest.raises(Conflict, match="say which one is meant, as in --image /i"):
+    with pytest.raises(Conflict, match="of /i, was given up, so that its disk is of another image: say which one is meant"):
         rebuilt(None, None)(SPEC, status)
     assert rebuilt(ImageRef("/i"), USUAL)(SPEC, status) is not None
 

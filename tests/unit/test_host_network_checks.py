@@ -209,9 +209,9 @@ def test_firewalld_is_known_by_its_process_and_asked_for_a_port_by_its_zone(tmp_
 
 
 def test_the_hosts_own_metadata_route_and_a_strict_bridge_are_read_from_the_kernel(tmp_path: Path) -> None:
-    host = Host(tmp_path, metadata=dataclasses.replace(MANAGED, bridge="br0", address="169.254.169.254"))
+    host = Host(tmp_path, metadata=dataclasses.replace(MANAGED, bridge="br0", address="169.254.77.77"))  # nobody has it
     host.write("proc/thread-self/net/route", "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\n"
-               "eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\nens3\tFEA9FEA9\t0100000A\t0007\t0\t0\t0\tFFFFFFFF\t0\n")  # fmt: skip
+               "eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\nens3\t4D4DFEA9\t0100000A\t0007\t0\t0\t0\tFFFFFFFF\t0\n")  # fmt: skip
     host.write("proc/sys/net/ipv4/conf/all/rp_filter", "1\n")
     host.write("proc/sys/net/ipv4/conf/br0/rp_filter", "0\n")
     host.network.keep()
