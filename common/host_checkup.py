@@ -12,6 +12,7 @@ from common.errors import InvalidSpec, UnsupportedSchema
 from common.keys import Keys
 from common.model import HostRecord, Record
 from common.store import Store
+from common.text import counted
 
 R = TypeVar("R", bound=Record)
 
@@ -58,7 +59,7 @@ def judge_versions(versions: Mapping[str, str], own: str, installed: str) -> Res
     if len(by_version) > 1:
         text = "; ".join(f"{version}: {few(names)}" for version, names in sorted(by_version.items()))
         return warning("versions", f"different versions: {text}", "upgrade the older ones")
-    return ok("versions", f"etcd-compute {installed} here and on {len(versions.keys() - {own})} other hosts")
+    return ok("versions", f"etcd-compute {installed} here and on {counted(len(versions.keys() - {own}), 'other host')}")
 
 
 def few(names: Iterable[str], most: int = 3) -> str:

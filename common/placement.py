@@ -118,7 +118,9 @@ class Placement:
             return _read(answer, read_candidates)
         if _is_trait_of_nobody(answer):
             return Candidates((), {})
-        raise ConfigError(f"Placement refuses the request {query!r}: {answer.detail}")
+        _, is_trait, unknown = answer.detail.rstrip(".").rpartition("No such trait(s): ")
+        cure = f"; no host has {unknown}: eschedule host show says which a host has" if is_trait else ""
+        raise ConfigError(f"Placement refuses the request {query!r}: {answer.detail}{cure}")
 
     # -- claims ----------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -24,20 +24,28 @@ from uuid import UUID, uuid4
 
 from common.config import ScheduleConfig, load_schedule
 from common.errors import ConfigError, EcomputeError
+from common.journal import Act
 from common.text import quoted
-from common.validate import check_user_data, parse_instance, parse_public_keys
+from common.validate import check_user_data, parse_instance, parse_name, parse_public_keys
 from eschedule.arguments import parse
 from eschedule.asking import ask
 from eschedule.batch import BatchScheduler
-from eschedule.changes import Edit, destroyed, find, powered_off, rebooted, started, stopped
+from eschedule.changes import Edit, Instance, destroyed, find, powered_off, read, rebooted, set_to, started, stopped
 from eschedule.command_line.parser import parse_reason
 from eschedule.creating import planner_of
+from eschedule.disk_edits import rebuilt
 from eschedule.follow import Ending, Follower, Goal, Outcome
 from eschedule.image_registry import registered
 from eschedule.intake import request_from
 from eschedule.interruption import Interruption
+from eschedule.labelling import relabelled
+from eschedule.labels import parse_labels
 from eschedule.listing import HostRow, InstanceRow, list_hosts, list_instances
+from eschedule.rebuilding import chosen
+from eschedule.renaming import give_name
 from eschedule.request import Request
+from eschedule.resize import check_image, rebooting
+from eschedule.resizing import Moreover, Resizer
 from eschedule.scheduler import Scheduler
 from eschedule.screen import Screen
 from eschedule.session import Session, act_now
@@ -231,6 +239,63 @@ class Cluster:
         """Remove *who* with their disks, unasked. Errors as ``stop``; a protected one is a Conflict."""
         self._change("destroy", who, destroyed, Goal.GONE, wait_seconds)
 
+    def label(self, *who: Who, add: Mapping[str, str] | None = None, remove: Collection[str] = ()) -> list[InstanceRow]:
+        """Set the labels *add* of *who*, and take those of *remove* away. Errors as ``stop``; ConfigError: one is none."""
+        words = [f"{name}={value}" for name, value in (add or {}).items()] + [f"{name}-" for name in remove]
+        return self._ask_all("label", who, relabelled(*parse_labels(words)))
+
+    def protect(self, *who: Who) -> list[InstanceRow]:
+        """Have *who* neither destroyed nor rebuilt until ``unprotect``. Errors as ``stop``."""
+        return self._ask_all("protect", who, set_to({"protected": True}))
+
+    def unprotect(self, *who: Who) -> list[InstanceRow]:
+        """Let *who* be destroyed and rebuilt again. Errors as ``stop``."""
+        return self._ask_all("unprotect", who, set_to({"protected": False}))
+
+    def rename(self, who: Who, name: str) -> InstanceRow:
+        """Have *who* called *name*; what the guest calls itself stays. Errors as ``stop``; Conflict: the name is taken."""
+        instance, session = self._find(who), self._session
+        give_name(session.store, session.keys, instance, parse_name(name, "the new name"), who=who, act=self._act("rename"))
+        return row_of(session, instance, who)
+
+    def rebuild(self, *who: Who, image: str | None = None, wait_seconds: float | None = None) -> list[InstanceRow]:
+        """Make the disks of *who* anew, with all that is on them lost, unasked: of *image*, or of those that they have.
+
+        Raises:
+            ConfigError: the image does not go with one of them; nothing was asked for.
+            EcomputeError: as ``stop``; a protected one is a Conflict.
+        """
+        session = self._session
+        specs = [read(session.store, session.keys, self._find(one), one).spec for one in dict.fromkeys(who)]
+        ref, hardware = (None, None) if image is None else chosen(session, image, None, specs)
+        return self._change("rebuild", [spec.uuid for spec in specs], rebuilt(ref, hardware), Goal.REBUILT, wait_seconds)
+
+    def resize(
+        self, *who: Who, cpus: int | None = None, memory_mib: int | None = None, disk_gib: int | None = None,
+        reboot: bool = False, wait_seconds: float | None = None,
+    ) -> list[InstanceRow]:  # fmt: skip
+        """Give *who* so much: a larger disk at once, the rest with their next start, or, with *reboot*, now.
+
+        Raises:
+            ConfigError: nothing is named, or it is too little for the image.
+            NoCapacity: the host of one has no room for it; the ones before it were asked already.
+            EcomputeError: as ``stop``.
+        """
+        amounts = {"VCPU": cpus, "MEMORY_MB": memory_mib, "DISK_GB": disk_gib}
+        wanted = {name: amount for name, amount in amounts.items() if amount is not None}
+        if not wanted:
+            raise ConfigError("nothing is to be changed; say cpus, memory_mib or disk_gib")
+        session, act = self._session, self._act("resize")
+        resizer = Resizer(session.store, session.keys, session.placement, act=act)
+        moreover: Moreover = rebooting(wanted, hard=False) if reboot else lambda _spec, _status: {}
+        found = []
+        for instance in dict.fromkeys(map(self._find, who)):
+            check_image(session, instance, instance, wanted)
+            found.append(resizer.resize(instance, wanted, who=instance, moreover=moreover).found)
+        places = {one.uuid: one.provider for one in found}
+        self._wait_for_all(places, Goal.REBOOTED if reboot else Goal.APPLIED, wait_seconds)
+        return rows_of(session, [one.uuid for one in found])
+
     def wait(self, who: Who, goal: Goal | str = Goal.RUNNING, wait_seconds: float | None = None) -> InstanceRow | None:
         """Wait until *who* is as *goal* says; as it is then, None where it is gone.
 
@@ -246,10 +311,21 @@ class Cluster:
     def _change(
         self, verb: str, who: Iterable[Who], edit: Edit, goal: Goal, wait_seconds: float | None
     ) -> list[InstanceRow]:  # fmt: skip
-        self._session.act = act_now(verb, self._reason)
-        found = [ask(self._session, self._named(one), edit) for one in dict.fromkeys(who)]
+        found = self._asked(verb, who, edit)
         self._wait_for_all({one.uuid: one.provider for one in found}, goal, wait_seconds)
         return [] if goal is Goal.GONE else rows_of(self._session, [one.uuid for one in found])
+
+    def _ask_all(self, verb: str, who: Iterable[Who], edit: Edit) -> list[InstanceRow]:
+        """As ``_change``, of what no host has to do anything for."""
+        return rows_of(self._session, [one.uuid for one in self._asked(verb, who, edit)])
+
+    def _asked(self, verb: str, who: Iterable[Who], edit: Edit) -> list[Instance]:
+        self._act(verb)
+        return [ask(self._session, self._named(one), edit) for one in dict.fromkeys(who)]
+
+    def _act(self, verb: str) -> Act | None:
+        self._session.act = act_now(verb, self._reason)
+        return self._session.act
 
     def _wait(self, who: Who, goal: Goal, wait_seconds: float | None, provider: UUID | None = None) -> UUID:
         begun, instance = time.monotonic(), self._find(who)

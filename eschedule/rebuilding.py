@@ -38,17 +38,23 @@ def rebuild(session: Session, options: argparse.Namespace) -> int:
     disk, it = ("its disk", "it") if len(specs) == 1 else ("their disks", "them")
     if not is_meant(session, options, f"rebuild {names}: make {disk} anew, with all that is on {it} lost?"):
         return NOT_DONE
-    image, hardware = (None, None) if options.image is None else _chosen(session, options, specs)
+    image, hardware = (None, None) if options.image is None else chosen(session, options.image, options.checksum, specs)
     return ask_and_wait(
         session, options, [spec.uuid for spec in specs], edit=rebuilt(image, hardware), goal=Goal.REBUILT, done="is rebuilt"
     )
 
 
-def _chosen(session: Session, options: argparse.Namespace, specs: Iterable[InstanceSpec]) -> tuple[ImageRef, Hardware]:
-    """The image that *options* name, and what a guest of it needs, which all *specs* have to have room for."""
-    if not is_image_name(options.image):
-        return parse_image(options.image, options.checksum), USUAL
-    checksum = None if options.checksum is None else parse_checksum(options.checksum)
-    record = registered(session.store, session.keys, options.image)
-    hardware = [check_choice(record, spec.resources, checksum, whose=spec.name) for spec in specs]
+def chosen(
+    session: Session, image: str, checksum: str | None, specs: Iterable[InstanceSpec]
+) -> tuple[ImageRef, Hardware]:  # fmt: skip
+    """The *image* by its name or address, and what a guest of it needs, which all *specs* have to have room for.
+
+    Raises:
+        ConfigError: it is none, or does not go with one of them. Permanent: none of that name is registered.
+    """
+    if not is_image_name(image):
+        return parse_image(image, checksum), USUAL
+    wanted = None if checksum is None else parse_checksum(checksum)
+    record = registered(session.store, session.keys, image)
+    hardware = [check_choice(record, spec.resources, wanted, whose=spec.name) for spec in specs]
     return record.ref, hardware[0]

@@ -58,7 +58,7 @@ def resize(session: Session, options: argparse.Namespace) -> int:
 def _ask_one(
     session: Session, who: UUID | str, wanted: Mapping[str, int], options: argparse.Namespace, asked: list[Resized]
 ) -> None:  # fmt: skip
-    moreover: Moreover = _rebooting(wanted, options) if options.reboot else lambda _spec, _status: {}
+    moreover: Moreover = rebooting(wanted, hard=options.hard) if options.reboot else lambda _spec, _status: {}
     asked.append(_ask(session, who, wanted, moreover))
     session.interruption.check()
 
@@ -86,13 +86,13 @@ def wanted_of(options: argparse.Namespace) -> dict[str, int]:
     return wanted
 
 
-def _rebooting(wanted: Mapping[str, int], options: argparse.Namespace) -> Moreover:
+def rebooting(wanted: Mapping[str, int], *, hard: bool) -> Moreover:
     """What asks for a reboot, unless all that is *wanted* is in force: so that a repeat reboots nothing."""
 
     def moreover(spec: InstanceSpec, status: InstanceStatus | None) -> Mapping[str, Any]:
         is_new = any(spec.resources.get(name) != amount for name, amount in wanted.items() if name != "DISK_GB")
         is_waiting = status is not None and bool(status.in_force) and spec.reboot_request <= status.booted
-        return rebooted(hard=options.hard)(spec, status) or {} if is_new or is_waiting else {}
+        return rebooted(hard=hard)(spec, status) or {} if is_new or is_waiting else {}
 
     return moreover
 

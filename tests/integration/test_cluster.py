@@ -54,10 +54,32 @@ def test_what_it_creates_is_what_the_command_line_creates(
     assert (shown["uuid"], shown["spec"]["keys"]) == (str(uuid), [KEY])
     (listed,) = cluster.instances()
     assert (listed.name, listed.host.name) == ("web", "testhost")
-    (stopped,) = cluster.stop("web")
+    (stopped,) = cluster.stop("web", force=True)
     assert stopped.phase == "Stopped" and cluster.instance(uuid).phase == "Stopped"
-    cluster.destroy("web")
+    changed_as_by_the_command_line(cluster)
+    cluster.destroy("shop")
     assert cluster.instances() == []
+
+
+def changed_as_by_the_command_line(cluster: Cluster) -> None:
+    (row,) = cluster.label("web", add={"app": "web", "tier": "front"})
+    assert row.spec is not None and row.spec.labels == {"app": "web", "tier": "front"}
+    assert cluster.label("web", remove=["tier"])[0].spec.labels == {"app": "web"}  # type: ignore[union-attr]
+    assert cluster.rename("web", "shop").name == "shop"
+    cluster.protect("shop")
+    for refused in (cluster.destroy, cluster.rebuild):
+        with pytest.raises(Conflict, match="shop is protected"):
+            refused("shop")
+    cluster.unprotect("shop")
+    (row,) = cluster.resize("shop", memory_mib=96, disk_gib=2)
+    assert row.spec is not None and row.spec.resources == {"VCPU": 1, "MEMORY_MB": 96, "DISK_GB": 2}
+    (row,) = cluster.start("shop")
+    (again,) = cluster.rebuild("shop")
+    assert again.phase == "Running" and again.status.rebuilt.request > row.spec.boot_request  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="nothing is to be changed"):
+        cluster.resize("shop")
+    with pytest.raises(ConfigError, match="bogus"):
+        cluster.wait("shop", "bogus")
 
 
 def test_what_goes_wrong_is_raised_and_nothing_is_left(

@@ -291,6 +291,7 @@ class TestNoCapacity:
         answer = site.run(f"{QUERY}&required=CUSTOM_NOBODY_HAS_THIS", IMAGE)
         assert answer.returncode == 2
         assert "No such trait(s): CUSTOM_NOBODY_HAS_THIS" in answer.stderr
+        assert "no host has CUSTOM_NOBODY_HAS_THIS: eschedule host show" in answer.stderr
         assert site.recorded() == set()
 
 
