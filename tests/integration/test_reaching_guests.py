@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.keys import Keys
+from eschedule.closed_pipe import EXIT_CLOSED_PIPE
 from tests.support.deployment import Deployment, local_deployment, make_raw_image  # noqa: F401 - a fixture
 from tests.support.eschedule import IMAGE, QUERY, Site
 from tests.support.processes import VENV_BIN, wait_until
@@ -102,11 +103,15 @@ def follow(guest: Guest) -> None:
         guest.log.write_bytes(b"growing\n")
         wait_until(lambda: output.read_bytes() == b"last line\nmore\ngrowing\n", timeout_seconds=15, what="over a rotation")
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(60) == 130
         assert process.stderr is not None and process.stderr.read() == b"eschedule: interrupted\n"
     finally:
         process.kill()
         process.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL) as unread:
+        assert unread.stdout is not None and unread.stdout.readline() == b"growing\n"
+        unread.stdout.close()
+        assert unread.wait(60) == EXIT_CLOSED_PIPE, "the guest says nothing more, and nobody would read it"
 
 
 # -- with hosts that do not answer -----------------------------------------------------------------------------------------

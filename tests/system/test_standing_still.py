@@ -49,6 +49,15 @@ def test_a_guest_stands_still_and_goes_on_as_it_was(
     assert guest.say(f"{BOOT}; cat /proc/sys/kernel/hostname").split() == [boot, "remembered"]
 
     host_deployment.eschedule("suspend", "web")
+    host_deployment.eschedule("stop", "--force", "web")
+    stopped = host_deployment.show("web")
+    assert (stopped["phase"], stopped["status"]["events"][-1]["step"]) == ("Stopped", "DropMemory"), "its memory is given up"
+    host_deployment.eschedule("start", "web")
+    host_deployment.eschedule("stop", "--force", "web")
+    steps = [event["step"] for event in host_deployment.show("web")["status"]["events"]]
+    assert steps[-1] == "Destroy" and "Shutdown" not in steps, "nobody asks it"
+    host_deployment.eschedule("start", "web")
+    host_deployment.eschedule("suspend", "web")
     host_deployment.eschedule("destroy", "web")
     host_deployment.assert_nothing_is_left()
     wait_until(
