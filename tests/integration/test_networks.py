@@ -105,7 +105,7 @@ class TestTheLifeOfANetwork:
         assert "10.0.0.0/16 overlaps 10.0.0.0/24 of the network lan" in refused(site, 5, *office)
         assert site.run(*office, "--vlan", "7").returncode == 0
         assert "not an address of a machine" in refused(site, 2, *office, "--gateway", "10.1.0.1")
-        assert "ACTION" in refused(site, 2, "network")
+        assert "add|list|show|rm" in refused(site, 2, "network")
         assert "there is no network wan" in refused(site, 1, "network", "show", "wan")
 
 

@@ -48,9 +48,7 @@ def test_a_guest_that_is_off_goes_back_and_becomes_another(local_deployment: Dep
 
     # A rebuild of what is off stays off; images by name are checked before anything is asked for.
     deployment.eschedule("image", "add", "larger", larger, "--sha256", sha256(larger), "--min-disk", "2")
-    assert "needs at least DISK_GB:2; the instance has DISK_GB:1: ask for more" in refused(
-        2, "rebuild", "web", "--image", "larger"
-    )
+    assert "needs at least DISK_GB:2; web has DISK_GB:1: ask for more" in refused(2, "rebuild", "web", "--image", "larger")
     assert "its disk was not rebuilt, and is as it was (ImageNotFound: " in refused(1, "rebuild", "web", "--image", "/no/such")
     assert "a rebuild was given up, the disk is as it was: ImageNotFound" in deployment.eschedule("show", "web").stdout
     deployment.eschedule("rebuild", "web", "--image", larger)
