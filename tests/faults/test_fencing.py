@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from common.journal import Subject
 from common.model import HostRecord, InstanceSpec, InstanceStatus, OwnerRecord, Phase
 from common.store import Versioned, WatchEvent
 from tests.support.cluster import QUERY, RUN_DIR, Cluster, Node, running_cluster
@@ -171,7 +172,8 @@ def test_a_paused_ecompute_acts_on_nothing_that_it_missed(cluster: Cluster) -> N
     new_key = wait_host_key(cluster, node, there=True)
     assert new_key > old_key
     cluster.wait_ready(node)
-    written = [event for event in history.events() if not event.key.startswith(cluster.keys.host(node.provider))]
+    own = (cluster.keys.host(node.provider), cluster.keys.events_of(Subject.HOST, node.provider))  # that it is back
+    written = [event for event in history.events() if not event.key.startswith(own)]
     assert all(event.mod_revision > new_key for event in written), history.shown()
     after = wait_phase(cluster, keeps, Phase.RUNNING)
     assert after.qemu_of(keeps) == before.qemu_of(keeps)

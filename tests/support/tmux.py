@@ -77,5 +77,6 @@ class Terminal:
 
     def _tmux(self, *words: str, check: bool = True, config: bool = False) -> str:
         start = ("-f", str(self._directory / "conf")) if config else ()
-        command = ["env", "LC_ALL=C.UTF-8", "TERM=xterm", "tmux", "-u", "-S", str(self._directory / "s"), *start, *words]
+        clean = ("env", "-u", "COLUMNS", "-u", "LINES", "LC_ALL=C.UTF-8", "TERM=xterm")  # a terminal has its own size
+        command = [*clean, "tmux", "-u", "-S", str(self._directory / "s"), *start, *words]
         return self._host.run(command, check=check, timeout_seconds=30).stdout
