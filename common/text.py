@@ -6,7 +6,6 @@ Used wherever a message, a log line or a terminal repeats what a user, a guest o
 from __future__ import annotations
 
 import datetime
-import difflib
 from collections.abc import Iterable
 
 _MOST_CAUSES = 10  # they may go round in a circle
@@ -42,6 +41,8 @@ def quoted(text: str, most: int = 60) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The one of *known* that somebody who typed *word* most likely meant, if any is near."""
+    import difflib  # noqa: PLC0415 - only mistakes need it
+
     by_folded = {k.casefold().replace("-", "_"): k for k in known}
     matches = difflib.get_close_matches(word[:200].casefold().replace("-", "_"), by_folded, n=1, cutoff=0.6)
     return by_folded[matches[0]] if matches else None

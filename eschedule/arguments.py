@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from common.errors import ConfigError
 from common.text import escaped, nearest, quoted
@@ -41,7 +42,7 @@ from eschedule.command_line.instances import (
 )
 from eschedule.command_line.keys import add_key
 from eschedule.command_line.networks import add_network
-from eschedule.command_line.parser import DRIVE, DRIVE_FORMS, EXAMPLE, Parser, Verbs, common_options
+from eschedule.command_line.parser import DRIVE, DRIVE_FORMS, EXAMPLE, NameAlone, Parser, Verbs, common_options
 from eschedule.command_line.reaching import add_console, add_exec, add_log, add_screenshot, add_ssh, add_vnc
 from eschedule.command_line.room import add_capacity, add_explain
 from eschedule.command_line.volumes import add_volume
@@ -75,7 +76,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     given = _with_verb(_with_drive_form(arguments), (*_VERBS, *_ALIASES))
     verb = next(iter(given), None)
-    parser = parser_for(verb)
+    parser = parser_for(verb, is_for_names=given in (["--help"], ["-h"]))
     options, unknown = parser.parse_known_args(given)
     if unknown:
         raise ConfigError(_unknown(options, unknown, parser))
@@ -206,8 +207,12 @@ def _is_query(argument: str) -> bool:
     return "=" in argument and not argument.startswith("-")
 
 
-def parser_for(verb: str | None) -> Parser:
-    """What reads the command line; only the parser of *verb* is made, where that is one: all of them take their time."""
+def parser_for(verb: str | None, *, is_for_names: bool = False) -> Parser:
+    """What reads the command line; only the parser of *verb* is made, where that is one: all of them take their time.
+
+    Args:
+        is_for_names: it reads nothing but ``--help``, which has the names of the verbs.
+    """
     parser = Parser(
         prog="eschedule", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -215,7 +220,8 @@ def parser_for(verb: str | None) -> Parser:
     common_options(parser, None)
     parser.add_argument("--check-config", action="store_true", help="check the configuration, say where it is, and end")
     parser.add_argument("--version", action="store_true", help="print the version and end")
-    verbs = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    parser_class: Any = NameAlone if is_for_names else Parser
+    verbs = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=parser_class)
     verb = _ALIASES.get(verb, verb) if verb else None
     for name, add in _VERBS.items():
         if verb == name or verb not in _VERBS:

@@ -12,7 +12,7 @@ import select
 import threading
 from typing import TextIO
 
-EXIT_CLOSED_PIPE = 141  # what the shell says of a program that SIGPIPE ended
+from eschedule.screen import EXIT_CLOSED_PIPE
 
 
 def end_with_reader(stream: TextIO) -> None:

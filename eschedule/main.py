@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from common.errors import ConfigError, EcomputeError
 from eschedule.arguments import parse, parser_for
-from eschedule.closed_pipe import EXIT_CLOSED_PIPE
 from eschedule.interruption import Interrupted, Interruption
-from eschedule.screen import PROGRAM, Screen
+from eschedule.screen import EXIT_CLOSED_PIPE, PROGRAM, Screen
 
 if TYPE_CHECKING:
     from common.config import ScheduleConfig

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, TextIO
 
 from common.errors import EcomputeError
 from common.text import escaped
-from eschedule.closed_pipe import end_with_reader
 from eschedule.tables import Look
 
 if TYPE_CHECKING:
     from eschedule.bar import Bar
 
 PROGRAM = "eschedule"
+EXIT_CLOSED_PIPE = 141  # what the shell says of a program that SIGPIPE ended
 WIDTH_WITH_BAR = 72  # of a terminal; on a narrower one the words are worth more
 
 
@@ -88,6 +88,8 @@ class Screen:
 
     def end_with_reader(self) -> None:
         """End the program once nobody reads what it prints any more, be there something to print or not."""
+        from eschedule.closed_pipe import end_with_reader  # noqa: PLC0415 - few commands go on for long
+
         end_with_reader(self._output)
 
     @property

@@ -61,6 +61,21 @@ class Parser(argparse.ArgumentParser):
         return [*options, *words]
 
 
+class NameAlone:
+    """In place of a verb's parser where only names are wanted, since to make all parsers takes longer than all the rest.
+
+    It takes whatever a ``Parser`` is told, and reads nothing.
+    """
+
+    def __init__(self, **_: object) -> None: ...
+
+    def __call__(self, *_: object, **__: object) -> NameAlone:
+        return self
+
+    def __getattr__(self, _: str) -> NameAlone:
+        return self
+
+
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"  # argparse has no public name for what add_subparsers() answers
 
 
