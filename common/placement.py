@@ -118,8 +118,8 @@ class Placement:
             return _read(answer, read_candidates)
         if _is_trait_of_nobody(answer):
             return Candidates((), {})
-        _, is_trait, unknown = answer.detail.rstrip(".").rpartition("No such trait(s): ")
-        cure = f"; no host has {unknown}: eschedule host show says which a host has" if is_trait else ""
+        unknown = ", ".join(_unknown_traits(answer))
+        cure = f"; no host has {unknown}: eschedule host show says which a host has" if unknown else ""
         raise ConfigError(f"Placement refuses the request {query!r}: {answer.detail}{cure}")
 
     # -- claims ----------------------------------------------------------------------------------------------------------
@@ -489,9 +489,14 @@ def _read(answer: Answer, read: Callable[[Any], T]) -> T:
 
 def _is_trait_of_nobody(answer: Answer) -> bool:
     """Whether all that is wrong is that no ecompute has ever written our trait, or a bridge's, so that no host can have it."""
+    unknown = _unknown_traits(answer)
+    return bool(unknown) and all(name == OWNER_TRAIT or name.startswith(BRIDGE_TRAITS) for name in unknown)
+
+
+def _unknown_traits(answer: Answer) -> list[str]:
+    """The traits that Placement refuses a request for, since nobody has ever written them; none where it is something else."""
     _, is_that, names = answer.detail.rstrip(".").rpartition("No such trait(s): ")
-    unknown = names.split(", ")
-    return answer.status == 400 and bool(is_that) and all(n == OWNER_TRAIT or n.startswith(BRIDGE_TRAITS) for n in unknown)
+    return names.split(", ") if is_that and answer.status == 400 else []
 
 
 def _encoded(query: str) -> str:

@@ -7,7 +7,7 @@ what was read; volumes come behind it. Whatever was interrupted is finished by s
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -18,26 +18,23 @@ from common.validate import parse_instance
 from common.volume_records import VolumePlace
 from eschedule import changes, render, volume_changes
 from eschedule.changes import Instance
-from eschedule.commands import reporting
+from eschedule.commands import Finish, ask_then_wait
 from eschedule.creating import ask_for_one, create_asked
-from eschedule.follow import Ending, Goal
+from eschedule.follow import Goal
 from eschedule.interruption import Interrupted
 from eschedule.live import awaited
 from eschedule.output import emit, is_for_programs, rendered
 from eschedule.resize import check_image
 from eschedule.resizing import Resizer
-from eschedule.scheduler import Placed
 from eschedule.session import Session
 from eschedule.setting import SHOWN, effects
 from eschedule.vm_differences import power_edit
 from eschedule.vm_file import VmFile, options_of, read_files
 from eschedule.vm_plan import Plan, plan_json, plan_text, plans_of
 from eschedule.volumes import plug_in, take_out
-from eschedule.waiting import rows_of, tell_notes, unreached, wait, wait_seconds_of
+from eschedule.waiting import bound_of, reach, rows_of, tell_notes
 
 EXIT_CONFLICT, EXIT_DIFFERENT = 5, 1
-
-Finish = Callable[[float | None], None]
 
 
 def apply(session: Session, options: argparse.Namespace) -> int:
@@ -46,16 +43,23 @@ def apply(session: Session, options: argparse.Namespace) -> int:
     Raises:
         EcomputeError: as ``plans_of``.
     """
-    seconds = None if options.no_wait else wait_seconds_of(session, options)
+    seconds = bound_of(session, options)
     plans = plans_of(session, options.file)
     if lines := [line for plan in plans for line in obstacles(plan)]:
         for line in lines:
             session.screen.error(line)
         session.screen.message("nothing was changed")
         return EXIT_CONFLICT
-    begun: dict[str, Finish] = {}
+    begun: list[str] = []
+
+    def begin_one(plan: Plan) -> Finish:
+        session.interruption.check()
+        finish = begin(session, plan, options)
+        begun.append(plan.vm.name)
+        return finish
+
     try:
-        code = _carry_out_all(session, plans, options, seconds, begun)
+        code = ask_then_wait(session, [partial(begin_one, plan) for plan in plans], seconds)
     except Interrupted as interrupted:
         session.screen.message(_going_on(begun))
         return interrupted.exit_code
@@ -70,28 +74,6 @@ def _print(session: Session, plans: Sequence[Plan], options: argparse.Namespace)
     names = session.store.get_many([keys.name(plan.vm.name) for plan in plans])
     rows = rows_of(session, [UUID(item.value) for plan in plans if (item := names.get(keys.name(plan.vm.name)))])
     session.screen.data(rendered([render.instance_json(row) for row in rows], options.output))
-
-
-def _carry_out_all(
-    session: Session, plans: Sequence[Plan], options: argparse.Namespace, seconds: float | None, begun: dict[str, Finish]
-) -> int:  # fmt: skip
-    """Begin all before the first is waited for, so that it takes as long as the slowest; what was *begun* is kept by name.
-
-    A failure is told and must not keep the others from being served.
-    """
-    codes = []
-    for plan in plans:
-        session.interruption.check()
-        codes.append(reporting(session, partial(_begin_one, session, plan, options, begun)))
-    until = session.clock() + (seconds or 0.0)
-    for finish in begun.values():
-        left = None if seconds is None else max(0.0, until - session.clock())
-        codes.append(reporting(session, partial(finish, left)))
-    return next((code for code in codes if code), 0)
-
-
-def _begin_one(session: Session, plan: Plan, options: argparse.Namespace, begun: dict[str, Finish]) -> None:
-    begun[plan.vm.name] = begin(session, plan, options)
 
 
 def _going_on(begun: Collection[str]) -> str:
@@ -128,7 +110,7 @@ def carry_out(session: Session, plan: Plan, options: argparse.Namespace, *, seen
         EcomputeError: it was not done, or not waited for to the end, and the text says that it goes on.
         Interrupted: it was told what goes on.
     """
-    seconds = None if options.no_wait else wait_seconds_of(session, options)
+    seconds = bound_of(session, options)
     finish = begin(session, plan, options, seen=seen)
     try:
         finish(seconds)
@@ -174,19 +156,12 @@ def _begin_making(session: Session, plan: Plan, options: argparse.Namespace) -> 
 
     def finish(seconds: float | None) -> None:
         if seconds is not None:
-            _await_made(session, placed, seconds)
+            view = reach(session, placed.name, placed.uuid, Goal.RUNNING, seconds, provider=placed.provider)
+            tell_notes(session, placed.name, view.status if view else None)
         _complete(session, vm, placed.uuid, places, seconds)
         session.screen.message(f"{vm.name}: {'asked for' if seconds is None else 'created'}")
 
     return finish
-
-
-def _await_made(session: Session, placed: Placed, seconds: float) -> None:
-    begun = session.clock()
-    outcome = wait(session, placed.uuid, Goal.RUNNING, seconds, provider=placed.provider)
-    if outcome.ending is not Ending.REACHED:
-        raise unreached(placed.name, outcome, Goal.RUNNING, session.clock() - begun)
-    tell_notes(session, placed.name, outcome.view.status if outcome.view else None)
 
 
 def _make(session: Session, vm: VmFile, options: argparse.Namespace) -> int:
@@ -199,7 +174,7 @@ def _make(session: Session, vm: VmFile, options: argparse.Namespace) -> int:
     if code or options.dry_run or not (places or is_off):
         return code
     instance = changes.find(session.store, session.keys, options.name)
-    _complete(session, vm, instance, places, None if options.no_wait else wait_seconds_of(session, options))
+    _complete(session, vm, instance, places, bound_of(session, options))
     return 0
 
 

@@ -42,7 +42,17 @@ from eschedule.command_line.instances import (
 )
 from eschedule.command_line.keys import add_key
 from eschedule.command_line.networks import add_network
-from eschedule.command_line.parser import DRIVE, DRIVE_FORMS, EXAMPLE, NameAlone, Parser, Verbs, common_options
+from eschedule.command_line.parser import (
+    DRIVE,
+    DRIVE_FORMS,
+    EXAMPLE,
+    NameAlone,
+    Parser,
+    Verbs,
+    common_options,
+    descend,
+    near_option,
+)
 from eschedule.command_line.reaching import add_console, add_exec, add_log, add_screenshot, add_ssh, add_vnc
 from eschedule.command_line.room import add_capacity, add_explain
 from eschedule.command_line.volumes import add_volume
@@ -152,16 +162,8 @@ def _unknown(options: argparse.Namespace, words: Sequence[str], parser: Parser) 
     if options.command == "set" and words[0].partition("=")[0] == "--publish":
         return f"{said}; to change ports of the host that lead to a guest, use: eschedule port-forward"
     path = [word for word in (options.command, getattr(options, "action", None)) if word]
-    near = _parser_below(parser, path).near_option(words[0])
+    near = near_option(descend(parser, path)[0], words[0])
     return f"{said}; did you mean {near}?" if near else f"{said}; see: {' '.join(('eschedule', *path))} --help"
-
-
-def _parser_below(parser: Parser, path: Sequence[str]) -> Parser:
-    for word in path:
-        below = next((action for action in parser._actions if isinstance(action, argparse._SubParsersAction)), None)
-        if below is not None and word in below.choices:
-            parser = below.choices[word]
-    return parser
 
 
 def _with_drive_form(arguments: Sequence[str]) -> list[str]:

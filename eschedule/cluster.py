@@ -30,7 +30,7 @@ from common.validate import check_user_data, parse_instance, parse_name, parse_p
 from eschedule.arguments import parse
 from eschedule.asking import ask
 from eschedule.batch import BatchScheduler
-from eschedule.changes import Edit, Instance, destroyed, find, powered_off, read, rebooted, set_to, started, stopped
+from eschedule.changes import Edit, Instance, destroyed, find, powered_off, read, rebooted, started, stopped
 from eschedule.command_line.parser import parse_reason
 from eschedule.creating import planner_of
 from eschedule.disk_edits import rebuilt
@@ -41,11 +41,12 @@ from eschedule.interruption import Interruption
 from eschedule.labelling import relabelled
 from eschedule.labels import parse_labels
 from eschedule.listing import HostRow, InstanceRow, list_hosts, list_instances
+from eschedule.protection import PROTECTED, UNPROTECTED
 from eschedule.rebuilding import chosen
 from eschedule.renaming import give_name
 from eschedule.request import Request
-from eschedule.resize import check_image, rebooting
-from eschedule.resizing import Moreover, Resizer
+from eschedule.resize import ask_for_amounts, rebooting
+from eschedule.resizing import nothing_more
 from eschedule.scheduler import Scheduler
 from eschedule.screen import Screen
 from eschedule.session import Session, act_now
@@ -246,11 +247,11 @@ class Cluster:
 
     def protect(self, *who: Who) -> list[InstanceRow]:
         """Have *who* neither destroyed nor rebuilt until ``unprotect``. Errors as ``stop``."""
-        return self._ask_all("protect", who, set_to({"protected": True}))
+        return self._ask_all("protect", who, PROTECTED)
 
     def unprotect(self, *who: Who) -> list[InstanceRow]:
         """Let *who* be destroyed and rebuilt again. Errors as ``stop``."""
-        return self._ask_all("unprotect", who, set_to({"protected": False}))
+        return self._ask_all("unprotect", who, UNPROTECTED)
 
     def rename(self, who: Who, name: str) -> InstanceRow:
         """Have *who* called *name*; what the guest calls itself stays. Errors as ``stop``; Conflict: the name is taken."""
@@ -285,16 +286,13 @@ class Cluster:
         wanted = {name: amount for name, amount in amounts.items() if amount is not None}
         if not wanted:
             raise ConfigError("nothing is to be changed; say cpus, memory_mib or disk_gib")
-        session, act = self._session, self._act("resize")
-        resizer = Resizer(session.store, session.keys, session.placement, act=act)
-        moreover: Moreover = rebooting(wanted, hard=False) if reboot else lambda _spec, _status: {}
-        found = []
-        for instance in dict.fromkeys(map(self._find, who)):
-            check_image(session, instance, instance, wanted)
-            found.append(resizer.resize(instance, wanted, who=instance, moreover=moreover).found)
+        self._act("resize")
+        moreover = rebooting(wanted, hard=False) if reboot else nothing_more
+        whom = dict.fromkeys(map(self._find, who))
+        found = [ask_for_amounts(self._session, instance, wanted, moreover).found for instance in whom]
         places = {one.uuid: one.provider for one in found}
         self._wait_for_all(places, Goal.REBOOTED if reboot else Goal.APPLIED, wait_seconds)
-        return rows_of(session, [one.uuid for one in found])
+        return rows_of(self._session, list(whom))
 
     def wait(self, who: Who, goal: Goal | str = Goal.RUNNING, wait_seconds: float | None = None) -> InstanceRow | None:
         """Wait until *who* is as *goal* says; as it is then, None where it is gone.

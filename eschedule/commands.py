@@ -12,12 +12,14 @@ from common.validate import parse_instance
 from eschedule.asking import ask
 from eschedule.changes import Edit, Instance, destroyed, find, powered_off, rebooted, refuse_protected, started, stopped
 from eschedule.confirming import NOT_DONE, is_meant, needs_asking
-from eschedule.follow import Ending, Goal
+from eschedule.follow import Goal
 from eschedule.interruption import Interrupted
 from eschedule.session import Session
 from eschedule.still_edits import paused, resumed, suspended, unpaused
 from eschedule.verbs import exit_code
-from eschedule.waiting import row_of, unreached, wait, wait_seconds_of
+from eschedule.waiting import bound_of, reach, row_of
+
+Finish = Callable[[float | None], None]  # what is left of one once all are asked: waits so long, or, for None, not
 
 
 def destroy(session: Session, options: argparse.Namespace) -> int:
@@ -71,28 +73,54 @@ def _question(session: Session, options: argparse.Namespace) -> str:
 
 
 def _change_all(session: Session, options: argparse.Namespace, edit: Edit, goal: Goal, done: str) -> int:
-    """Ask for *edit* on every instance that *options* name, then wait for each; the exit code of the first that failed.
-
-    All are asked before the first is waited for, so that waiting takes as long as the slowest, not as all together.
-    """
-    wait_seconds = wait_seconds_of(session, options)
-    names = whom_of(options)
+    """Ask for *edit* on every instance that *options* name, then wait for each; the exit code of the first that failed."""
+    whom, wait_seconds = whom_of(options), bound_of(session, options)
     codes: list[int] = []
     asked: dict[UUID, Instance] = {}
+
+    def ask_one(who: UUID | str) -> Finish | None:
+        found = ask(session, who, edit)
+        is_new = found.uuid not in asked  # one may be named twice, by its name and its uuid
+        asked[found.uuid] = found
+        session.interruption.check()
+        return partial(_finish, session, found, goal, done) if is_new else None
+
     try:
-        codes.extend(reporting(session, partial(_ask, session, who, edit, asked)) for who in names)
-        if options.no_wait:
-            for found in asked.values():
-                session.screen.message(f"{found.name}: to be {done}; look: eschedule show {found.name}")
-        else:
-            until = session.clock() + wait_seconds
-            for found in asked.values():
-                left = max(0.0, until - session.clock())
-                codes.append(reporting(session, partial(_await, session, found, goal, wait_seconds=left, done=done)))
+        return ask_then_wait(session, [partial(ask_one, who) for who in whom], wait_seconds, codes)
     except Interrupted as interrupted:
         is_sure = not (interrupted.was_forced or any(codes))
         session.screen.message(_going_on((found.name for found in asked.values()), done, is_sure=is_sure))
         return interrupted.exit_code
+
+
+def ask_then_wait(
+    session: Session, asks: Iterable[Callable[[], Finish | None]], wait_seconds: float | None, codes: list[int] | None = None
+) -> int:  # fmt: skip
+    """Do all *asks*, then what each of them has left to be done; the exit code of the first that failed.
+
+    All are asked before the first is waited for, so that waiting takes as long as the slowest, not as all together. A failure
+    is told and must not keep the others from being served.
+
+    Args:
+        wait_seconds: for all waits together; None: nothing is waited for.
+        codes: where the exit codes are kept as they come, for who is interrupted.
+    """
+    codes, finishes = [] if codes is None else codes, list[Finish]()
+
+    def ask_one(one: Callable[[], Finish | None]) -> None:
+        if finish := one():
+            finishes.append(finish)
+
+    codes.extend(reporting(session, partial(ask_one, one)) for one in asks)
+    until = session.clock() + (wait_seconds or 0.0)
+    for finish in finishes:
+        left = None if wait_seconds is None else max(0.0, until - session.clock())
+        codes.append(reporting(session, partial(finish, left)))
+    return first_failure(codes)
+
+
+def first_failure(codes: Iterable[int]) -> int:
+    """The exit code of several that have one each."""
     return next((code for code in codes if code), 0)
 
 
@@ -115,17 +143,11 @@ def reporting(session: Session, action: Callable[[], None]) -> int:
     return 0
 
 
-def _ask(session: Session, who: UUID | str, edit: Edit, asked: dict[UUID, Instance]) -> None:
-    found = ask(session, who, edit)
-    asked[found.uuid] = found
-    session.interruption.check()
-
-
-def _await(session: Session, found: Instance, goal: Goal, *, wait_seconds: float, done: str) -> None:
-    begun = session.clock()
-    outcome = wait(session, found.uuid, goal, wait_seconds, provider=found.provider)
-    if outcome.ending is not Ending.REACHED:
-        raise unreached(found.name, outcome, goal, session.clock() - begun)
+def _finish(session: Session, found: Instance, goal: Goal, done: str, wait_seconds: float | None) -> None:
+    if wait_seconds is None:
+        session.screen.message(f"{found.name}: to be {done}; look: eschedule show {found.name}")
+        return
+    reach(session, found.name, found.uuid, goal, wait_seconds, provider=found.provider)
     session.screen.message(f"{found.name} ({found.uuid}) is {done} after {session.screen.elapsed()}")
 
 

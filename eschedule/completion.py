@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import EcomputeError
+from eschedule.command_line.parser import descend
 from eschedule.output import CUSTOM, FORMS
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def complete(words: Sequence[str], parser_of: Callable[[str | None], argparse.Ar
     verb = next((word for word in before if not word.startswith("-")), None)
     if verb is not None and "=" in verb:  # the short form of a request
         verb, before = "create", ["create", *before]
-    parser, rest, path = _descend(parser_of(verb), before)
+    parser, rest, path = descend(parser_of(verb), before)
     option, attached = _open_option(parser, rest, current)
     if option is not None:
         prefix = current[: len(current) - len(attached)]
@@ -59,20 +60,6 @@ def complete(words: Sequence[str], parser_of: Callable[[str | None], argparse.Ar
         return _starting(current, (name for action in parser._actions for name in action.option_strings))
     place = _next_positional(parser, rest)
     return _of(place, path, current, names) if place else []
-
-
-def _descend(
-    parser: argparse.ArgumentParser, words: Sequence[str]
-) -> tuple[argparse.ArgumentParser, list[str], tuple[str, ...]]:
-    """The parser that the last of *words* is for, those that it has read, and the verbs that lead to it."""
-    rest, path = list[str](), tuple[str, ...]()
-    for word in words:
-        below = next((action for action in parser._actions if isinstance(action, argparse._SubParsersAction)), None)
-        if below is not None and word in below.choices:
-            parser, rest, path = below.choices[word], [], (*path, word)
-        else:
-            rest.append(word)
-    return parser, rest, path
 
 
 def _open_option(

@@ -11,11 +11,11 @@ from common.errors import EcomputeError, Permanent
 from common.text import escaped
 from eschedule.asking import ask
 from eschedule.changes import Edit, Instance
-from eschedule.commands import reporting
+from eschedule.commands import Finish, ask_then_wait
 from eschedule.follow import Ending, Goal, Outcome
 from eschedule.interruption import Interrupted
 from eschedule.session import Session
-from eschedule.waiting import unreached, wait, wait_seconds_of
+from eschedule.waiting import bound_of, unreached, wait
 
 
 def ask_and_wait(
@@ -23,36 +23,30 @@ def ask_and_wait(
 ) -> int:  # fmt: skip
     """Have *edit* made to the instances *whom* and wait for *goal* of each unless *options* say otherwise.
 
-    All are asked before the first is waited for. A failure is told, and keeps none of the others from being served.
-
     Args:
         done: what an instance is then, for people: "is rebuilt".
 
     Returns:
         The exit code of the first that failed.
     """
-    wait_seconds = wait_seconds_of(session, options)
+    wait_seconds = bound_of(session, options)
     asked: list[Instance] = []
+
+    def ask_one(who: UUID | str) -> Finish:
+        asked.append(found := ask(session, who, edit))
+        session.interruption.check()
+        return partial(_finish, session, found, goal, done)
+
     try:
-        codes = [reporting(session, partial(_ask, session, who, edit, asked)) for who in whom]
-        until = session.clock() + wait_seconds
-        for found in asked:
-            left = None if options.no_wait else max(0.0, until - session.clock())
-            codes.append(reporting(session, partial(_await, session, found, goal, left, done)))
+        return ask_then_wait(session, [partial(ask_one, who) for who in whom], wait_seconds)
     except Interrupted as interrupted:
         names = ", ".join(found.name for found in asked)
         what = f"what {names} {'was' if len(asked) == 1 else 'were'} asked for goes on" if asked else "nothing was changed"
         session.screen.message(f"interrupted; {what}; look: eschedule {f'show {names}' if len(asked) == 1 else 'list'}")
         return interrupted.exit_code
-    return next((code for code in codes if code), 0)
 
 
-def _ask(session: Session, who: UUID | str, edit: Edit, asked: list[Instance]) -> None:
-    asked.append(ask(session, who, edit))
-    session.interruption.check()
-
-
-def _await(session: Session, found: Instance, goal: Goal, wait_seconds: float | None, done: str) -> None:
+def _finish(session: Session, found: Instance, goal: Goal, done: str, wait_seconds: float | None) -> None:
     if wait_seconds is None:
         session.screen.message(f"{found.name}: asked for; look: eschedule show {found.name}")
         return

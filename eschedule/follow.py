@@ -195,6 +195,7 @@ class Follower:
         clock: Callable[[], float] = time.monotonic, judge: Callable[[Goal, View], Outcome | None] = judge,
     ) -> None:  # fmt: skip
         self._judge_view = judge
+        self._enrolled: dict[UUID, str] = {}  # names of hosts without a heartbeat
         self._store = store
         self._keys = keys
         self._on_view = on_view
@@ -313,12 +314,14 @@ class Follower:
         return True
 
     def _enrolled_as(self, provider: UUID) -> str:
-        """The name of a host without a heartbeat, for people."""
-        try:
-            item = self._store.get(self._keys.owner(provider))
-            return OwnerRecord.from_json(item.value).name if item else ""
-        except EcomputeError:
-            return ""
+        """The name of a host without a heartbeat, for people; asked once, however many instances are there."""
+        if provider not in self._enrolled:
+            try:
+                item = self._store.get(self._keys.owner(provider))
+                self._enrolled[provider] = OwnerRecord.from_json(item.value).name if item else ""
+            except EcomputeError:
+                self._enrolled[provider] = ""
+        return self._enrolled[provider]
 
     def _elsewhere(self, wait: _Wait, instance: UUID) -> bool:
         """Look where *instance* is, whose keys are not all where they were; whether they are after all, as a new look says.

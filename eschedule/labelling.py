@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from common.model import InstanceSpec, InstanceStatus
 from eschedule.asking import ask
 from eschedule.changes import Edit, set_to
-from eschedule.commands import reporting, whom_of
+from eschedule.commands import first_failure, reporting, whom_of
 from eschedule.labels import check_label, few_enough, parse_labels, shown
 from eschedule.session import Session
 
@@ -49,7 +49,7 @@ def relabelled(add: Mapping[str, str], remove: Collection[str]) -> Edit:
 
 def _change_all(session: Session, options: argparse.Namespace, edit: Edit) -> int:
     codes = [reporting(session, partial(_change, session, who, edit)) for who in whom_of(options)]
-    return next((code for code in codes if code), 0)
+    return first_failure(codes)
 
 
 def _change(session: Session, who: UUID | str, edit: Edit) -> None:

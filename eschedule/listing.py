@@ -200,8 +200,8 @@ def host_names(store: Store, keys: Keys, providers: Iterable[UUID], alive: Mappi
 
 def silent_hosts(store: Store, keys: Keys, alive: Collection[UUID]) -> list[str]:
     """The names of those that enrolled and are not among the *alive*."""
-    silent = {keys.parse_host(item.key) for item in store.list(keys.owners()).items} - set(alive)
-    return sorted(host.name for host in host_names(store, keys, silent, {}).values())
+    enrolled = {keys.parse_host(item.key): read_record(OwnerRecord, item) for item in store.list(keys.owners()).items}
+    return sorted(owner.name if owner else str(host) for host, owner in enrolled.items() if host not in alive)
 
 
 def read_record(kind: type[R], item: Versioned | None) -> R | None:

@@ -7,33 +7,28 @@ stays. It keeps nobody from stopping a guest, and is no matter of its host.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from uuid import UUID
 
-from common.errors import EcomputeError
-from common.validate import parse_instance
 from eschedule.changes import Edit, change, find, set_to
+from eschedule.commands import first_failure, reporting, whom_of
 from eschedule.session import Session
-from eschedule.verbs import exit_code
+
+PROTECTED, UNPROTECTED = set_to({"protected": True}), set_to({"protected": False})
 
 
 def protect(session: Session, options: argparse.Namespace) -> int:
-    return _set_all(session, options, set_to({"protected": True}), "protected: neither destroyed nor rebuilt")
+    return _set_all(session, options, PROTECTED, "protected: neither destroyed nor rebuilt")
 
 
 def unprotect(session: Session, options: argparse.Namespace) -> int:
-    return _set_all(session, options, set_to({"protected": False}), "protected no more")
+    return _set_all(session, options, UNPROTECTED, "protected no more")
 
 
 def _set_all(session: Session, options: argparse.Namespace, edit: Edit, done: str) -> int:
     """Make *edit* to each instance; the exit code of the first that failed. No host has to do anything for it."""
-    codes = []
-    for who in dict.fromkeys(parse_instance(text) for text in options.instances):
-        try:
-            _set(session, who, edit, done)
-        except EcomputeError as error:
-            session.screen.error(str(error))
-            codes.append(exit_code(error))
-    return next(iter(codes), 0)
+    codes = [reporting(session, partial(_set, session, who, edit, done)) for who in whom_of(options)]
+    return first_failure(codes)
 
 
 def _set(session: Session, who: UUID | str, edit: Edit, done: str) -> None:

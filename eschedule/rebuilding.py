@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from common.errors import ConfigError
 from common.hardware import USUAL, Hardware
+from common.image_records import hardware_of
 from common.model import ImageRef, InstanceSpec
 from common.validate import is_image_name, parse_checksum, parse_image
 from eschedule.changes import find, read, refuse_protected
@@ -56,5 +57,6 @@ def chosen(
         return parse_image(image, checksum), USUAL
     wanted = None if checksum is None else parse_checksum(checksum)
     record = registered(session.store, session.keys, image)
-    hardware = [check_choice(record, spec.resources, wanted, whose=spec.name) for spec in specs]
-    return record.ref, hardware[0]
+    for spec in specs:
+        check_choice(record, spec.resources, wanted, whose=spec.name)
+    return record.ref, hardware_of(record)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from common.model import Address, HostState, InstanceSpec, InstanceStatus, Move, Phase, Ready, Reason
+from common.model import HostState, InstanceSpec, InstanceStatus, Move, Phase, Ready, Reason
 from common.text import counted, escaped, shortened
 from eschedule import cards, labels
 from eschedule.listing import HostName, HostRow, InstanceRow
@@ -102,9 +102,7 @@ def instance_block(row: InstanceRow, now: datetime.datetime) -> str:
         ("host", f"{row.host.name} (provider {row.host.provider})"),
     ]
     if spec:
-        image = f"{spec.image.name} ({spec.image.url})" if spec.image.name else spec.image.url
-        pairs += [("image", image + _doubt_of(status))]
-        pairs += _spec_pairs(spec, status.addresses if status else (), now)
+        pairs += _spec_pairs(spec, status, now)
         pairs += [("forward", f"{cards.reached_at(f, row.host.name)} to port {f.guest_port}") for f in spec.forwards]
     if status:
         pairs += [("address", cards.card_text(card)) for card in status.addresses]
@@ -125,9 +123,11 @@ def _given_up(status: InstanceStatus) -> list[str]:
     return [f"{what} was given up, the disk is as it was: {done.problem}" for what, done in asked if done and done.problem]
 
 
-def _spec_pairs(spec: InstanceSpec, addresses: tuple[Address, ...], now: datetime.datetime) -> list[tuple[str, str]]:
-    user_data = spec.user_data
+def _spec_pairs(spec: InstanceSpec, status: InstanceStatus | None, now: datetime.datetime) -> list[tuple[str, str]]:
+    user_data, addresses = spec.user_data, status.addresses if status else ()
+    image = f"{spec.image.name} ({spec.image.url})" if spec.image.name else spec.image.url
     return [
+        ("image", image + _doubt_of(status)),
         ("checksum", spec.image.checksum or ""),
         ("volumes", ", ".join(f"{volume.name} ({volume.serial})" for volume in spec.volumes)),
         ("resources", ", ".join(f"{c} {amount}" for c, amount in sorted(spec.resources.items()))),

@@ -14,14 +14,14 @@ from common.text import escaped
 from common.validate import parse_amounts, parse_count
 from common.validate_query import MOST_OF_CLASS
 from eschedule.changes import find, read, rebooted
-from eschedule.commands import reporting, whom_of
+from eschedule.commands import Finish, ask_then_wait, whom_of
 from eschedule.follow import Ending, Goal
 from eschedule.image_registry import registered
 from eschedule.interruption import Interrupted
 from eschedule.needs import OPTION_OF, amounts_of
-from eschedule.resizing import RESIZABLE, Moreover, Resized, Resizer
+from eschedule.resizing import RESIZABLE, Moreover, Resized, Resizer, nothing_more
 from eschedule.session import Session
-from eschedule.waiting import tell_notes, unreached, wait, wait_seconds_of
+from eschedule.waiting import bound_of, tell_notes, unreached, wait
 
 _OPTIONS = {"VCPU": "vcpus", "MEMORY_MB": "memory_mb", "DISK_GB": "disk_gb"}
 _UP = (Phase.RUNNING, Phase.PAUSED, Phase.REBOOTING)
@@ -33,17 +33,19 @@ def resize(session: Session, options: argparse.Namespace) -> int:
     Raises:
         EcomputeError: as ``Resizer.resize``; or it was not waited for to the end, and the text says that it goes on.
     """
-    whom, wanted, wait_seconds = whom_of(options), wanted_of(options), wait_seconds_of(session, options)
+    whom, wanted, wait_seconds = whom_of(options), wanted_of(options), bound_of(session, options)
     if options.hard and not options.reboot:
         raise ConfigError("--hard says how to --reboot; give both, or neither")
+    moreover = rebooting(wanted, hard=options.hard) if options.reboot else nothing_more
     asked: list[Resized] = []
+
+    def ask_one(who: UUID | str) -> Finish:
+        asked.append(resized := ask_for_amounts(session, who, wanted, moreover))
+        session.interruption.check()
+        return partial(_tell, session, resized)
+
     try:
-        codes = [reporting(session, partial(_ask_one, session, who, wanted, options, asked)) for who in whom]
-        session.close_placement()
-        until = session.clock() + wait_seconds
-        for resized in asked:  # all are asked before the first is waited for
-            left = max(0.0, until - session.clock())
-            codes.append(reporting(session, partial(_tell, session, resized, options, left)))
+        return ask_then_wait(session, [partial(ask_one, who) for who in whom], wait_seconds)
     except Interrupted:
         names = ", ".join(resized.found.name for resized in asked)
         session.screen.message(
@@ -52,15 +54,6 @@ def resize(session: Session, options: argparse.Namespace) -> int:
             else "interrupted; nothing was changed"
         )
         raise
-    return next((code for code in codes if code), 0)
-
-
-def _ask_one(
-    session: Session, who: UUID | str, wanted: Mapping[str, int], options: argparse.Namespace, asked: list[Resized]
-) -> None:  # fmt: skip
-    moreover: Moreover = rebooting(wanted, hard=options.hard) if options.reboot else lambda _spec, _status: {}
-    asked.append(_ask(session, who, wanted, moreover))
-    session.interruption.check()
 
 
 def wanted_of(options: argparse.Namespace) -> dict[str, int]:
@@ -97,7 +90,12 @@ def rebooting(wanted: Mapping[str, int], *, hard: bool) -> Moreover:
     return moreover
 
 
-def _ask(session: Session, who: UUID | str, wanted: Mapping[str, int], moreover: Moreover) -> Resized:
+def ask_for_amounts(session: Session, who: UUID | str, wanted: Mapping[str, int], moreover: Moreover) -> Resized:
+    """Have the instance *who* get *wanted*, and what *moreover* says in the same write; its Placement stays open.
+
+    Raises:
+        EcomputeError: as ``check_image`` and ``Resizer.resize``.
+    """
     instance = find(session.store, session.keys, who)
     check_image(session, instance, who, wanted)
     session.screen.progress(f"asking for {who}")
@@ -130,9 +128,10 @@ def check_image(session: Session, instance: UUID, who: UUID | str, wanted: Mappi
         raise ConfigError(f"the image {record.name} needs at least MEMORY_MB:{record.min_memory_mib}; asked for is {memory}")
 
 
-def _tell(session: Session, resized: Resized, options: argparse.Namespace, wait_seconds: float) -> None:
+def _tell(session: Session, resized: Resized, wait_seconds: float | None) -> None:
     name, screen = resized.found.name, session.screen
-    if options.no_wait:
+    session.close_placement()  # nobody needs it while the host is at work
+    if wait_seconds is None:
         screen.message(f"{name}: asked for; look: eschedule show {name}" if resized.fields else f"{name}: it has that already")
         return
     is_reboot = "reboot_request" in resized.fields

@@ -37,6 +37,11 @@ RESIZABLE = ("VCPU", "MEMORY_MB", "DISK_GB")
 Moreover = Callable[[InstanceSpec, InstanceStatus | None], Mapping[str, Any]]
 
 
+def nothing_more(_spec: InstanceSpec, _status: InstanceStatus | None) -> Mapping[str, Any]:
+    """What a resize without a reboot sets beside the amounts."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Resized:
     """An instance before its change, the fields of its spec that were changed, and those of its resources."""
@@ -73,7 +78,7 @@ class Resizer:
         self._sleep, self._boot_clock = sleep, boot_clock
 
     def resize(
-        self, instance: UUID, wanted: Mapping[str, int], *, who: UUID | str, moreover: Moreover = lambda _spec, _status: {},
+        self, instance: UUID, wanted: Mapping[str, int], *, who: UUID | str, moreover: Moreover = nothing_more,
         seen: int | None = None,
     ) -> Resized:  # fmt: skip
         """Have *instance* ask for the amounts *wanted*, by resource class; those that it has already change nothing.

@@ -16,7 +16,7 @@ from common.user_data import doubt_about
 from common.validate import parse_config_drive, parse_hop_limit, parse_instance, parse_metadata_access
 from eschedule.cards import drive_of, untold
 from eschedule.changes import set_to
-from eschedule.commands import reporting
+from eschedule.commands import first_failure, reporting
 from eschedule.guest_options import allow_of, keys_of, user_data_of
 from eschedule.live import apply
 from eschedule.session import Session
@@ -40,7 +40,7 @@ def set_(session: Session, options: argparse.Namespace) -> int:
     if not wanted:
         raise ConfigError("nothing is to be set; say what, as in --key alice or --allow tcp:22; see: eschedule set --help")
     codes = [reporting(session, partial(_set_one, session, options, who, wanted)) for who in whom]
-    return next((code for code in codes if code), 0)
+    return first_failure(codes)
 
 
 def _set_one(session: Session, options: argparse.Namespace, who: UUID | str, wanted: Mapping[str, Any]) -> None:

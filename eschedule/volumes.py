@@ -25,7 +25,7 @@ from eschedule.session import Session
 from eschedule.volume_changes import Volume
 from eschedule.volume_scheduler import VolumeRequest, VolumeScheduler
 from eschedule.volume_text import device_of, volume_block, volume_json, volume_table
-from eschedule.waiting import wait_seconds_of
+from eschedule.waiting import bound_of, wait_seconds_of
 
 MOST_GIB = 1024 * 1024
 
@@ -73,9 +73,9 @@ def _with_uuid(request: VolumeRequest, volume: UUID) -> VolumeRequest:
 
 
 def _attach(session: Session, options: argparse.Namespace) -> None:
-    place, seconds = _find(session, options), wait_seconds_of(session, options)
+    place, seconds = _find(session, options), bound_of(session, options)
     instance = changes.find(session.store, session.keys, parse_instance(options.instance))
-    plug_in(session, place, instance, None if options.no_wait else seconds)
+    plug_in(session, place, instance, seconds)
     _say(session, options, volume_changes.read(session.store, session.keys, place))
 
 
@@ -97,8 +97,8 @@ def plug_in(session: Session, place: VolumePlace, instance: UUID, seconds: float
 
 
 def _detach(session: Session, options: argparse.Namespace) -> None:
-    place, seconds = _find(session, options), wait_seconds_of(session, options)
-    take_out(session, place, None if options.no_wait else seconds)
+    place, seconds = _find(session, options), bound_of(session, options)
+    take_out(session, place, seconds)
     _say(session, options, volume_changes.read(session.store, session.keys, place))
 
 

@@ -15,7 +15,7 @@ from common.text import escaped, quoted
 from common.validate import parse_seconds
 from eschedule import render
 from eschedule.changes import read
-from eschedule.follow import Ending, Follower, Goal, Outcome, View
+from eschedule.follow import Ending, Follower, Goal, Outcome, View, is_reached
 from eschedule.listing import InstanceRow, host_names, instance_row
 from eschedule.request import Request
 from eschedule.screen import Far, seconds_text
@@ -40,6 +40,21 @@ def wait(session: Session, instance: UUID, goal: Goal, wait_seconds: float, *, p
     return follower.follow(instance, goal, wait_seconds, provider=provider)
 
 
+def reach(
+    session: Session, name: str, instance: UUID, goal: Goal, wait_seconds: float, *, provider: UUID | None = None
+) -> View | None:  # fmt: skip
+    """Follow *instance*, which is called *name*, to *goal*; as it is then, None where it is gone.
+
+    Raises:
+        EcomputeError: it was not reached; the text says what goes on.
+    """
+    begun = session.clock()
+    outcome = wait(session, instance, goal, wait_seconds, provider=provider)
+    if outcome.ending is not Ending.REACHED:
+        raise unreached(name, outcome, goal, session.clock() - begun)
+    return outcome.view
+
+
 def far_of(view: View) -> Far | None:
     """How far the step in hand has come, where its host says so."""
     progress = view.status.progress if view.status and view.is_fresh else None
@@ -49,13 +64,9 @@ def far_of(view: View) -> Far | None:
 def doing(view: View, goal: Goal) -> str:
     """What *view* is doing on its way to *goal*, in one line."""
     status = view.status
-    is_silent = (
-        status is not None
-        and view.is_fresh
-        and status.phase is Phase.RUNNING
-        and (status.ready is None or status.ready.boot_request < view.spec.boot_request)
-    )
-    return render.progress_line(view) + (", has not said yet that it is ready" if goal is Goal.READY and is_silent else "")
+    is_up = status is not None and view.is_fresh and status.phase is Phase.RUNNING
+    is_silent = goal is Goal.READY and is_up and status is not None and not is_reached(goal, view.spec, status)
+    return render.progress_line(view) + (", has not said yet that it is ready" if is_silent else "")
 
 
 def goal_of(options: argparse.Namespace) -> Goal:
@@ -94,6 +105,12 @@ def wait_seconds_of(session: Session, options: argparse.Namespace) -> float:
     if options.no_wait:
         raise ConfigError("--no-wait and --wait-seconds exclude each other; give one of them")
     return parse_seconds(options.wait_seconds, "--wait-seconds")
+
+
+def bound_of(session: Session, options: argparse.Namespace) -> float | None:
+    """How long to wait; None where nobody does. Raises as ``wait_seconds_of``."""
+    seconds = wait_seconds_of(session, options)
+    return None if options.no_wait else seconds
 
 
 def row_of(session: Session, instance: UUID, who: UUID | str | None = None) -> InstanceRow:

@@ -36,11 +36,6 @@ class Parser(argparse.ArgumentParser):
         what = f"is no action of {self.prog}" if isinstance(action, argparse._SubParsersAction) else f"is no {action.metavar}"
         raise ConfigError(f"{quoted(str(value))} {what}; {hint}")
 
-    def near_option(self, text: str) -> str | None:
-        """The option that somebody who typed *text* most likely meant, if any is near."""
-        name = text.partition("=")[0]
-        return nearest(name, self._option_string_actions) if name.startswith("--") else None
-
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
@@ -59,6 +54,26 @@ class Parser(argparse.ArgumentParser):
             if action is not None and action.nargs is None:
                 options.extend(itertools.islice(rest, 1))
         return [*options, *words]
+
+
+def descend(
+    parser: argparse.ArgumentParser, words: Sequence[str]
+) -> tuple[argparse.ArgumentParser, list[str], tuple[str, ...]]:
+    """The parser that the last of *words* is for, those that it has read, and the verbs that lead to it."""
+    rest, path = list[str](), tuple[str, ...]()
+    for word in words:
+        below = next((action for action in parser._actions if isinstance(action, argparse._SubParsersAction)), None)
+        if below is not None and word in below.choices:
+            parser, rest, path = below.choices[word], [], (*path, word)
+        else:
+            rest.append(word)
+    return parser, rest, path
+
+
+def near_option(parser: argparse.ArgumentParser, text: str) -> str | None:
+    """The option of *parser* that somebody who typed *text* most likely meant, if any is near."""
+    name = text.partition("=")[0]
+    return nearest(name, parser._option_string_actions) if name.startswith("--") else None
 
 
 class NameAlone:

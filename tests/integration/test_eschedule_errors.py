@@ -98,6 +98,8 @@ def said(answer: subprocess.CompletedProcess[str]) -> str:
         ((QUERY, IMAGE, "--nic", "bridge=br0,address=10.0.0.5"), "needs its prefix length"),
         (("network", "add", "lan", "--bridge", "br0", "--subnet", "10.0.0.5/24"), "the subnet is 10.0.0.0/24"),
         (("network", "rm", "a/b"), 'network "a/b" is no name'),
+        (("apply", "-f", "none.yaml", "--no-wait", "--wait-seconds", "5"), "--no-wait and --wait-seconds exclude each other"),
+        (("resize", "web", "--disk", "2G", "--no-wait", "--wait-seconds", "5"), "exclude each other"),
         (("network", "remove", "lan"), '"remove" is no action of eschedule network; there are add, list, '),
         # user data
         ((QUERY, IMAGE, "--user-data", "large"), "at most 65536 (64 KiB)"),
