@@ -46,6 +46,7 @@ from common.placement_types import (
     read_provider,
 )
 from common.retry import Backoff, Deadline, retry
+from common.text import nearest
 
 if TYPE_CHECKING:
     import requests
@@ -118,9 +119,7 @@ class Placement:
             return _read(answer, read_candidates)
         if _is_trait_of_nobody(answer):
             return Candidates((), {})
-        unknown = ", ".join(_unknown_traits(answer))
-        cure = f"; no host has {unknown}: eschedule host show says which a host has" if unknown else ""
-        raise ConfigError(f"Placement refuses the request {query!r}: {answer.detail}{cure}")
+        raise ConfigError(f"Placement refuses the request {query!r}: {answer.detail}{self._cure(_unknown_traits(answer))}")
 
     # -- claims ----------------------------------------------------------------------------------------------------------
 
@@ -374,6 +373,19 @@ class Placement:
         return known | {name for name in missing if self._make_trait(name, deadline)}
 
     # -- one request -----------------------------------------------------------------------------------------------------
+
+    def _cure(self, unknown: Collection[str]) -> str:
+        """What to do about traits that no host has: the one that was perhaps meant, of those that a host has."""
+        if not unknown:
+            return ""
+        try:
+            there: frozenset[str] = self._get_or("/traits?associated=true", lambda body: frozenset(body["traits"]), frozenset())
+        except EcomputeError:  # what is wrong with the request is known all the same
+            there = frozenset()
+        by_end = {name.removeprefix("CUSTOM_"): name for name in sorted(there - {OWNER_TRAIT})}
+        near = [by_end[end] for name in unknown if (end := nearest(name.removeprefix("CUSTOM_"), by_end))]
+        meant = f"; did you mean {', '.join(near)}?" if near else ": eschedule host show says which a host has"
+        return f"; no host has {', '.join(unknown)}{meant}"
 
     def _claim(self, consumer: UUID, allocations: Allocations, deadline: Deadline) -> None:
         """``claim``, also over what Placement left of an earlier one.

@@ -296,6 +296,13 @@ class TestNoCapacity:
         assert "no host has CUSTOM_NOBODY_HAS_THIS: eschedule host show" in answer.stderr
         assert site.recorded() == set()
 
+    def test_a_mistyped_trait_names_the_one_that_a_host_has(self, site: Site) -> None:
+        site.host("node1", traits=("CUSTOM_FAST_SSD",))
+        for typed in ("CUSTOM_FAST_SDD", "FAST_SSD"):
+            answer = site.run("create", "--cpus", "1", "--memory", "128M", "--disk", "1G", "--trait", typed, IMAGE)
+            assert answer.returncode == 2
+            assert f"no host has {typed}; did you mean CUSTOM_FAST_SSD?" in answer.stderr
+
 
 def test_nothing_that_is_not_there_is_changed(site: Site) -> None:
     for command in ("show", "destroy", "stop", "start"):
