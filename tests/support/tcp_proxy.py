@@ -72,10 +72,19 @@ class TcpProxy:
                 client.close()
                 continue
             pair = _Pair(client, upstream)
-            with self._lock:
-                self._pairs.append(pair)
-                self.accepted += 1
-            threading.Thread(target=pair.forward, daemon=True).start()
+            if self._is_kept(pair):
+                threading.Thread(target=pair.forward, daemon=True).start()
+            else:
+                pair.close()
+
+    def _is_kept(self, pair: _Pair) -> bool:
+        """Whether *pair*, which is noted then, may stay: connections may have been refused and cut while it was made."""
+        with self._lock:
+            if self._refuses:
+                return False
+            self._pairs.append(pair)
+            self.accepted += 1
+            return True
 
 
 class _Pair:
@@ -87,9 +96,9 @@ class _Pair:
 
     def forward(self) -> None:
         with selectors.DefaultSelector() as selector:
-            selector.register(self.client, selectors.EVENT_READ, self.upstream)
-            selector.register(self.upstream, selectors.EVENT_READ, self.client)
             try:
+                selector.register(self.client, selectors.EVENT_READ, self.upstream)
+                selector.register(self.upstream, selectors.EVENT_READ, self.client)
                 while all(self._pass_on(key.fileobj, key.data) for key, _ in selector.select()):
                     pass
             except (OSError, ValueError):  # the other thread closed them
