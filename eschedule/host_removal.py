@@ -79,15 +79,11 @@ class Removal:
             names.setdefault(uuid, str(uuid))
         if names:
             shown = sorted(names.values())
-            raise Conflict(
-                f"{host.name} still has {counted(len(names), 'instance')} ({_some(shown)}): destroy them first: eschedule "
-                f"destroy {' '.join(shown[:NAMED_AT_MOST])}"
-            )
+            cure = f"destroy them first: eschedule destroy {' '.join(shown[:NAMED_AT_MOST])}"
+            raise _in_use(host, f"{counted(len(names), 'instance')} ({_some(shown)})", cure)
         if volumes := self._volumes(provider):
-            raise Conflict(
-                f"{host.name} still has {counted(len(volumes), 'volume')} ({_some(volumes)}): copy what is in them "
-                f"elsewhere, and remove them: eschedule volume rm {volumes[0]}"
-            )
+            cure = f"copy what is in them elsewhere, and remove them: eschedule volume rm {volumes[0]}"
+            raise _in_use(host, f"{counted(len(volumes), 'volume')} ({_some(volumes)})", cure)
         if claims := self.placement.provider_allocations(provider):
             raise Conflict(
                 f"Placement has {counted(len(claims), 'claim')} on {host.name} that no instance there has "
@@ -170,6 +166,16 @@ class Removal:
                 self.store.commit(Transaction(is_nobodys, deletes=tuple(batch)))
             except Conflict:
                 raise Conflict(f"{host.name} came back, or was given an instance, in just this moment; repeat this") from None
+
+
+def _in_use(host: HostName, what: str, cure: str) -> Conflict:
+    """That *host* has *what*. One that is dead cannot do what would cure that: a machine has to do it in its place."""
+    if host.is_alive:
+        return Conflict(f"{host.name} still has {what}: {cure}")
+    return Conflict(
+        f"{host.name} still has {what}, and no heartbeat: bring it back, and {cure}; where it is gone for good, a new machine "
+        f"does that in its place, with `uuid: {host.provider}` in its compute.yaml and, once, ecompute --take-provider"
+    )
 
 
 def _some(names: list[str]) -> str:

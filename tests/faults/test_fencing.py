@@ -16,6 +16,7 @@ import pytest
 
 from common.journal import Subject
 from common.model import HostRecord, InstanceSpec, InstanceStatus, OwnerRecord, Phase
+from common.placement import OWNER_TRAIT
 from common.store import Versioned, WatchEvent
 from tests.support.cluster import QUERY, RUN_DIR, Cluster, Node, running_cluster
 from tests.support.host_metrics import LogMark
@@ -289,6 +290,41 @@ def test_the_first_host_ends_and_writes_nothing_when_its_provider_was_taken(own_
     first.start_ecompute()
     assert first.wait_ecompute_ended() == 5, "nor does it come back by being started again"
     assert look(cluster).hosts[0].qemus[kept] == before.hosts[0].qemus[kept]
+
+
+def test_a_machine_in_place_of_a_lost_one_gives_its_instances_up_or_makes_them_anew(own_cluster: Cluster) -> None:
+    """As docs/operations.md has it: the guests of the lost machine are gone with it, and so are their disks."""
+    cluster = own_cluster
+    first, second = cluster.nodes
+    for name in ("lost", "again"):
+        create(cluster, name)
+    cluster.eschedule("volume", "create", "data", "--size", "1", "--host", first.name)
+    first.kill_ecompute()
+    first.host.kill()
+    wait_until(
+        lambda: cluster.store.get(cluster.keys.host(first.provider)) is None, timeout_seconds=3 * LEASE_SECONDS,
+        what="the first host is dead", evidence=cluster.evidence,
+    )  # fmt: skip
+    refused = cluster.eschedule("host", "remove", first.name, check=False)
+    assert refused.returncode == 5
+    assert f"with `uuid: {first.provider}` in its compute.yaml and, once, ecompute --take-provider" in refused.stderr
+
+    second.provider = first.provider
+    second.configure()
+    second.start_ecompute(VENV_BIN / "ecompute", "--take-provider")
+    cluster.wait_ready(second)
+    cluster.eschedule("wait", "lost", "again", "--for", "stopped", "--timeout", "30")
+    assert cluster.eschedule("list").stdout.count("DiskMissing") == 2
+    cluster.eschedule("destroy", "lost")
+    cluster.eschedule("volume", "rm", "data")
+    cluster.eschedule("rebuild", "again", "--yes")
+    assert second.stop_ecompute() == 0
+    second.start_ecompute()  # from now on as any other
+    cluster.wait_ready(second)
+    assert "Running" in cluster.eschedule("list").stdout
+    cluster.eschedule("destroy", "again")
+    cluster.eschedule("host", "remove", second.name)
+    assert cluster.placement.providers(OWNER_TRAIT) == []
 
 
 def test_a_living_hosts_provider_cannot_be_taken(cluster: Cluster) -> None:
