@@ -313,7 +313,7 @@ def test_a_machine_in_place_of_a_lost_one_gives_its_instances_up_or_makes_them_a
     second.configure()
     second.start_ecompute(VENV_BIN / "ecompute", "--take-provider")
     cluster.wait_ready(second)
-    cluster.eschedule("wait", "lost", "again", "--for", "stopped", "--timeout", "30")
+    cluster.eschedule("wait", "lost", "again", "--for", "stopped", "--timeout", "60")
     assert cluster.eschedule("list").stdout.count("DiskMissing") == 2
     cluster.eschedule("destroy", "lost")
     cluster.eschedule("volume", "rm", "data")
