@@ -44,6 +44,7 @@ from common.placement_types import (
     read_generation,
     read_inventories,
     read_provider,
+    read_traits,
 )
 from common.retry import Backoff, Deadline, retry
 from common.text import nearest
@@ -344,11 +345,11 @@ class Placement:
         Raises:
             PlacementUnavailable: no answer.
         """
-        return self._get_or(f"/resource_providers/{provider}/traits", lambda body: frozenset(body["traits"]), frozenset())
+        return self._get_or(f"/resource_providers/{provider}/traits", read_traits, frozenset())
 
     def traits_to_change(self, provider: UUID) -> tuple[int, frozenset[str]]:
         """The generation for ``put_traits`` with the traits at that very generation; errors as ``inventories_to_change``."""
-        return self._get_part(provider, "traits", lambda body: frozenset(body["traits"]))
+        return self._get_part(provider, "traits", read_traits)
 
     def put_traits(self, provider: UUID, generation: int, traits: Collection[str]) -> int:
         """Replace the traits of *provider*, where its generation is still *generation*; the new generation.
@@ -368,7 +369,7 @@ class Placement:
             return frozenset()
         deadline = self._http.deadline()
         answer = self._http.get(f"/traits?name=in:{quote(','.join(sorted(names)), safe=',')}", deadline)
-        known = _read(answer, lambda body: frozenset(body["traits"])) if answer.is_success else frozenset()
+        known = _read(answer, read_traits) if answer.is_success else frozenset()
         missing = [name for name in sorted(names) if name not in known and name.startswith("CUSTOM_")]
         return known | {name for name in missing if self._make_trait(name, deadline)}
 
@@ -379,7 +380,7 @@ class Placement:
         if not unknown:
             return ""
         try:
-            there: frozenset[str] = self._get_or("/traits?associated=true", lambda body: frozenset(body["traits"]), frozenset())
+            there: frozenset[str] = self._get_or("/traits?associated=true", read_traits, frozenset())
         except EcomputeError:  # what is wrong with the request is known all the same
             there = frozenset()
         by_end = {name.removeprefix("CUSTOM_"): name for name in sorted(there - {OWNER_TRAIT})}

@@ -188,7 +188,7 @@ def _read_summary(uuid: UUID, body: Any) -> ProviderSummary:
         root=UUID(body["root_provider_uuid"]),
         parent=_uuid_or_none(body["parent_provider_uuid"]),
         resources={name: Usage(int(usage["capacity"]), int(usage["used"])) for name, usage in body["resources"].items()},
-        traits=frozenset(body["traits"]),
+        traits=read_traits(body),
     )
 
 
@@ -206,6 +206,10 @@ def read_generation(body: Any) -> int:
 
 def read_inventories(body: Any) -> dict[str, Inventory]:
     return {name: _read_inventory(values) for name, values in body["inventories"].items()}
+
+
+def read_traits(body: Any) -> frozenset[str]:
+    return frozenset(body["traits"])
 
 
 def _read_inventory(body: Any) -> Inventory:

@@ -299,7 +299,6 @@ def test_a_machine_in_place_of_a_lost_one_gives_its_instances_up_or_makes_them_a
     for name in ("lost", "again"):
         create(cluster, name)
     cluster.eschedule("volume", "create", "data", "--size", "1", "--host", first.name)
-    first.kill_ecompute()
     first.host.kill()
     wait_until(
         lambda: cluster.store.get(cluster.keys.host(first.provider)) is None, timeout_seconds=3 * LEASE_SECONDS,

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.support.databases import LIBRARIES, UNPACKED, environment
+from tests.support.databases import UNPACKED, environment
 from tests.support.processes import ROOT, spawn, stop, wait_until
 
 CACHE = ROOT / ".cache" / "container-images"
@@ -198,7 +198,7 @@ class Podman(Engine):
             "[engine]\n"
             f'cgroup_manager = "cgroupfs"\nevents_logger = "file"\nconmon_path = ["{self._program("conmon")}"]\n'
             # The podman that conmon runs at a container's end is waited for, for 20 seconds where it cannot even start.
-            f'conmon_env_vars = ["PATH={self.environment["PATH"]}", "LD_LIBRARY_PATH={LIBRARIES}"]\n'
+            f'conmon_env_vars = ["PATH={self.environment["PATH"]}", "LD_LIBRARY_PATH={self.environment["LD_LIBRARY_PATH"]}"]\n'
             f'runtime = "runc"\n[engine.runtimes]\nrunc = ["{self._program("runc")}"]\n'
         )
         (self.directory / "storage.conf").write_text(
